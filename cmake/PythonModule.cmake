@@ -1,0 +1,21 @@
+# hetkern._C: introspection alone; the package works without it.
+set(HETKERN_PYTHON_MODULE OFF)
+if(TARGET Python::Module AND NOT HETKERN_SANITIZE)
+  execute_process(COMMAND "${Python_EXECUTABLE}" -m pybind11 --cmakedir OUTPUT_VARIABLE pybind11_dir OUTPUT_STRIP_TRAILING_WHITESPACE
+    ERROR_QUIET RESULT_VARIABLE pybind11_missing)
+  if(NOT pybind11_missing)
+    list(APPEND CMAKE_PREFIX_PATH "${pybind11_dir}")
+  endif()
+  find_package(pybind11 CONFIG QUIET)
+  if(pybind11_FOUND)
+    pybind11_add_module(_C csrc/python.cpp)
+    target_link_libraries(_C PRIVATE hetkern_flags hetkern_ops)
+    if(NOT APPLE)
+      target_link_options(_C PRIVATE "LINKER:--allow-shlib-undefined")   # torch is in the process before this module
+    endif()
+    set_target_properties(_C PROPERTIES INSTALL_RPATH "$ORIGIN")
+    set(HETKERN_PYTHON_MODULE ON)
+  else()
+    message(STATUS "pybind11 is missing: hetkern._C is not built, and plans and instruction sets cannot be shown")
+  endif()
+endif()

@@ -1,0 +1,61 @@
+#include "row_view.h"
+
+namespace hetkern {
+
+bool view_rows(Sizes sizes, int64_t dim, std::initializer_list<View> views, Rows& rows) {
+  const auto rank = static_cast<int64_t>(sizes.size());
+  rows.N = rank == 0 ? 1 : sizes[dim];
+  rows.M = 1;
+  rows.outer_dims = 0;
+
+  // A view's stride along dimension d of the reduced tensor; 0 where it is broadcast or has one element.
+  const auto stride_of = [&](const View& view, int64_t d) -> int64_t {
+    const Sizes shape = view.tensor->sizes();
+    const auto view_rank = static_cast<int64_t>(shape.size()) + (view.reduced ? 0 : 1);
+    int64_t at = d - (rank - view_rank);               // counted in the view, its missing reduced dimension put back
+    if (at < 0) return 0;
+    if (!view.reduced && d > dim) --at;
+    return at < 0 || shape[at] == 1 ? 0 : view.tensor->strides()[at];
+  };
+
+  for (const View& view : views) {
+    *view.operand = Operand{};
+    if (!view.tensor) continue;
+    view.operand->data = const_cast<void*>(view.tensor->const_data_ptr());
+    view.operand->step = rank > 0 && view.reduced && rows.N > 1 ? stride_of(view, dim) : 1;
+  }
+  for (int64_t d = 0; d < rank; ++d) {
+    if (d == dim) continue;
+    rows.M *= sizes[d];
+    if (sizes[d] == 1) continue;
+    // Merge with the dimension before if every operand walks the pair with one stride.
+    const int last = rows.outer_dims - 1;
+    bool merges = last >= 0;
+    for (const View& view : views)
+      if (view.tensor && merges) merges = view.operand->stride[last] == stride_of(view, d) * sizes[d];
+    if (!merges && rows.outer_dims == kMaxOuter) return false;
+    const int slot = merges ? last : rows.outer_dims++;
+    rows.size[slot] = merges ? rows.size[slot] * sizes[d] : sizes[d];
+    for (const View& view : views)
+      if (view.tensor) view.operand->stride[slot] = stride_of(view, d);
+  }
+  return true;
+}
+
+int64_t checked_dim(const char* op, int64_t dim, int64_t rank) {
+  const int64_t dims = rank > 0 ? rank : 1;
+  if (dim < -dims || dim >= dims)
+    index_error(op, ": dim: wanted a value in [", -dims, ", ", dims - 1, "], got ", dim);
+  return dim < 0 ? dim + dims : dim;
+}
+
+void check_broadcasts(const char* op, const char* name, Sizes shape, Sizes sizes) {
+  bool fits = shape.size() <= sizes.size();
+  for (size_t d = 0; fits && d < shape.size(); ++d) {
+    const int64_t have = shape[shape.size() - 1 - d];
+    fits = have == 1 || have == sizes[sizes.size() - 1 - d];
+  }
+  if (!fits) value_error(op, ": ", name, ": wanted a shape that broadcasts to ", sizes, ", got ", shape);
+}
+
+}  // namespace hetkern

@@ -1,0 +1,70 @@
+#include "tensor.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <vector>
+
+namespace hetkern {
+
+const char* name_of(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float: return "float32";
+    case ScalarType::Double: return "float64";
+    case ScalarType::Half: return "float16";
+    case ScalarType::BFloat16: return "bfloat16";
+    case ScalarType::Bool: return "bool";
+    case ScalarType::Byte: return "uint8";
+    case ScalarType::Char: return "int8";
+    case ScalarType::Short: return "int16";
+    case ScalarType::Int: return "int32";
+    case ScalarType::Long: return "int64";
+    case ScalarType::ComplexFloat: return "complex64";
+    case ScalarType::ComplexDouble: return "complex128";
+    default: return "another dtype";
+  }
+}
+
+namespace {
+
+constexpr size_t kHugePageOutput = size_t{4} << 20;   // bytes from which huge pages pay
+
+void use_huge_pages(void* data, size_t bytes) {
+#ifdef MADV_HUGEPAGE
+  const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  const auto begin = (reinterpret_cast<size_t>(data) + page - 1) / page * page;
+  const auto end = (reinterpret_cast<size_t>(data) + bytes) / page * page;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);   // advice: a refusal costs only time
+#endif
+}
+
+}  // namespace
+
+Tensor empty(const Tensor& like, Sizes sizes, ScalarType type) {
+  constexpr size_t kUsualDims = 8;
+  int64_t usual[kUsualDims];
+  std::vector<int64_t> many;
+  int64_t* strides = usual;
+  if (sizes.size() > kUsualDims) {
+    many.resize(sizes.size());
+    strides = many.data();
+  }
+  int64_t numel = 1;
+  for (size_t d = sizes.size(); d-- > 0;) {
+    strides[d] = numel > 0 ? numel : 1;
+    numel *= sizes[d];
+  }
+  int32_t device_type = 0, device_index = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  const auto torch_type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides, torch_type,
+                                                  device_type, device_index, &handle));
+  Tensor made(handle);
+  const auto bytes = static_cast<size_t>(numel) * (float_dtype(type) ? size_of(*float_dtype(type)) : 8);
+  if (like.is_cpu() && bytes >= kHugePageOutput) use_huge_pages(made.mutable_data_ptr(), bytes);
+  return made;
+}
+
+}  // namespace hetkern

@@ -1,0 +1,27 @@
+// Threads and scratch memory for kernels. No torch here; parallel.cpp puts torch's pool behind it, sanitizer builds std::thread.
+#pragma once
+#include <cstdint>
+
+namespace hetkern::cpu {
+
+int num_threads();
+
+// Runs body(context, 0 … tasks - 1), in parallel where threads are free; the caller's thread takes part. Never throws.
+void run_tasks(int tasks, void (*body)(const void* context, int task), const void* context);
+
+template <class Body>
+void run_tasks(int tasks, const Body& body) {
+  run_tasks(tasks, [](const void* context, int task) { (*static_cast<const Body*>(context))(task); }, &body);
+}
+
+// The part [begin, end) of n things that a task of many takes.
+struct Share {
+  int64_t begin, end;
+  Share(int64_t n, int task, int tasks) : begin(n * task / tasks), end(n * (task + 1) / tasks) {}
+};
+
+// Memory of the calling thread, 64-byte aligned, kept between calls: a row's exponentials wait here for its sum.
+constexpr int64_t kScratchBytes = int64_t{1} << 18;
+void* scratch();
+
+}  // namespace hetkern::cpu

@@ -1,0 +1,14 @@
+// How the CPU shares out its work: pure functions of the shape and the machine.
+#pragma once
+#include "../softmax.h"
+#include "isa.h"
+
+namespace hetkern::cpu {
+
+constexpr int64_t kElementsPerTask = 1 << 14;    // below this a thread's wake-up costs more than its share
+constexpr int64_t kLongRow = 1 << 14;            // columns from which one row is worth splitting
+
+SoftmaxPlan softmax_plan(const SoftmaxShape& shape, const Machine& machine);
+SoftmaxPlan softmax_plan(const SoftmaxShape& shape);   // on this machine, now
+
+}  // namespace hetkern::cpu

@@ -1,0 +1,211 @@
+// What softmax and the losses share: a row's scores, its maximum and its sum of exponentials, in one reduction tree.
+//
+//   z_j = softcap tanh(scale x_j / softcap) + bias_j, -inf where masked         m = max_j z_j         s = sum_j exp(z_j - m) - 1
+//
+// A row is cut into chunks of kChunk; within one, element j goes to lane j mod kLanes, and lanes are added pairwise; chunks are
+// combined in order. So a row's bits depend on N and the dtype, never on threads, alignment or neighbours.
+// s leaves out one term that equals the maximum: log1p(s) is right to rounding where a confident row has s near 0.
+#pragma once
+#include "parallel.h"
+#include "simd.h"
+
+namespace hetkern::cpu {
+namespace {
+
+constexpr int64_t kChunk = 2048;                              // its scores and its part of x fit in a first-level cache
+template <class A>
+constexpr int kLanes = 256 / static_cast<int>(sizeof(A));
+template <class A>
+constexpr int kVectors = kLanes<A> / W<A>;                    // registers that hold one value a lane
+static_assert(kChunk % kLanes<float> == 0 && kChunk % kLanes<double> == 0);
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+template <class A>
+inline int64_t padded(int64_t n) { return ceil_div(n, kLanes<A>) * kLanes<A>; }
+
+// One accumulator a lane.
+template <class A>
+struct Lanes {
+  Vec<A> v[kVectors<A>];
+  explicit Lanes(A a) { for (auto& u : v) u = splat(a); }
+  template <class Op>
+  A reduce(Op op) const {                                     // pairwise: lane i with lane i + half
+    A lane[kLanes<A>];
+    std::memcpy(lane, v, sizeof(lane));
+    for (int half = kLanes<A> / 2; half > 0; half /= 2)
+      for (int i = 0; i < half; ++i) lane[i] = op(lane[i], lane[i + half]);
+    return lane[0];
+  }
+  A sum() const { return reduce([](A a, A b) { return a + b; }); }
+  A largest() const { return reduce([](A a, A b) { return a > b ? a : b; }); }
+};
+
+// sum = the terms but one that equals max; a row without a finite or +inf score has max = -inf.
+template <class A>
+struct RowSum {
+  A max = -kInfinity<A>;
+  A sum = 0;
+  bool kept = false;          // some column was not masked
+  A all() const { return A(1) + sum; }
+  A log_all() const { return std::log1p(sum); }
+};
+
+// Two parts of a row, or a row and one more score.
+template <class A>
+inline RowSum<A> combine(RowSum<A> a, RowSum<A> b) {
+  if (a.max < b.max) {
+    const RowSum<A> swap = a;
+    a = b, b = swap;
+  }
+  // A part of -inf adds nothing, but its NaN.
+  a.sum += b.max == -kInfinity<A> ? b.sum : exp_one(b.max - a.max) * b.all();
+  a.kept |= b.kept;
+  return a;
+}
+
+// NaN where torch gives NaN: the row holds +inf, or nothing but -inf though something was kept.
+template <class A>
+inline RowSum<A> finished(RowSum<A> row) {
+  if (row.max == kInfinity<A> || (row.max == -kInfinity<A> && row.kept)) row.sum = kNaN<A>;
+  return row;
+}
+
+// ---- Scores. --------------------------------------------------------------------------------------------------------------
+
+// z of x alone: the part of the score that a loss has, too.
+template <class A>
+struct Score {
+  A scale;
+  A cap, inverse_cap;   // 0: none
+  Score(double scale_, double softcap)
+      : scale(static_cast<A>(scale_)), cap(static_cast<A>(softcap)), inverse_cap(softcap > 0 ? static_cast<A>(1 / softcap) : A(0)) {}
+  Vec<A> operator()(Vec<A> x) const {
+    const Vec<A> z = x * scale;
+    return cap > 0 ? tanh(z * inverse_cap) * cap : z;
+  }
+  // dz/dx.
+  Vec<A> slope(Vec<A> x) const {
+    if (!(cap > 0)) return splat(scale);
+    const Vec<A> t = tanh(x * scale * inverse_cap);
+    return (A(1) - t * t) * scale;
+  }
+};
+
+// Scores of x[0, n) into z, padded with -inf to a whole number of lanes; returns the largest.
+// `more(z, j, count)` adds what is not x alone: bias, mask.
+template <class A, class T, class More>
+inline A write_scores(const T* x, int64_t n, const Score<A>& score, A* z, const More& more) {
+  Lanes<A> largest(-kInfinity<A>);
+  int64_t j = 0;
+  for (; j + kLanes<A> <= n; j += kLanes<A>)
+    for (int k = 0; k < kVectors<A>; ++k) {
+      const Vec<A> v = more(score(load<A>(x + j + k * W<A>)), j + k * W<A>, W<A>);
+      store<A>(z + j + k * W<A>, v);
+      largest.v[k] = max(v, largest.v[k]);
+    }
+  for (int k = 0; j < padded<A>(n); ++k, j += W<A>) {
+    const int64_t count = n - j < W<A> ? (n > j ? n - j : 0) : W<A>;
+    Vec<A> v = splat(-kInfinity<A>);
+    if (count == W<A>) {
+      v = more(score(load<A>(x + j)), j, W<A>);
+    } else if (count > 0) {
+      v = more(score(load_some<A>(x + j, count, A(0))), j, count);
+      for (int64_t i = count; i < W<A>; ++i) v[i] = -kInfinity<A>;
+    }
+    store<A>(z + j, v);
+    largest.v[k] = max(v, largest.v[k]);
+  }
+  return largest.largest();
+}
+
+// Exponentials of z[0, padded n) - max, summed; written over z if asked.
+template <bool write, class A>
+inline RowSum<A> sum_exponentials(A* z, int64_t n, A max) {
+  const Vec<A> shift = splat(max == -kInfinity<A> ? A(0) : max);
+  Lanes<A> sum(0);
+  Mask<A> equal[kVectors<A>] = {};
+  for (int64_t j = 0; j < padded<A>(n); j += kLanes<A>)
+    for (int k = 0; k < kVectors<A>; ++k) {
+      const Vec<A> v = load<A>(z + j + k * W<A>);
+      const Vec<A> e = exp(v - shift);
+      const Mask<A> is_max = v == shift;
+      sum.v[k] += is_max ? Vec<A>{} : e;
+      equal[k] += is_max;                                     // counts down
+      if constexpr (write) store<A>(z + j + k * W<A>, e);
+    }
+  RowSum<A> row{max, sum.sum()};
+  if (max == -kInfinity<A>) return row;                       // nothing but the padding's zeros, or NaN
+  int64_t count = 0;
+  for (int k = 0; k < kVectors<A>; ++k)
+    for (int i = 0; i < W<A>; ++i) count -= equal[k][i];
+  row.sum += static_cast<A>(count - 1);
+  return row;
+}
+
+// ---- Writing a row. -------------------------------------------------------------------------------------------------------
+
+// to[j] = value(j, count) for j in [0, n): whole vectors, then single elements. `past_caches` streams the aligned part.
+template <class A, class T, class Value>
+inline void write_row(T* to, int64_t n, bool past_caches, const Value& value) {
+  int64_t j = 0;
+  if (past_caches) {
+    constexpr uintptr_t bytes = W<A> * sizeof(T);
+    const auto head = static_cast<int64_t>((bytes - reinterpret_cast<uintptr_t>(to) % bytes) % bytes / sizeof(T));
+    if (head <= n && reinterpret_cast<uintptr_t>(to) % sizeof(T) == 0) {
+      if (head > 0) store_some<A>(to, value(0, head), head);
+      for (j = head; j + W<A> <= n; j += W<A>) stream<A>(to + j, value(j, W<A>));
+    }
+  }
+  for (; j + W<A> <= n; j += W<A>) store<A>(to + j, value(j, W<A>));
+  if (j < n) store_some<A>(to + j, value(j, n - j), n - j);
+}
+
+// A vector of `from` at j, of which `count` elements exist.
+template <class A, class T>
+inline Vec<A> load_at(const T* from, int64_t j, int64_t count) {
+  return count == W<A> ? load<A>(from + j) : load_some<A>(from + j, count, A(0));
+}
+
+// sum over [begin, end) of term(j, count): one chunk of a row, in the tree of this file.
+template <class A, class Term>
+inline A sum_chunk(int64_t begin, int64_t end, const Term& term) {
+  Lanes<A> sum(0);
+  int64_t j = begin;
+  for (; j + kLanes<A> <= end; j += kLanes<A>)
+    for (int k = 0; k < kVectors<A>; ++k) sum.v[k] += term(j + k * W<A>, W<A>);
+  for (int k = 0; j < end; ++k, j += W<A>) {
+    const int64_t count = end - j < W<A> ? end - j : W<A>;
+    Vec<A> v = term(j, count);
+    for (int64_t i = count; i < W<A>; ++i) v[i] = 0;
+    sum.v[k] += v;
+  }
+  return sum.sum();
+}
+
+// ---- Broadcast operands. --------------------------------------------------------------------------------------------------
+
+// `count` elements of a bias from element j on.
+template <class A, class T>
+inline Vec<A> load_strided(const T* from, int64_t step, int64_t j, int64_t count) {
+  if (step == 1) return load_at<A>(from, j, count);
+  T lanes[W<A>] = {};
+  for (int64_t i = 0; i < count; ++i) lanes[i] = from[(j + i) * step];
+  return load<A>(lanes);
+}
+
+// -inf in the lanes that the mask drops; says whether it keeps any.
+template <class A>
+inline bool apply_mask(Vec<A>& v, const uint8_t* mask, int64_t step, int64_t j, int64_t count) {
+  typename Bits<A>::type lanes[W<A>] = {};
+  bool any = false;
+  for (int64_t i = 0; i < count; ++i) {
+    const bool keep = mask[(j + i) * step] != 0;
+    lanes[i] = -static_cast<int>(keep);
+    any |= keep;
+  }
+  v = bit_cast<Mask<A>>(lanes) ? v : splat(-kInfinity<A>);
+  return any;
+}
+
+}  // namespace
+}  // namespace hetkern::cpu

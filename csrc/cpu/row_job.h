@@ -1,0 +1,61 @@
+// How rows are shared out: every kernel that reduces rows is a job of three steps, and runs whole or split over threads.
+//
+//   Row row(int64_t r)                 where row r (or vector of neighbouring rows) lies
+//   Total sum(Row&, int64_t chunk)     the reduction of one chunk
+//   Total finish(Row&, Total)          what follows the last chunk
+//   void write(Row&, int64_t chunk, Total)
+//
+// Chunks are combined in their order either way, so both ways give the same bits.
+#pragma once
+#include <cstdlib>
+
+#include "row.h"
+
+namespace hetkern::cpu {
+namespace {
+
+inline float combine(float a, float b) { return a + b; }
+inline double combine(double a, double b) { return a + b; }
+
+template <class Job>
+void run_whole_rows(const Job& job, int64_t rows, int64_t chunks, int tasks) {
+  run_tasks(tasks, [&](int task) {
+    const Share share(rows, task, tasks);
+    for (int64_t r = share.begin; r < share.end; ++r) {
+      typename Job::Row row = job.row(r);
+      typename Job::Total total{};
+      for (int64_t c = 0; c < chunks; ++c) total = combine(total, job.sum(row, c));
+      total = job.finish(row, total);
+      for (int64_t c = 0; c < chunks; ++c) job.write(row, c, total);
+    }
+    stream_end();
+  });
+}
+
+template <class Job>
+void run_split_rows(const Job& job, int64_t rows, int64_t chunks, int tasks) {
+  using Total = typename Job::Total;
+  auto* const parts = static_cast<Total*>(std::malloc(static_cast<size_t>(chunks) * sizeof(Total)));
+  if (!parts) return run_whole_rows(job, rows, chunks, 1);
+  for (int64_t r = 0; r < rows; ++r) {
+    run_tasks(tasks, [&](int task) {
+      typename Job::Row row = job.row(r);
+      const Share share(chunks, task, tasks);
+      for (int64_t c = share.begin; c < share.end; ++c) parts[c] = job.sum(row, c);
+    });
+    typename Job::Row whole = job.row(r);
+    Total total{};
+    for (int64_t c = 0; c < chunks; ++c) total = combine(total, parts[c]);
+    total = job.finish(whole, total);
+    run_tasks(tasks, [&](int task) {
+      typename Job::Row row = job.row(r);
+      const Share share(chunks, task, tasks);
+      for (int64_t c = share.begin; c < share.end; ++c) job.write(row, c, total);
+      stream_end();
+    });
+  }
+  std::free(parts);
+}
+
+}  // namespace
+}  // namespace hetkern::cpu

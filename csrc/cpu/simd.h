@@ -1,0 +1,275 @@
+// Vectors over GCC's and Clang's vector extensions. The only file with instruction-set intrinsics, gemm.h aside.
+//
+// Compiled once per instruction set; everything is in an anonymous namespace, so that no copy of one level is linked into another.
+// Fused multiply-adds are written out and contraction is off: a formula has the same bits wherever it is inlined.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#include "../rows.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace hetkern::cpu {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+struct bf16 { uint16_t bits; };
+struct f16 { uint16_t bits; };
+
+template <class E, int bytes = kVectorBytes>
+struct VectorOf { typedef E type __attribute__((vector_size(bytes))); };
+template <class A>
+using Vec = typename VectorOf<A>::type;                       // A: float or double
+template <class A>
+struct Bits { typedef int32_t type; };
+template <>
+struct Bits<double> { typedef int64_t type; };
+template <class A>
+using Mask = Vec<typename Bits<A>::type>;                     // all ones or zero a lane
+template <class A>
+constexpr int W = kVectorBytes / static_cast<int>(sizeof(A));  // lanes
+
+template <class A>
+constexpr A kInfinity = std::numeric_limits<A>::infinity();
+template <class A>
+constexpr A kNaN = std::numeric_limits<A>::quiet_NaN();
+
+template <class A>
+inline Vec<A> splat(A a) { return a - Vec<A>{}; }
+
+template <class To, class From>
+inline To bit_cast(const From& from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof(To));
+  return to;
+}
+
+// a b + c, rounded once where the instruction set has it.
+inline Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_ps(a, b, c);
+#elif defined(__FMA__)
+  return _mm256_fmadd_ps(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+inline Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_pd(a, b, c);
+#elif defined(__FMA__)
+  return _mm256_fmadd_pd(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+// The larger, and b where either is NaN.
+inline Vec<float> max(Vec<float> a, Vec<float> b) {
+#if defined(__AVX512F__)
+  return _mm512_max_ps(a, b);
+#elif defined(__AVX2__)
+  return _mm256_max_ps(a, b);
+#else
+  return a > b ? a : b;
+#endif
+}
+inline Vec<double> max(Vec<double> a, Vec<double> b) { return a > b ? a : b; }
+
+// ---- Loads and stores: every element type to and from vectors of A. -------------------------------------------------------
+
+template <class A, class T>
+struct Packed;   // the memory image of W<A> elements of T
+template <class A>
+struct Packed<A, A> {
+  Vec<A> v;
+  Vec<A> unpack() const { return v; }
+  static Packed pack(Vec<A> a) { return {a}; }
+};
+template <>
+struct Packed<float, bf16> {
+  typename VectorOf<uint16_t, kVectorBytes / 2>::type v;
+  Vec<float> unpack() const { return bit_cast<Vec<float>>(__builtin_convertvector(v, Vec<uint32_t>) << 16); }
+  static Packed pack(Vec<float> a) {   // to nearest, ties to even
+    const Vec<uint32_t> u = bit_cast<Vec<uint32_t>>(a);
+    const Vec<uint32_t> rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+    const Vec<uint32_t> nan = (u >> 16) | 0x40;
+    return {__builtin_convertvector(a == a ? rounded : nan, decltype(v))};
+  }
+};
+template <>
+struct Packed<float, f16> {
+  typename VectorOf<uint16_t, kVectorBytes / 2>::type v;
+#if defined(__AVX512F__)
+  Vec<float> unpack() const { return _mm512_cvtph_ps(bit_cast<__m256i>(v)); }
+  static Packed pack(Vec<float> a) { return {bit_cast<decltype(v)>(_mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT))}; }
+#elif defined(__F16C__)
+  Vec<float> unpack() const { return _mm256_cvtph_ps(bit_cast<__m128i>(v)); }
+  static Packed pack(Vec<float> a) { return {bit_cast<decltype(v)>(_mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT))}; }
+#else
+  // Half's exponent bias is 15 against 127: a product by 2^112 moves it, denormals included.
+  Vec<float> unpack() const {
+    const Vec<uint32_t> h = __builtin_convertvector(v, Vec<uint32_t>);
+    const Vec<uint32_t> magnitude = (h & 0x7fff) << 13;
+    const Vec<uint32_t> finite = bit_cast<Vec<uint32_t>>(bit_cast<Vec<float>>(magnitude) * 0x1p112f);
+    const Vec<uint32_t> bits = magnitude >= (0x7c00u << 13) ? (magnitude | 0x7f800000) : finite;
+    return bit_cast<Vec<float>>(bits | (h & 0x8000) << 16);
+  }
+  static Packed pack(Vec<float> a) {
+    const Vec<uint32_t> u = bit_cast<Vec<uint32_t>>(a), sign = (u >> 16) & 0x8000, magnitude = u & 0x7fffffff;
+    const Vec<uint32_t> normal = (magnitude - (112u << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+    const Vec<uint32_t> tiny = bit_cast<Vec<uint32_t>>(bit_cast<Vec<float>>(magnitude) + 0.5f) - (126u << 23);   // the sum rounds at 2^-24
+    Vec<uint32_t> half = magnitude < (113u << 23) ? tiny : normal;
+    half = magnitude >= 0x477ff000u ? (half & 0) + 0x7c00 : half;          // 65520 and above
+    half = magnitude > 0x7f800000u ? (half & 0) + 0x7e00 : half;
+    return {__builtin_convertvector(half | sign, decltype(v))};
+  }
+#endif
+};
+
+template <class A, class T>
+inline Vec<A> load(const T* from) {
+  Packed<A, T> packed;
+  std::memcpy(&packed, from, sizeof(packed));
+  return packed.unpack();
+}
+
+// The first n lanes; the others are `rest`.
+template <class A, class T>
+inline Vec<A> load_some(const T* from, int64_t n, A rest) {
+  T lanes[W<A>] = {};
+  for (int64_t i = 0; i < n; ++i) lanes[i] = from[i];
+  Vec<A> v = load<A>(lanes);
+  for (int64_t i = n; i < W<A>; ++i) v[i] = rest;
+  return v;
+}
+
+template <class A, class T>
+inline void store(T* to, Vec<A> v) {
+  const auto packed = Packed<A, T>::pack(v);
+  std::memcpy(to, &packed, sizeof(packed));
+}
+
+template <class A, class T>
+inline void store_some(T* to, Vec<A> v, int64_t n) {
+  T lanes[W<A>];
+  store<A>(lanes, v);
+  for (int64_t i = 0; i < n; ++i) to[i] = lanes[i];
+}
+
+// Past the caches; `to` is aligned to the stored vector.
+template <class A, class T>
+inline void stream(T* to, Vec<A> v) {
+  const auto packed = Packed<A, T>::pack(v);
+#if defined(__x86_64__)
+#if defined(__AVX512F__)
+  if constexpr (sizeof(packed) == 64) return _mm512_stream_si512(reinterpret_cast<__m512i*>(to), bit_cast<__m512i>(packed));
+#endif
+#if defined(__AVX__)
+  if constexpr (sizeof(packed) == 32) return _mm256_stream_si256(reinterpret_cast<__m256i*>(to), bit_cast<__m256i>(packed));
+#endif
+  if constexpr (sizeof(packed) == 16) return _mm_stream_si128(reinterpret_cast<__m128i*>(to), bit_cast<__m128i>(packed));
+#endif
+  std::memcpy(to, &packed, sizeof(packed));
+}
+
+// Orders streamed stores before what follows.
+inline void stream_end() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+
+template <class A, class T>
+inline A get(const T* from) { return load_some<A>(from, 1, A(0))[0]; }
+template <>
+inline float get<float, float>(const float* from) { return *from; }
+template <>
+inline double get<double, double>(const double* from) { return *from; }
+
+// ---- exp and tanh. --------------------------------------------------------------------------------------------------------
+
+// exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln 2 / 2; error below 1.1 ulp where the result is normal.
+// Below -87.3 (float) the result is 0, or a denormal where the instruction set scales for nothing.
+inline Vec<float> exp(Vec<float> x) {
+  x = max(splat(-104.0f), x);   // NaN passes
+  const Vec<float> shifter = splat(0x1.8p23f);
+  const Vec<float> shifted = fma(x, splat(0x1.715476p0f), shifter), n = shifted - shifter;
+  Vec<float> r = fma(n, splat(-0x1.62e4p-1f), x);           // ln 2 in two parts, the first short enough that n times it is exact
+  r = fma(n, splat(-0x1.7f7d1cp-20f), r);
+  Vec<float> q = splat(0.001381454f);                       // (exp(r) - 1 - r) / r^2, minimax, relative error of exp 3e-9
+  q = fma(q, r, splat(0.0083687451f));
+  q = fma(q, r, splat(0.0416683908f));
+  q = fma(q, r, splat(0.166665204f));
+  q = fma(q, r, splat(0.4999999343f));
+  const Vec<float> p = fma(q, r * r, r) + 1.0f;
+#if defined(__AVX512F__)
+  return _mm512_scalef_ps(p, n);
+#else
+  const Vec<int32_t> exponent = bit_cast<Vec<int32_t>>(shifted) << 23;    // n in the low bits of the sum's mantissa
+  const Vec<float> half = bit_cast<Vec<float>>(exponent + (126 << 23));   // 2^(n-1): in range up to exp(88.7)
+  const Vec<float> e = (p * half) * 2.0f;
+  const Vec<float> low = x < -87.0f ? Vec<float>{} : e;
+  return x > 89.0f ? splat(kInfinity<float>) : low;
+#endif
+}
+
+inline Vec<double> exp(Vec<double> x) {
+  x = max(splat(-746.0), x);
+  const Vec<double> shifter = splat(0x1.8p52);
+  const Vec<double> shifted = fma(x, splat(0x1.71547652b82fep0), shifter), n = shifted - shifter;
+  Vec<double> r = fma(n, splat(-0x1.62e42fefap-1), x);
+  r = fma(n, splat(-0x1.cf79abc9e3b39p-40), r);
+  Vec<double> q = splat(1.0 / 6227020800.0);                // Taylor to r^13: 4e-18 at the end of the range
+  constexpr double inverse_factorials[] = {1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320, 1.0 / 5040,
+                                           1.0 / 720, 1.0 / 120, 1.0 / 24, 1.0 / 6, 0.5};
+  for (const double c : inverse_factorials) q = fma(q, r, splat(c));
+  const Vec<double> p = fma(q, r * r, r) + 1.0;
+#if defined(__AVX512F__)
+  return _mm512_scalef_pd(p, n);
+#else
+  const Vec<int64_t> exponent = bit_cast<Vec<int64_t>>(shifted) << 52;
+  const Vec<double> half = bit_cast<Vec<double>>(exponent + (int64_t{1022} << 52));
+  const Vec<double> e = (p * half) * 2.0;
+  const Vec<double> low = x < -708.0 ? Vec<double>{} : e;
+  return x > 710.0 ? splat(kInfinity<double>) : low;
+#endif
+}
+
+template <class A>
+inline A exp_one(A x) { return exp(splat(x))[0]; }
+
+// Odd polynomial up to 0.625, 1 - 2 / (exp(2|x|) + 1) above; error below 2 ulp.
+inline Vec<float> tanh(Vec<float> x) {
+  const Vec<float> x2 = x * x;
+  Vec<float> p = splat(-0.0057170439f);
+  p = fma(p, x2, splat(0.0206505862f));
+  p = fma(p, x2, splat(-0.0537434977f));
+  p = fma(p, x2, splat(0.1333149128f));
+  p = fma(p, x2, splat(-0.3333328393f));
+  const Vec<float> near_zero = fma(p, x2 * x, x);
+  const Vec<uint32_t> sign = bit_cast<Vec<uint32_t>>(x) & 0x80000000u;
+  const Vec<float> magnitude = bit_cast<Vec<float>>(bit_cast<Vec<uint32_t>>(x) & 0x7fffffffu);
+  const Vec<float> far = 1.0f - 2.0f / (exp(2.0f * magnitude) + 1.0f);
+  return magnitude < 0.625f ? near_zero : bit_cast<Vec<float>>(bit_cast<Vec<uint32_t>>(far) | sign);
+}
+inline Vec<double> tanh(Vec<double> x) {   // float64 is for proofs, not for speed
+  for (int i = 0; i < W<double>; ++i) x[i] = std::tanh(x[i]);
+  return x;
+}
+
+}  // namespace
+}  // namespace hetkern::cpu

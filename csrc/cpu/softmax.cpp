@@ -1,0 +1,237 @@
+// Row softmax on the CPU: forward, backward, double backward.                            (the contract: csrc/softmax.h)
+//
+//   m_i  = max_j z_ij          y_ij = exp(z_ij - m_i) / sum_j exp(z_ij - m_i)
+//   dx_ij = y_ij (dy_ij - sum_k dy_ik y_ik) dz/dx
+//
+// x, y, dy, dx: M rows of N; float, double, half or bfloat16; m and the sums are A: float, double for double.
+// Work:    a thread takes whole rows; few long rows are cut into chunks; over an inner dimension, a vector lane is a row.
+// Traffic: forward reads MN and writes MN elements: a row's exponentials wait in scratch memory for its sum (rows too long
+//          for that are read twice); backward reads 2MN and writes MN.
+// Edges:   a row of -inf gives NaN, as torch does; a row emptied by a mask gives 0, its logarithm -inf.
+#include "../softmax.h"
+
+#include "plan.h"
+#include "row_job.h"
+#include "softmax_columns.h"
+#include "softmax_math.h"
+
+namespace hetkern::cpu {
+namespace {
+
+template <class T>
+inline T* row_of(const Rows& rows, const Operand& operand, const RowIndex& at) {
+  return operand ? static_cast<T*>(operand.data) + offset(rows, operand, at) : nullptr;
+}
+
+// ---- Forward. -------------------------------------------------------------------------------------------------------------
+
+template <bool log, class A, class X, class Y>
+struct ForwardRows {
+  using Total = RowSum<A>;
+  struct Row {
+    const X* x;
+    Y* y;
+    const X* bias;
+    const uint8_t* mask;
+    const X* sink;
+    A* y_sink;
+    int64_t kept;                     // columns before the causal edge
+    A* z;                             // scratch: the row's chunks side by side, or the one at hand
+    A chunk_max[kKeptChunks<A>];
+  };
+  const SoftmaxForward& p;
+  const SoftmaxPlan& plan;
+  Score<A> score{p.scale, p.softcap};
+
+  Row row(int64_t r) const {
+    const RowIndex at = row_index(p.rows, r);
+    Row row;
+    row.x = row_of<const X>(p.rows, p.x, at), row.y = row_of<Y>(p.rows, p.y, at);
+    row.bias = row_of<const X>(p.rows, p.bias, at), row.mask = row_of<const uint8_t>(p.rows, p.mask, at);
+    row.sink = row_of<const X>(p.rows, p.sink, at), row.y_sink = row_of<A>(p.rows, p.y_sink, at);
+    row.kept = kept_columns(p.rows.N, p.queries, r);
+    row.z = static_cast<A*>(scratch());
+    return row;
+  }
+
+  // Scores of chunk c into z, then their exponentials over them (log: the scores stay).
+  RowSum<A> sum(Row& row, int64_t c) const {
+    const Chunk chunk(c, row.kept);
+    if (chunk.n == 0) return {};
+    A* const z = plan.keep ? row.z + chunk.begin : row.z;
+    bool kept = !row.mask;
+    A largest;
+    if (!row.bias && !row.mask) {
+      largest = write_scores(row.x + chunk.begin, chunk.n, score, z, [](Vec<A> v, int64_t, int64_t) { return v; });
+    } else {
+      largest = write_scores(row.x + chunk.begin, chunk.n, score, z, [&](Vec<A> v, int64_t j, int64_t count) {
+        if (row.bias) v += load_strided<A>(row.bias, p.bias.step, chunk.begin + j, count);
+        if (row.mask) kept |= apply_mask<A>(v, row.mask, p.mask.step, chunk.begin + j, count);
+        return v;
+      });
+    }
+    RowSum<A> part = sum_exponentials<!log>(z, chunk.n, largest);
+    part.kept = kept;
+    if (plan.keep) row.chunk_max[c] = largest;
+    return part;
+  }
+
+  RowSum<A> finish(Row& row, RowSum<A> whole) const {
+    if (!row.sink) return finished(whole);
+    const A sink = get<A>(row.sink);
+    whole = finished(combine(whole, RowSum<A>{sink}));
+    *row.y_sink = sink_output<log>(sink, whole);
+    return whole;
+  }
+
+  void write(Row& row, int64_t c, const RowSum<A>& whole) const {
+    const Chunk all(c, p.rows.N);
+    const int64_t n = whole.kept ? Chunk(c, row.kept).n : 0;      // an emptied row has nothing but its masked columns
+    Y* const y = row.y + all.begin;
+    A* const z = plan.keep ? row.z + all.begin : row.z;
+    A largest = whole.max;
+    if (n > 0) largest = plan.keep ? row.chunk_max[c] : sum(row, c).max;
+    const Output<log, A> output(largest, whole);
+    write_row<A>(y, n, plan.stream, [&](int64_t j, int64_t count) { return output(load_at<A>(z, j, count)); });
+    if (n == all.n) return;
+    const Vec<A> masked = splat(whole.kept ? output.masked() : log ? -kInfinity<A> : A(0));
+    write_row<A>(y + n, all.n - n, plan.stream, [&](int64_t, int64_t) { return masked; });
+  }
+};
+
+// ---- Backward. ------------------------------------------------------------------------------------------------------------
+
+template <bool log, class A, class X, class Y>
+struct BackwardRows {
+  using Total = A;
+  struct Row {
+    const Y *dy, *y;
+    X* dx;
+    const X* x;
+    const uint8_t* mask;
+    int64_t kept;
+  };
+  const SoftmaxBackward& p;
+  const SoftmaxPlan& plan;
+  Score<A> score{p.scale, p.softcap};
+
+  Row row(int64_t r) const {
+    const RowIndex at = row_index(p.rows, r);
+    return {row_of<const Y>(p.rows, p.dy, at), row_of<const Y>(p.rows, p.y, at), row_of<X>(p.rows, p.dx, at),
+            row_of<const X>(p.rows, p.x, at), row_of<const uint8_t>(p.rows, p.mask, at), kept_columns(p.rows.N, p.queries, r)};
+  }
+
+  // sum dy y, log: sum dy.
+  A sum(Row& row, int64_t c) const {
+    const Chunk chunk(c, log ? p.rows.N : row.kept);
+    return sum_chunk<A>(chunk.begin, chunk.begin + chunk.n, [&](int64_t j, int64_t count) {
+      const Vec<A> dy = load_at<A>(row.dy, j, count);
+      return log ? dy : dy * load_at<A>(row.y, j, count);
+    });
+  }
+
+  A finish(Row&, A total) const { return total; }
+
+  void write(Row& row, int64_t c, A total) const {
+    const Chunk all(c, p.rows.N), chunk(c, row.kept);
+    X* const dx = row.dx + all.begin;
+    write_row<A>(dx, chunk.n, plan.stream, [&](int64_t at, int64_t count) {
+      const int64_t j = all.begin + at;
+      const Vec<A> dy = load_at<A>(row.dy, j, count), y = load_at<A>(row.y, j, count);
+      Vec<A> dz = softmax_gradient<log, A>(dy, y, splat(total));
+      if (log && row.mask) dz = kept_lanes<A>(dz, row.mask, p.mask.step, j, count);
+      return dz * (row.x ? score.slope(load_at<A>(row.x, j, count)) : splat(score.scale));
+    });
+    write_row<A>(dx + chunk.n, all.n - chunk.n, plan.stream, [](int64_t, int64_t) { return Vec<A>{}; });
+  }
+};
+
+// ---- Double backward. -----------------------------------------------------------------------------------------------------
+
+template <bool log, class A, class X, class Y>
+struct DoubleBackwardRows {
+  using Total = TwoSums<A>;
+  struct Row {
+    const X* g;
+    const Y *dy, *y;
+    Y *g_dy, *g_y;
+  };
+  const SoftmaxDoubleBackward& p;
+  const SoftmaxPlan& plan;
+
+  Row row(int64_t r) const {
+    const RowIndex at = row_index(p.rows, r);
+    return {row_of<const X>(p.rows, p.g, at), row_of<const Y>(p.rows, p.dy, at), row_of<const Y>(p.rows, p.y, at),
+            row_of<Y>(p.rows, p.g_dy, at), row_of<Y>(p.rows, p.g_y, at)};
+  }
+
+  // sum dy y (log: sum dy) and sum g y (log: sum g exp(y)).
+  TwoSums<A> sum(Row& row, int64_t c) const {
+    const Chunk chunk(c, p.rows.N);
+    const int64_t end = chunk.begin + chunk.n;
+    const auto probability = [&](int64_t j, int64_t count) {
+      const Vec<A> y = load_at<A>(row.y, j, count);
+      return log ? exp(y) : y;
+    };
+    return {sum_chunk<A>(chunk.begin, end, [&](int64_t j, int64_t count) {
+              const Vec<A> dy = load_at<A>(row.dy, j, count);
+              return log ? dy : dy * load_at<A>(row.y, j, count);
+            }),
+            sum_chunk<A>(chunk.begin, end, [&](int64_t j, int64_t count) { return load_at<A>(row.g, j, count) * probability(j, count); })};
+  }
+
+  TwoSums<A> finish(Row&, TwoSums<A> total) const { return total; }
+
+  void write(Row& row, int64_t c, TwoSums<A> total) const {
+    const Chunk all(c, p.rows.N);
+    const A scale = static_cast<A>(p.scale);
+    const auto both = [&](int64_t at, int64_t count) {
+      const int64_t j = all.begin + at;
+      return softmax_second_gradient<log, A>(load_at<A>(row.g, j, count), load_at<A>(row.dy, j, count), load_at<A>(row.y, j, count),
+                                             TwoSums<Vec<A>>{splat(total.dy), splat(total.g)}, scale);
+    };
+    write_row<A>(row.g_dy + all.begin, all.n, plan.stream, [&](int64_t at, int64_t count) { return both(at, count).g_dy; });
+    write_row<A>(row.g_y + all.begin, all.n, plan.stream, [&](int64_t at, int64_t count) { return both(at, count).g_y; });
+  }
+};
+
+// ---- Launchers. -----------------------------------------------------------------------------------------------------------
+
+template <template <bool, class, class, class> class RowsJob, template <bool, class, class, class> class ColumnsJob, bool log, class A,
+          class X, class Y, class Params>
+void run(const Params& p, const SoftmaxPlan& plan) {
+  const int64_t chunks = ceil_div(p.rows.N, kChunk);
+  switch (plan.path) {
+    case SoftmaxPlan::whole_rows: return run_whole_rows(RowsJob<log, A, X, Y>{p, plan}, p.rows.M, chunks, plan.tasks);
+    case SoftmaxPlan::split_rows: return run_split_rows(RowsJob<log, A, X, Y>{p, plan}, p.rows.M, chunks, plan.tasks);
+    case SoftmaxPlan::columns: return run_whole_rows(ColumnsJob<log, A, X, Y>{p, plan}, ColumnGroups<A>(p.rows).count(), chunks, plan.tasks);
+  }
+}
+
+// The pairs of types: the same for x and y, or float32 y for 16-bit x.
+template <template <bool, class, class, class> class R, template <bool, class, class, class> class C, bool log, class Params>
+void run_typed(const Params& p, const SoftmaxPlan& plan) {
+  switch (p.x_type) {
+    case DType::f32: return run<R, C, log, float, float, float>(p, plan);
+    case DType::f64: return run<R, C, log, double, double, double>(p, plan);
+    case DType::bf16:
+      return p.y_type == DType::f32 ? run<R, C, log, float, bf16, float>(p, plan) : run<R, C, log, float, bf16, bf16>(p, plan);
+    case DType::f16:
+      return p.y_type == DType::f32 ? run<R, C, log, float, f16, float>(p, plan) : run<R, C, log, float, f16, f16>(p, plan);
+  }
+}
+
+template <template <bool, class, class, class> class R, template <bool, class, class, class> class C, class Params>
+void launch(const Params& p, SoftmaxPlan plan, void*) {
+  return p.log ? run_typed<R, C, true>(p, plan) : run_typed<R, C, false>(p, plan);
+}
+
+}  // namespace
+
+namespace HETKERN_ISA {
+extern const SoftmaxKernels softmax;
+const SoftmaxKernels softmax{softmax_plan, launch<ForwardRows, ForwardColumns>, launch<BackwardRows, BackwardColumns>,
+                             launch<DoubleBackwardRows, DoubleBackwardColumns>};
+}  // namespace HETKERN_ISA
+
+}  // namespace hetkern::cpu

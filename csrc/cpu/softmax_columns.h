@@ -1,0 +1,251 @@
+// Softmax over a dimension that is not the innermost: a vector lane is a row, its elements a stride apart.      (rows: softmax.cpp)
+//
+// The W rows of a group lie side by side, so that loads and stores are whole vectors without a copy of the tensor. Sums go to
+// kLanes accumulators by j mod kLanes and are added pairwise: the tree of row.h, and so its bits.
+#pragma once
+#include "row_job.h"
+#include "softmax_math.h"
+
+namespace hetkern::cpu {
+namespace {
+
+// Vectors of neighbouring rows: `width` rows along the last outer dimension, the end of each run a shorter one.
+template <class A>
+struct ColumnGroups {
+  int64_t runs, width, per_run;
+  explicit ColumnGroups(const Rows& rows) : runs(rows.M / rows.size[rows.outer_dims - 1]), width(rows.size[rows.outer_dims - 1]),
+        per_run(ceil_div(width, W<A>)) {}
+  int64_t count() const { return runs * per_run; }
+  int64_t first_row(int64_t group) const { return group / per_run * width + group % per_run * W<A>; }
+  int64_t lanes(int64_t group) const {
+    const int64_t left = width - group % per_run * W<A>;
+    return left < W<A> ? left : W<A>;
+  }
+};
+
+// An operand of one group: element j of lane i.
+template <class T>
+struct Column {
+  T* at;
+  int64_t step, lane;
+  Column(const Rows& rows, const Operand& operand, const RowIndex& index)
+      : at(operand ? static_cast<T*>(operand.data) + offset(rows, operand, index) : nullptr),
+        step(operand.step), lane(operand.stride[rows.outer_dims - 1]) {}
+  template <class A>
+  Vec<A> load(int64_t j, int64_t lanes) const {
+    return load_strided<A>(at + j * step, lane, 0, lanes);
+  }
+  template <class A>
+  void store(int64_t j, int64_t lanes, Vec<A> v) const {
+    if (lanes == W<A>) return cpu::store<A>(at + j * step, v);
+    store_some<A>(at + j * step, v, lanes);
+  }
+};
+
+// sum over [begin, end) of term(j), a row a lane.
+template <class A, class Term>
+inline Vec<A> sum_columns(int64_t begin, int64_t end, const Term& term) {
+  Vec<A> sum[kLanes<A>] = {};
+  for (int64_t j = begin; j < end; ++j) sum[(j - begin) % kLanes<A>] += term(j);
+  for (int half = kLanes<A> / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) sum[i] += sum[i + half];
+  return sum[0];
+}
+
+// A value a lane, combined lane by lane.
+template <class Part, int lanes>
+struct Each {
+  Part lane[lanes];
+};
+template <class Part, int lanes>
+inline Each<Part, lanes> combine(const Each<Part, lanes>& a, const Each<Part, lanes>& b) {
+  Each<Part, lanes> both;
+  for (int i = 0; i < lanes; ++i) both.lane[i] = combine(a.lane[i], b.lane[i]);
+  return both;
+}
+
+template <bool log, class A, class X, class Y>
+struct ForwardColumns {
+  using Total = Each<RowSum<A>, W<A>>;
+  static constexpr int64_t kKept = kScratchBytes / (W<A> * static_cast<int64_t>(sizeof(A)));   // columns that scratch memory holds
+  static_assert(kKept >= kChunk);
+  struct Row {
+    int64_t lanes;
+    Column<const X> x, bias, sink;
+    Column<const uint8_t> mask;
+    Column<Y> y;
+    Column<A> y_sink;
+    A* z;
+    Vec<A> chunk_max[kKept / kChunk];
+  };
+  const SoftmaxForward& p;
+  const SoftmaxPlan& plan;
+  ColumnGroups<A> groups{p.rows};
+  Score<A> score{p.scale, p.softcap};
+  bool keep = p.rows.N <= kKept;
+
+  Row row(int64_t group) const {
+    const RowIndex at = row_index(p.rows, groups.first_row(group));
+    return {groups.lanes(group), {p.rows, p.x, at}, {p.rows, p.bias, at}, {p.rows, p.sink, at}, {p.rows, p.mask, at}, {p.rows, p.y, at},
+            {p.rows, p.y_sink, at}, static_cast<A*>(scratch()), {}};
+  }
+
+  Total sum(Row& row, int64_t c) const {
+    const Chunk chunk(c, p.rows.N);
+    A* const z = row.z + (keep ? chunk.begin * W<A> : 0);
+    // Scores and their maximum.
+    Vec<A> largest = splat(-kInfinity<A>);
+    Mask<A> kept = {};
+    for (int64_t j = 0; j < chunk.n; ++j) {
+      Vec<A> v = score(row.x.template load<A>(chunk.begin + j, row.lanes));
+      if (row.bias.at) v += row.bias.template load<A>(chunk.begin + j, row.lanes);
+      if (row.mask.at) {
+        const uint8_t* const mask = row.mask.at + (chunk.begin + j) * row.mask.step;
+        apply_mask<A>(v, mask, row.mask.lane, 0, row.lanes);
+        for (int64_t i = 0; i < row.lanes; ++i) kept[i] |= mask[i * row.mask.lane];
+      }
+      store<A>(z + j * W<A>, v);
+      largest = max(v, largest);
+    }
+    // Exponentials and their sum.
+    const Vec<A> shift = largest == -kInfinity<A> ? Vec<A>{} : largest;
+    Mask<A> equal = {};
+    const Vec<A> sums = sum_columns<A>(0, chunk.n, [&](int64_t j) {
+      const Vec<A> v = load<A>(z + j * W<A>), e = exp(v - shift);
+      const Mask<A> is_max = v == shift;
+      equal += is_max;
+      if (!log) store<A>(z + j * W<A>, e);
+      return is_max ? Vec<A>{} : e;
+    });
+    Total part;
+    for (int i = 0; i < W<A>; ++i) {
+      part.lane[i] = {largest[i], sums[i], !row.mask.at || kept[i] != 0};
+      if (largest[i] != -kInfinity<A>) part.lane[i].sum += static_cast<A>(-equal[i] - 1);
+    }
+    if (keep) row.chunk_max[c] = largest;
+    return part;
+  }
+
+  Total finish(Row& row, Total whole) const {
+    for (int64_t i = 0; i < row.lanes; ++i) {
+      if (!row.sink.at) {
+        whole.lane[i] = finished(whole.lane[i]);
+        continue;
+      }
+      const A sink = get<A>(row.sink.at + i * row.sink.lane);
+      whole.lane[i] = finished(combine(whole.lane[i], RowSum<A>{sink}));
+      row.y_sink.at[i * row.y_sink.lane] = sink_output<log>(sink, whole.lane[i]);
+    }
+    return whole;
+  }
+
+  void write(Row& row, int64_t c, const Total& whole) const {
+    const Chunk chunk(c, p.rows.N);
+    A* const z = row.z + (keep ? chunk.begin * W<A> : 0);
+    Vec<A> largest = {}, shift = {}, factor = {};
+    Mask<A> emptied = {};
+    if (keep) largest = row.chunk_max[c];
+    else if (const Total again = sum(row, c); true)
+      for (int i = 0; i < W<A>; ++i) largest[i] = again.lane[i].max;
+    for (int64_t i = 0; i < row.lanes; ++i) {
+      const Output<log, A> output(largest[i], whole.lane[i]);
+      shift[i] = output.shift[0], factor[i] = output.factor[0], emptied[i] = whole.lane[i].kept ? 0 : -1;
+    }
+    const Vec<A> nothing = splat(log ? -kInfinity<A> : A(0));
+    for (int64_t j = 0; j < chunk.n; ++j) {
+      const Vec<A> v = load<A>(z + j * W<A>);
+      row.y.template store<A>(chunk.begin + j, row.lanes, emptied ? nothing : log ? v - shift - factor : v * factor);
+    }
+  }
+};
+
+template <bool log, class A, class X, class Y>
+struct BackwardColumns {
+  using Total = Each<A, W<A>>;
+  struct Row {
+    int64_t lanes;
+    Column<const Y> dy, y;
+    Column<X> dx;
+    Column<const X> x;
+    Column<const uint8_t> mask;
+  };
+  const SoftmaxBackward& p;
+  const SoftmaxPlan& plan;
+  ColumnGroups<A> groups{p.rows};
+  Score<A> score{p.scale, p.softcap};
+
+  Row row(int64_t group) const {
+    const RowIndex at = row_index(p.rows, groups.first_row(group));
+    return {groups.lanes(group), {p.rows, p.dy, at}, {p.rows, p.y, at}, {p.rows, p.dx, at}, {p.rows, p.x, at}, {p.rows, p.mask, at}};
+  }
+
+  Total sum(Row& row, int64_t c) const {
+    const Chunk chunk(c, p.rows.N);
+    return bit_cast<Total>(sum_columns<A>(chunk.begin, chunk.begin + chunk.n, [&](int64_t j) {
+      const Vec<A> dy = row.dy.template load<A>(j, row.lanes);
+      return log ? dy : dy * row.y.template load<A>(j, row.lanes);
+    }));
+  }
+
+  Total finish(Row&, const Total& total) const { return total; }
+
+  void write(Row& row, int64_t c, const Total& total) const {
+    const Chunk chunk(c, p.rows.N);
+    const Vec<A> sum = bit_cast<Vec<A>>(total);
+    for (int64_t j = chunk.begin; j < chunk.begin + chunk.n; ++j) {
+      const Vec<A> dy = row.dy.template load<A>(j, row.lanes), y = row.y.template load<A>(j, row.lanes);
+      Vec<A> dz = softmax_gradient<log, A>(dy, y, sum);
+      if (log && row.mask.at) dz = kept_lanes<A>(dz, row.mask.at + j * row.mask.step, row.mask.lane, 0, row.lanes);
+      row.dx.template store<A>(j, row.lanes, dz * (row.x.at ? score.slope(row.x.template load<A>(j, row.lanes)) : splat(score.scale)));
+    }
+  }
+};
+
+template <bool log, class A, class X, class Y>
+struct DoubleBackwardColumns {
+  using Total = TwoSums<Each<A, W<A>>>;
+  struct Row {
+    int64_t lanes;
+    Column<const X> g;
+    Column<const Y> dy, y;
+    Column<Y> g_dy, g_y;
+  };
+  const SoftmaxDoubleBackward& p;
+  const SoftmaxPlan& plan;
+  ColumnGroups<A> groups{p.rows};
+
+  Row row(int64_t group) const {
+    const RowIndex at = row_index(p.rows, groups.first_row(group));
+    return {groups.lanes(group), {p.rows, p.g, at}, {p.rows, p.dy, at}, {p.rows, p.y, at}, {p.rows, p.g_dy, at}, {p.rows, p.g_y, at}};
+  }
+
+  Total sum(Row& row, int64_t c) const {
+    const Chunk chunk(c, p.rows.N);
+    const int64_t end = chunk.begin + chunk.n;
+    const auto dy_sum = sum_columns<A>(chunk.begin, end, [&](int64_t j) {
+      const Vec<A> dy = row.dy.template load<A>(j, row.lanes);
+      return log ? dy : dy * row.y.template load<A>(j, row.lanes);
+    });
+    const auto g_sum = sum_columns<A>(chunk.begin, end, [&](int64_t j) {
+      const Vec<A> y = row.y.template load<A>(j, row.lanes);
+      return row.g.template load<A>(j, row.lanes) * (log ? exp(y) : y);
+    });
+    return {bit_cast<Each<A, W<A>>>(dy_sum), bit_cast<Each<A, W<A>>>(g_sum)};
+  }
+
+  Total finish(Row&, const Total& total) const { return total; }
+
+  void write(Row& row, int64_t c, const Total& total) const {
+    const Chunk chunk(c, p.rows.N);
+    const TwoSums<Vec<A>> sum{bit_cast<Vec<A>>(total.dy), bit_cast<Vec<A>>(total.g)};
+    for (int64_t j = chunk.begin; j < chunk.begin + chunk.n; ++j) {
+      const auto both = softmax_second_gradient<log, A>(row.g.template load<A>(j, row.lanes), row.dy.template load<A>(j, row.lanes),
+                                                        row.y.template load<A>(j, row.lanes), sum, static_cast<A>(p.scale));
+      row.g_dy.template store<A>(j, row.lanes, both.g_dy);
+      row.g_y.template store<A>(j, row.lanes, both.g_y);
+    }
+  }
+};
+
+}  // namespace
+}  // namespace hetkern::cpu

@@ -1,0 +1,77 @@
+// The formulas of csrc/softmax.h on vectors: the same for rows and for columns.
+#pragma once
+#include "../softmax.h"
+#include "row.h"
+
+namespace hetkern::cpu {
+namespace {
+
+// Chunk c of a row of n columns.
+struct Chunk {
+  int64_t begin, n;
+  Chunk(int64_t c, int64_t columns) : begin(c * kChunk), n(columns - begin < kChunk ? columns - begin : kChunk) {
+    if (n < 0) n = 0;
+  }
+};
+
+template <class A>
+constexpr int kKeptChunks = static_cast<int>(kScratchBytes / (kChunk * sizeof(A)));   // that scratch memory holds
+
+// Columns that row r of a causal call sees: j <= i + N - queries.
+inline int64_t kept_columns(int64_t N, int64_t queries, int64_t r) {
+  if (queries == 0) return N;
+  const int64_t kept = r % queries + N - queries + 1;
+  return kept < 0 ? 0 : kept;
+}
+
+// y of a chunk: from its exponentials, the chunk's own maximum taken off and the row's put in; log: from its scores.
+template <bool log, class A>
+struct Output {
+  Vec<A> shift, factor;
+  Output(A chunk_max, const RowSum<A>& row)
+      : shift(splat(row.max)),
+        factor(splat(log ? row.log_all() : (chunk_max == -kInfinity<A> ? A(1) : exp_one(chunk_max - row.max)) / row.all())) {}
+  Vec<A> operator()(Vec<A> z) const { return log ? z - shift - factor : z * factor; }
+  A masked() const { return (*this)(splat(log ? -kInfinity<A> : A(0)))[0]; }
+};
+
+// What the sink's own column would have got.
+template <bool log, class A>
+inline A sink_output(A sink, const RowSum<A>& row) {
+  if (row.max == -kInfinity<A> && !row.kept) return log ? -kInfinity<A> : A(0);
+  return log ? sink - row.max - row.log_all() : exp_one(sink - row.max) / row.all();
+}
+
+// dz from the row's sum of dy y (log: of dy).
+template <bool log, class A>
+inline Vec<A> softmax_gradient(Vec<A> dy, Vec<A> y, Vec<A> total) {
+  return log ? dy - exp(y) * total : y * (dy - total);
+}
+
+template <class S>
+struct TwoSums {
+  S dy{}, g{};
+};
+template <class S>
+inline TwoSums<S> combine(const TwoSums<S>& a, const TwoSums<S>& b) { return {combine(a.dy, b.dy), combine(a.g, b.g)}; }
+
+template <class A>
+struct SecondGradient {
+  Vec<A> g_dy, g_y;
+};
+template <bool log, class A>
+inline SecondGradient<A> softmax_second_gradient(Vec<A> g, Vec<A> dy, Vec<A> y, TwoSums<Vec<A>> sum, A scale) {
+  if (log) return {scale * (g - sum.g), -scale * sum.dy * (g * exp(y))};
+  return {scale * y * (g - sum.g), scale * (g * (dy - sum.dy) - dy * sum.g)};
+}
+
+// v where the mask keeps, 0 elsewhere.
+template <class A>
+inline Vec<A> kept_lanes(Vec<A> v, const uint8_t* mask, int64_t step, int64_t j, int64_t count) {
+  for (int64_t i = 0; i < count; ++i)
+    if (!mask[(j + i) * step]) v[i] = 0;
+  return v;
+}
+
+}  // namespace
+}  // namespace hetkern::cpu

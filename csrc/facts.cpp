@@ -1,0 +1,57 @@
+#include "facts.h"
+
+#include "common/check.h"
+#include "cpu/isa.h"
+#include "cpu/parallel.h"
+#include "cpu/plan.h"
+
+namespace hetkern {
+namespace {
+constexpr cpu::Isa kLevels[] = {cpu::Isa::base, cpu::Isa::avx2, cpu::Isa::avx512};
+}
+
+std::string compiler() {
+#if defined(__clang__)
+  return "clang " __clang_version__;
+#else
+  return "gcc " __VERSION__;
+#endif
+}
+
+bool with_cuda() {
+#ifdef HETKERN_WITH_CUDA
+  return true;
+#else
+  return false;
+#endif
+}
+
+std::vector<std::string> isa_levels() {
+  std::vector<std::string> names;
+  for (const cpu::Isa level : kLevels)
+    if (level <= cpu::best_isa()) names.emplace_back(cpu::name_of(level));
+  return names;
+}
+
+std::string isa_in_force() { return cpu::name_of(cpu::isa()); }
+
+std::string clamp_isa(const std::string& most) {
+  for (const cpu::Isa level : kLevels)
+    if (most == cpu::name_of(level)) {
+      cpu::clamp_isa(level);
+      return isa_in_force();
+    }
+  value_error("hetkern._C.set_isa: wanted base, avx2 or avx512, got ", most);
+}
+
+int threads() { return cpu::num_threads(); }
+
+SoftmaxPlan softmax_plan_cpu(const SoftmaxShape& shape, int threads, int64_t l2_bytes, int64_t l3_bytes) {
+  cpu::Machine machine = cpu::machine();
+  if (threads) machine.threads = threads;
+  if (l2_bytes) machine.l2_bytes = l2_bytes;
+  if (l3_bytes) machine.l3_bytes = l3_bytes;
+  return cpu::softmax_plan(shape, machine);
+}
+
+}  // namespace hetkern

@@ -1,0 +1,8 @@
+// The table: which kernels serve which family on which device.  (schemas: hetkern/ops/*.py)
+#include "ops.h"
+
+using namespace hetkern;
+
+STABLE_TORCH_LIBRARY_IMPL(hetkern, CPU, m) {
+  serve_softmax<cpu::softmax_kernels>(m);
+}

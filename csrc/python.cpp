@@ -1,0 +1,47 @@
+// hetkern._C: build facts, instruction sets, plans.  Nothing but introspection may depend on it.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "facts.h"
+
+namespace py = pybind11;
+using namespace hetkern;
+
+namespace {
+
+DType dtype_of(const std::string& name) {
+  if (name == "float32") return DType::f32;
+  if (name == "float64") return DType::f64;
+  if (name == "float16") return DType::f16;
+  if (name == "bfloat16") return DType::bf16;
+  throw py::value_error("dtype: wanted float32, float64, float16 or bfloat16, got " + name);
+}
+
+py::dict dict_of(const SoftmaxPlan& plan) {
+  constexpr const char* paths[] = {"whole_rows", "split_rows", "columns"};
+  py::dict d;
+  d["path"] = paths[plan.path];
+  d["tasks"] = plan.tasks;
+  d["keep"] = plan.keep;
+  d["stream"] = plan.stream;
+  return d;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Facts about the native library: how it was built, which instruction set runs, which plan a shape gets.";
+  m.def("compiler", &compiler);
+  m.def("with_cuda", &with_cuda);
+  m.def("isa_levels", &isa_levels, "Instruction sets that this processor can run, lowest first.");
+  m.def("isa", &isa_in_force, "The instruction set in force.");
+  m.def("set_isa", &clamp_isa, py::arg("most"), "Run at most this level from now on; returns the level then in force.");
+  m.def("threads", &threads);
+  m.def(
+      "softmax_plan",
+      [](int64_t M, int64_t N, bool columns, const std::string& x, const std::string& y, int threads, int64_t l2, int64_t l3) {
+        return dict_of(softmax_plan_cpu({M, N, columns, dtype_of(x), dtype_of(y)}, threads, l2, l3));
+      },
+      py::arg("M"), py::arg("N"), py::arg("columns"), py::arg("x"), py::arg("y"), py::arg("threads") = 0, py::arg("l2_bytes") = 0,
+      py::arg("l3_bytes") = 0, "The CPU's plan for M rows of N; zeros stand for this machine.");
+}

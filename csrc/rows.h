@@ -1,0 +1,56 @@
+// Rows: how a kernel sees a tensor that is reduced over one dimension.  No torch here: kernels include this file.
+//
+// A tensor of any shape and strides is M rows of N elements. All dimensions but the reduced one are merged into at most
+// kMaxOuter outer dimensions, in their order, so that row r of every operand is found from the same mixed-radix index.
+#pragma once
+#include <cstdint>
+
+namespace hetkern {
+
+enum class DType : int8_t { f32, f64, f16, bf16 };
+constexpr int64_t size_of(DType t) { return t == DType::f64 ? 8 : t == DType::f32 ? 4 : 2; }
+
+constexpr int kMaxOuter = 8;
+
+struct Rows {
+  int64_t M, N;                // rows, elements a row
+  int outer_dims;              // 0: a single row
+  int64_t size[kMaxOuter];     // their product is M
+};
+
+// One tensor; strides are in elements, 0 where it is broadcast.
+struct Operand {
+  void* data;                  // null: absent
+  int64_t step;                // from one element of a row to the next
+  int64_t stride[kMaxOuter];   // of the outer dimensions
+  explicit operator bool() const { return data != nullptr; }
+};
+
+// A row's position in the outer dimensions.
+struct RowIndex {
+  int64_t at[kMaxOuter];
+};
+
+#ifdef __CUDACC__
+#define HETKERN_HOST_DEVICE __host__ __device__
+#else
+#define HETKERN_HOST_DEVICE
+#endif
+
+HETKERN_HOST_DEVICE inline RowIndex row_index(const Rows& rows, int64_t row) {
+  RowIndex index;
+  for (int d = rows.outer_dims - 1; d > 0; --d) {
+    index.at[d] = row % rows.size[d];
+    row /= rows.size[d];
+  }
+  index.at[0] = row;
+  return index;
+}
+
+HETKERN_HOST_DEVICE inline int64_t offset(const Rows& rows, const Operand& operand, const RowIndex& index) {
+  int64_t sum = 0;
+  for (int d = 0; d < rows.outer_dims; ++d) sum += index.at[d] * operand.stride[d];
+  return sum;
+}
+
+}  // namespace hetkern

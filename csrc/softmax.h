@@ -1,0 +1,86 @@
+// Softmax and log-softmax over one dimension: the contract of every implementation.  No torch here: kernels include this file.
+//
+//   z_ij  = softcap tanh(scale x_ij / softcap) + bias_ij     (scale x_ij + bias_ij without a softcap); -inf where masked
+//   m_i   = max(max_j z_ij, sink_i)         d_i = sum_j exp(z_ij - m_i) + exp(sink_i - m_i)
+//   y_ij  = exp(z_ij - m_i) / d_i           log: z_ij - m_i - log d_i
+//   dz_ij = y_ij (dy_ij - sum_k dy_ik y_ik) log: dy_ij - exp(y_ij) sum_k dy_ik
+//   dx_ij = dz_ij scale (1 - tanh^2(scale x_ij / softcap))
+//
+// x, y, dy, dx: M rows of N. Row i of a causal call sees columns j <= i mod L + N - L, L the number of queries.
+// y_sink_i is what a further column holding sink_i would have got (its log for log-softmax); the column itself is not returned.
+// Edges: a row emptied by mask or causal gives 0 (log: -inf) and no gradient; a row of -inf gives NaN, as torch does.
+#pragma once
+#include "rows.h"
+
+namespace hetkern {
+
+struct SoftmaxForward {
+  Rows rows;
+  Operand x;          // x_type
+  Operand y;          // y_type
+  Operand bias;       // x_type; may be absent, as may the three below
+  Operand mask;       // bool, true = keep
+  Operand sink;       // x_type, one a row
+  Operand y_sink;     // float, double for double; one a row; present if sink is
+  double scale;
+  double softcap;     // 0: none
+  int64_t queries;    // L of a causal call; 0: not causal
+  DType x_type, y_type;
+  bool log;
+};
+
+struct SoftmaxBackward {
+  Rows rows;
+  Operand dy, y;      // y_type
+  Operand dx;         // x_type
+  Operand x;          // x_type; present with a softcap
+  Operand mask;       // bool; used by log alone: where softmax is masked, y = 0 already stops the gradient
+  double scale;
+  double softcap;
+  int64_t queries;
+  DType x_type, y_type;
+  bool log;
+};
+
+// g: gradient of the loss by dx, where dx = scale dz.
+//   g_dy = scale y (g - sum g y)                        log: scale (g - sum g exp(y))
+//   g_y  = scale (g (dy - sum dy y) - dy sum g y)       log: -scale g exp(y) sum dy
+struct SoftmaxDoubleBackward {
+  Rows rows;
+  Operand g;          // x_type
+  Operand dy, y;      // y_type
+  Operand g_dy, g_y;  // y_type
+  double scale;
+  DType x_type, y_type;
+  bool log;
+};
+
+// Which path runs. The bits of a row depend on N and the dtype alone: every path combines the same chunks in the same order.
+struct SoftmaxPlan {
+  enum Path : int8_t {
+    whole_rows,       // a task takes whole rows
+    split_rows,       // fewer rows than threads: a task takes chunks of a row
+    columns,          // the reduced dimension is not the innermost: a task takes vectors of neighbouring rows
+  } path;
+  int tasks;          // run in parallel
+  bool keep;          // exponentials wait in scratch memory for the row's sum, otherwise they are computed twice
+  bool stream;        // the output is past the caches: written without reading it first
+};
+
+// What the plan depends on.
+struct SoftmaxShape {
+  int64_t M, N;
+  bool columns;       // neighbouring rows, not neighbouring elements, lie side by side
+  DType x_type, y_type;
+};
+
+// What an implementation provides. `stream` is null on the CPU.
+struct SoftmaxKernels {
+  SoftmaxPlan (*plan)(const SoftmaxShape&);
+  void (*forward)(const SoftmaxForward&, SoftmaxPlan, void* stream);
+  void (*backward)(const SoftmaxBackward&, SoftmaxPlan, void* stream);
+  void (*double_backward)(const SoftmaxDoubleBackward&, SoftmaxPlan, void* stream);
+};
+namespace cpu { const SoftmaxKernels& softmax_kernels(); }   // of the instruction set in force
+
+}  // namespace hetkern

@@ -1,0 +1,20 @@
+"""Fused kernels for language models: softmax, cross-entropy and more, with one written meaning on every processor."""
+
+from . import _library
+from . import impl as _impl
+
+_impl.missing_library = _library.load(list(__path__))
+if _impl.missing_library is None:
+    try:
+        from . import _C as _native
+
+        _impl.native = _native
+    except ImportError:  # built without pybind11: plans and instruction sets cannot be shown
+        pass
+
+from . import ops, reference  # noqa: E402
+from .impl import explain, record, use  # noqa: E402
+from .ops import log_softmax, softmax  # noqa: E402
+
+__version__ = "0.1.0"
+__all__ = ["explain", "log_softmax", "ops", "record", "reference", "softmax", "use"]

@@ -1,0 +1,81 @@
+"""One wiring of an op's derivatives for every way of calling it: eager, torch.ops, torch.compile, torch.func.
+
+``register_autograd`` alone serves torch.compile and direct calls, but costs an eager call several microseconds and refuses
+torch.func. So an eager call goes through a plain ``autograd.Function`` that runs the op below the Autograd key, and a torch.func
+transform through a Function with a separate ``setup_context``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+# torch.library uses this guard itself; it has no public name yet.
+_below_autograd = torch._C._AutoDispatchBelowAutograd
+
+
+def differentiable(
+    op: torch._ops.OpOverload,
+    setup_context: Callable[[Any, tuple, Any], None],
+    backward: Callable[..., Any],
+    jvp: Callable[..., Any] | None = None,
+) -> Callable[..., Any]:
+    """Give ``op`` its derivatives, and return the callable that eager code should use.
+
+    Args:
+        op: an op whose kernels know nothing of autograd.
+        setup_context: ``(ctx, inputs, output)``, saves what backward needs.
+        backward: ``(ctx, *output_gradients)``, returns one gradient an input.
+        jvp: ``(ctx, *input_tangents)``, forward mode; without it forward mode raises by name.
+    """
+
+    def save(ctx: Any, inputs: tuple, output: Any) -> None:
+        ctx.set_materialize_grads(False)
+        setup_context(ctx, inputs, output)
+
+    torch.library.register_autograd(
+        op, backward, setup_context=lambda ctx, inputs, output: save(ctx, inputs, output)
+    )
+
+    def forward(*args: Any) -> Any:
+        with _below_autograd():
+            return op(*args)
+
+    def eager_forward(ctx: Any, *args: Any) -> Any:
+        output = forward(*args)
+        save(ctx, args, output)
+        return output
+
+    def no_jvp(ctx: Any, *tangents: Any) -> Any:
+        raise NotImplementedError(f"{op.name()}: forward-mode derivatives are not implemented")
+
+    def function(**body: Any) -> type[torch.autograd.Function]:
+        methods = {k: staticmethod(v) if callable(v) else v for k, v in body.items()}
+        return type(op.name(), (torch.autograd.Function,), methods)
+
+    # A Function with a setup_context binds its arguments by inspect.signature (35 us): only transforms take that one.
+    eager = function(forward=eager_forward, backward=backward)
+    transform = function(
+        forward=forward,
+        setup_context=save,
+        backward=backward,
+        jvp=jvp or no_jvp,
+        generate_vmap_rule=True,
+    )
+    is_compiling = torch.compiler.is_compiling
+    transforms_active = torch._C._are_functorch_transforms_active
+    is_grad_enabled = torch.is_grad_enabled
+    any_requires_grad = torch._C._any_requires_grad
+
+    def call(*args: Any) -> Any:
+        if is_compiling():
+            return op(*args)
+        if transforms_active() or torch.autograd.forward_ad._current_level >= 0:
+            return transform.apply(*args)
+        if is_grad_enabled() and any_requires_grad(*args):
+            return eager.apply(*args)
+        return forward(*args)
+
+    return call
