@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 
 import torch
@@ -10,10 +11,15 @@ NAME = "libhetkern_ops.so"
 
 
 def load(package_path: list[str]) -> str | None:
-    """Load the library from the package's folders (an editable install has two); say why it is missing, or None."""
-    for folder in package_path:
-        file = pathlib.Path(folder) / NAME
+    """Load the library from the package's folders (an editable install has two); say why it is missing, or None.
+
+    HETKERN_LIBRARY names another build of it, such as one under a sanitizer.
+    """
+    files = [pathlib.Path(folder) / NAME for folder in package_path]
+    if other := os.environ.get("HETKERN_LIBRARY"):
+        files = [pathlib.Path(other)]
+    for file in files:
         if file.exists():
             torch.ops.load_library(file)
             return None
-    return f"{NAME} is not in {' or '.join(package_path)}: build it with `pip install .`"
+    return f"{NAME} is not in {' or '.join(str(file.parent) for file in files)}: build it with `pip install .`"

@@ -13,10 +13,12 @@ namespace hetkern::cpu {
 namespace {
 
 Isa detect() {
-#if defined(__x86_64__)
+#ifdef HETKERN_HAS_AVX512
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx512dq"))
     return Isa::avx512;
+#endif
+#ifdef HETKERN_HAS_AVX2
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) return Isa::avx2;
 #endif
   return Isa::base;

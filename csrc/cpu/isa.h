@@ -7,7 +7,7 @@ namespace hetkern::cpu {
 enum class Isa : int8_t { base, avx2, avx512 };
 inline const char* name_of(Isa isa) { return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "base"; }
 
-Isa best_isa();              // what this processor and system can run
+Isa best_isa();              // that was built and that this processor can run
 Isa isa();                   // in force: the best, clamped by HETKERN_ISA and clamp_isa
 void clamp_isa(Isa most);    // affects calls that start afterwards
 

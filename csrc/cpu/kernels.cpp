@@ -7,14 +7,18 @@
 namespace hetkern::cpu {
 
 namespace base { extern const SoftmaxKernels softmax; }
-#ifdef HETKERN_X86_LEVELS
+#ifdef HETKERN_HAS_AVX2
 namespace avx2 { extern const SoftmaxKernels softmax; }
+#endif
+#ifdef HETKERN_HAS_AVX512
 namespace avx512 { extern const SoftmaxKernels softmax; }
 #endif
 
 const SoftmaxKernels& softmax_kernels() {
-#ifdef HETKERN_X86_LEVELS
+#ifdef HETKERN_HAS_AVX512
   if (isa() == Isa::avx512) return avx512::softmax;
+#endif
+#ifdef HETKERN_HAS_AVX2
   if (isa() == Isa::avx2) return avx2::softmax;
 #endif
   return base::softmax;

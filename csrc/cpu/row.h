@@ -7,6 +7,7 @@
 // s leaves out one term that equals the maximum: log1p(s) is right to rounding where a confident row has s near 0.
 #pragma once
 #include "parallel.h"
+#include "planted.h"
 #include "simd.h"
 
 namespace hetkern::cpu {
@@ -158,6 +159,8 @@ inline void write_row(T* to, int64_t n, bool past_caches, const Value& value) {
   }
   for (; j + W<A> <= n; j += W<A>) store<A>(to + j, value(j, W<A>));
   if (j < n) store_some<A>(to + j, value(j, n - j), n - j);
+  if (planted(Bug::out_of_bounds)) to[n] = to[n - 1];
+  if (planted(Bug::misaligned)) *reinterpret_cast<uint32_t*>(reinterpret_cast<char*>(to) + 1) = 0;
 }
 
 // A vector of `from` at j, of which `count` elements exist.
