@@ -5,8 +5,7 @@ set(levels base)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
   set(levels base avx2 avx512)
   if(HETKERN_LEVELS)
-    set(levels base ${HETKERN_LEVELS})
-    list(REMOVE_DUPLICATES levels)
+    set(levels ${HETKERN_LEVELS})
   endif()
   set(base_flags -march=x86-64-v2)
   set(avx2_flags -march=x86-64-v3)
@@ -18,7 +17,7 @@ foreach(level IN LISTS levels)
   add_library(cpu_${level} OBJECT ${kernel_sources})
   target_link_libraries(cpu_${level} PRIVATE hetkern_flags)
   target_compile_definitions(cpu_${level} PRIVATE HETKERN_ISA=${level})
-  target_compile_options(cpu_${level} PRIVATE ${${level}_flags} -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math -Wno-psabi
+  target_compile_options(cpu_${level} PRIVATE ${${level}_flags} $<IF:$<BOOL:${HETKERN_SANITIZE}>,-O1,-O3> -ffp-contract=off -fno-math-errno -fno-trapping-math -Wno-psabi
     $<$<CXX_COMPILER_ID:GNU>:-Wno-ignored-attributes -Wno-uninitialized -Wno-maybe-uninitialized>)   # the last two: GCC 12's own intrinsics
   target_sources(cpu_kernels INTERFACE $<TARGET_OBJECTS:cpu_${level}>)
 endforeach()

@@ -2,7 +2,7 @@ set(HETKERN_CUDA "AUTO" CACHE STRING "CUDA kernels: AUTO (where nvcc works), ON 
 set_property(CACHE HETKERN_CUDA PROPERTY STRINGS AUTO ON OFF)
 set(HETKERN_SANITIZE "" CACHE STRING "Build the library under a sanitizer: address (with undefined) or thread")
 set_property(CACHE HETKERN_SANITIZE PROPERTY STRINGS "" address thread)
-set(HETKERN_LEVELS "" CACHE STRING "Instruction sets to build on x86-64, of base;avx2;avx512; base is always built (default: all)")
+set(HETKERN_LEVELS "" CACHE STRING "Instruction sets to build on x86-64, of base;avx2;avx512 (default: all)")
 option(HETKERN_WARNINGS_AS_ERRORS "For developers and CI; a newer compiler must not fail a user's build" OFF)
 
 if(NOT HETKERN_CUDA MATCHES "^(AUTO|ON|OFF)$")

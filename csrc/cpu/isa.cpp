@@ -21,10 +21,13 @@ Isa detect() {
 #ifdef HETKERN_HAS_AVX2
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) return Isa::avx2;
 #endif
-  return Isa::base;
+  return kLeastBuilt;
 }
 
-Isa at_most(Isa most) { return most < best_isa() ? most : best_isa(); }
+Isa at_most(Isa most) {
+  const Isa level = most < best_isa() ? most : best_isa();
+  return level < kLeastBuilt ? kLeastBuilt : level;
+}
 
 Isa from_environment() {
   const char* wanted = std::getenv("HETKERN_ISA");

@@ -119,7 +119,8 @@ inline A write_scores(const T* x, int64_t n, const Score<A>& score, A* z, const 
   return largest.largest();
 }
 
-// Exponentials of z[0, padded n) - max, summed; written over z if asked.
+// Exponentials of z[0, padded n) - max, summed. `write` leaves them in z and takes the maximum's own term off afterwards:
+// enough where the sum only divides. Otherwise the term is never added, which keeps every digit of a sum near 0.
 template <bool write, class A>
 inline RowSum<A> sum_exponentials(A* z, int64_t n, A max) {
   const Vec<A> shift = splat(max == -kInfinity<A> ? A(0) : max);
@@ -129,16 +130,21 @@ inline RowSum<A> sum_exponentials(A* z, int64_t n, A max) {
     for (int k = 0; k < kVectors<A>; ++k) {
       const Vec<A> v = load<A>(z + j + k * W<A>);
       const Vec<A> e = exp(v - shift);
-      const Mask<A> is_max = v == shift;
-      sum.v[k] += is_max ? Vec<A>{} : e;
-      equal[k] += is_max;                                     // counts down
-      if constexpr (write) store<A>(z + j + k * W<A>, e);
+      if constexpr (write) {
+        sum.v[k] += e;
+        store<A>(z + j + k * W<A>, e);
+      } else {
+        const Mask<A> is_max = v == shift;
+        sum.v[k] += is_max ? Vec<A>{} : e;
+        equal[k] += is_max;  // counts down
+      }
     }
   RowSum<A> row{max, sum.sum()};
-  if (max == -kInfinity<A>) return row;                       // nothing but the padding's zeros, or NaN
+  if (max == -kInfinity<A>) return row;  // nothing but the padding's zeros, or NaN
   int64_t count = 0;
-  for (int k = 0; k < kVectors<A>; ++k)
-    for (int i = 0; i < W<A>; ++i) count -= equal[k][i];
+  if constexpr (!write)
+    for (int k = 0; k < kVectors<A>; ++k)
+      for (int i = 0; i < W<A>; ++i) count -= equal[k][i];
   row.sum += static_cast<A>(count - 1);
   return row;
 }

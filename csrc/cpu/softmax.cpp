@@ -135,13 +135,21 @@ struct BackwardRows {
   void write(Row& row, int64_t c, A total) const {
     const Chunk all(c, p.rows.N), chunk(c, row.kept);
     X* const dx = row.dx + all.begin;
-    write_row<A>(dx, chunk.n, plan.stream, [&](int64_t at, int64_t count) {
+    if (!row.x && !row.mask) {
+      const Vec<A> sum = splat(total), scale = splat(score.scale);
+      write_row<A>(dx, chunk.n, plan.stream, [&](int64_t at, int64_t count) {
+        const int64_t j = all.begin + at;
+        return softmax_gradient<log, A>(load_at<A>(row.dy, j, count), load_at<A>(row.y, j, count), sum) * scale;
+      });
+    } else {
+      write_row<A>(dx, chunk.n, plan.stream, [&](int64_t at, int64_t count) {
       const int64_t j = all.begin + at;
       const Vec<A> dy = load_at<A>(row.dy, j, count), y = load_at<A>(row.y, j, count);
       Vec<A> dz = softmax_gradient<log, A>(dy, y, splat(total));
       if (log && row.mask) dz = kept_lanes<A>(dz, row.mask, p.mask.step, j, count);
       return dz * (row.x ? score.slope(load_at<A>(row.x, j, count)) : splat(score.scale));
     });
+    }
     write_row<A>(dx + chunk.n, all.n - chunk.n, plan.stream, [](int64_t, int64_t) { return Vec<A>{}; });
   }
 };

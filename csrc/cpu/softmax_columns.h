@@ -112,9 +112,12 @@ struct ForwardColumns {
     Mask<A> equal = {};
     const Vec<A> sums = sum_columns<A>(0, chunk.n, [&](int64_t j) {
       const Vec<A> v = load<A>(z + j * W<A>), e = exp(v - shift);
+      if (!log) {
+        store<A>(z + j * W<A>, e);
+        return e;
+      }
       const Mask<A> is_max = v == shift;
       equal += is_max;
-      if (!log) store<A>(z + j * W<A>, e);
       return is_max ? Vec<A>{} : e;
     });
     Total part;
