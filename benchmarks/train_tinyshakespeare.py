@@ -3,8 +3,8 @@
     python benchmarks/train_tinyshakespeare.py PATH/TO/tinyshakespeare.txt --json result.json
 
 The model and budget are nanoGPT's for a laptop: 4 layers, 4 heads, 128 wide, context 64, batch 12,
-2000 steps, no dropout, one token a character. The learning rate is ours. The loss is over the whole last
-tenth of the text; nanoGPT's README gives 1.88 for its own run, a mean over 20 random batches.
+2000 steps, no dropout, one token a character. The learning rate is ours. The loss is over the whole
+last tenth of the text; nanoGPT's README gives 1.88 for its own run, a mean over 20 random batches.
 """
 
 from __future__ import annotations

@@ -102,7 +102,9 @@ def sample(
     run: Annotated[str, typer.Argument(help="Folder of a trained run")],
     prompt: Annotated[str, typer.Option(help="Text to continue")] = "\n",
     length: Annotated[int, typer.Option(help="Tokens to write", min=0)] = 400,
-    temperature: Annotated[float, typer.Option(help="Below 1 keeps to the likely; 0 takes the likeliest", min=0)] = 0.8,
+    temperature: Annotated[
+        float, typer.Option(help="Below 1 keeps to the likely; 0 takes the likeliest", min=0)
+    ] = 0.8,
     top_k: Annotated[int, typer.Option(help="Draw from the k likeliest; 0 from all", min=0)] = 0,
     seed: Annotated[int, typer.Option(help="Same seed, same text", min=0)] = 1,
     kernels: Annotated[

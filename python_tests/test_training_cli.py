@@ -14,7 +14,7 @@ from hetkern.training import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 TINY = ("--kernels=torch --layers=1 --heads=1 --width=16 --context=16 --batch=2 --steps=4 "
-        "--warmup=1 --sample-length=5").split()  # fmt: skip
+        "--warmup=1 --sample-length=5 --threads=1").split()  # fmt: skip
 
 
 def start(*arguments, cwd, **options):
@@ -96,7 +96,7 @@ def test_flags_win_over_the_config_file(tmp_path, text):
     [
         (["train", "--data", "none"], "hetkern: there is no file or folder none to train on\n"),
         (["train", "--steps", "0"], "hetkern: steps must be at least 1, got 0\n"),
-        (["sample", "none"], "hetkern: none holds no trained model (model.safetensors is missing)\n"),
+        (["sample", "none"], "hetkern: none holds no trained model (model.safetensors is miss"),
         (["train", "--device", "warp"], "hetkern: --device warp cannot run here:"),
     ],
 )

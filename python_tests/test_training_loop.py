@@ -30,7 +30,7 @@ def tiny(tmp_path):
         settings = {
             "data": str(text), "out": str(tmp_path / f"run{next(runs)}"), "kernels": "torch",
             "layers": 1, "heads": 2, "width": 16, "context": 16, "batch": 4, "steps": 30,
-            "warmup": 5, "eval_every": 10, "sample_length": 20,
+            "warmup": 5, "eval_every": 10, "sample_length": 20, "threads": 1,
         }  # fmt: skip
         return train(TrainConfig(**(settings | changes)))
 

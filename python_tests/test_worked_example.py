@@ -1,13 +1,14 @@
 """One training step of a 3-2-2 network by hand: plain numbers, then autograd through our kernels.
 
-    a = W1 x + b1        h = max(a, 0)        z = W2 h + b2        p = softmax(z)        loss = -ln p_t
+    a = W1 x + b1       h = max(a, 0)      z = W2 h + b2      p = softmax(z)      loss = -ln p_t
 
     dz = p - onehot(t)       dW2 = dz h^T     db2 = dz
     dh = W2^T dz             da = dh where a > 0, else 0
     dW1 = da x^T             db1 = da         and each weight goes down its gradient times 0.5
 
-With the numbers below:  a = (0.5, -1), so the second hidden unit is off;  h = (0.5, 0);  z = (1, 0);
-p = (1, 1/e) / (1 + 1/e) = (0.7311, 0.2689);  t = 1, so loss = ln(1 + e) = 1.3133;  dz = (0.7311, -0.7311).
+With the numbers below: a = (0.5, -1), so the second hidden unit is off; h = (0.5, 0); z = (1, 0);
+p = (1, 1/e) / (1 + 1/e) = (0.7311, 0.2689); t = 1, so loss = ln(1 + e) = 1.3133;
+dz = (0.7311, -0.7311).
 """
 
 import math

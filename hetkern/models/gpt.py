@@ -6,9 +6,9 @@ logits  = norm(x_L) E^T
 
 Shapes: B sequences of T tokens from a vocabulary of V; C the width, Hq heads of D = C / Hq.
 
-Source: Radford et al. (2019), "Language Models are Unsupervised Multitask Learners": pre-norm, GELU,
-learned positions, the embedding shared with the output, weights drawn from N(0, 0.02²) and those that
-write into the residual stream from N(0, (0.02 / √(2 layers))²).
+Source: Radford et al. (2019), "Language Models are Unsupervised Multitask Learners": pre-norm,
+GELU, learned positions, the embedding shared with the output, weights drawn from N(0, 0.02²) and
+those that write into the residual stream from N(0, (0.02 / √(2 layers))²).
 """
 
 from __future__ import annotations

@@ -61,9 +61,7 @@ def _hetkern_softmax_causal(scores: Tensor, scale: float, *, impl: str) -> Tenso
     return hetkern.softmax(scores, scale=scale, causal=True, impl=impl)
 
 
-def _hetkern_cross_entropy(
-    logits: Tensor, targets: Tensor, reduction: str, *, impl: str
-) -> Tensor:
+def _hetkern_cross_entropy(logits: Tensor, targets: Tensor, reduction: str, *, impl: str) -> Tensor:
     import hetkern
 
     return hetkern.cross_entropy(logits, targets, reduction=reduction, impl=impl)

@@ -108,7 +108,7 @@ class TrainConfig:
         for f in fields(self):
             value = getattr(self, f.name)
             if value is not None:
-                # A JSON string, integer or finite float is a TOML one too, but for the DEL character.
+                # JSON's strings, integers and finite floats are TOML's, but for the DEL character.
                 text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
                 lines.append(f"{f.name} = {text}\n")
         return "".join(lines)

@@ -65,7 +65,7 @@ def load_data(path: str | None, tokens: str, context: int) -> Data:
 
     Args:
         path: a text file, a folder of them, or None for Python's standard library.
-        tokens: ``"bytes"``, or ``"characters"`` (UTF-8 files; the vocabulary is the training part's).
+        tokens: ``"bytes"``, or ``"characters"`` (UTF-8 files; the training part's vocabulary).
         context: the longest sequence; the training part must hold one and its last target.
 
     Raises:

@@ -34,7 +34,7 @@ SUMMARY = "summary.json"
 
 
 class RunStopped(UserError):
-    """A run ended early for a reason that lies in the run: a loss that is no number, a full disk."""
+    """A run ended early: its loss became no number, or the disk is full."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -130,9 +130,7 @@ def _train(config: TrainConfig) -> TrainResult:
     assert evaluation is not None  # the last step is always due
     text = ""
     if config.sample_length:
-        text = sample(
-            model, data.tokenizer, config.prompt, config.sample_length, seed=config.seed
-        )
+        text = sample(model, data.tokenizer, config.prompt, config.sample_length, seed=config.seed)
     result = TrainResult(
         run=run,
         steps=config.steps,
@@ -298,7 +296,8 @@ def _finished(result: TrainResult) -> str:
 def _interrupted(step: int, run: Path) -> str:
     return (
         f"stopped after step {step}; the weights are saved in {run}. "
-        f"hetkern sample {run} lets them write; hetkern train --config {run}/config.toml starts over"
+        f"hetkern sample {run} lets them write; "
+        f"hetkern train --config {run}/config.toml starts over"
     )
 
 

@@ -36,7 +36,7 @@ class MetricsFile:
 
     def __init__(self, run: Path) -> None:
         """Open the run's file for appending."""
-        self._file = open(run / FILE, "a", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)
+        self._file = open(run / FILE, "a", encoding="utf-8")
 
     def __enter__(self) -> MetricsFile:
         """Use as a context."""

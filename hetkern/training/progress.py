@@ -58,7 +58,8 @@ class TrainingProgress:
             self._bar.update(task, completed=step, loss=f"{loss:.3f}", rate=f"{rate:,.0f}")
         elif step % self._line_every == 0 or step == self.steps:
             left = duration(self._trained / step * (self.steps - step))
-            self.say(f"step {step}/{self.steps}  loss {loss:.3f}  {rate:,.0f} tokens/s  {left} left")
+            speed = f"{rate:,.0f} tokens/s"
+            self.say(f"step {step}/{self.steps}  loss {loss:.3f}  {speed}  {left} left")
 
     def resume(self) -> None:
         """Go on after something that was no step, a validation: its time counts for nothing."""
@@ -74,7 +75,13 @@ class TrainingProgress:
 
 def _start_bar(steps: int, stream: TextIO) -> Progress:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
     bar = Progress(
         TextColumn("training"),

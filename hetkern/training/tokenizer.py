@@ -50,8 +50,8 @@ class Characters:
     """The characters of a training text, in code-point order from token 1 on.
 
     Token 0 stands for any other character: one that only the validation text or a prompt has. It is
-    never a training target, so a model gives it little probability, and the validation loss pays for
-    each of them. It decodes to U+FFFD.
+    never a training target, so a model gives it little probability, and each one costs validation
+    loss. It decodes to U+FFFD.
     """
 
     UNKNOWN = "\N{REPLACEMENT CHARACTER}"
