@@ -70,13 +70,15 @@ def _clean_errors(debug: bool) -> Iterator[None]:
     """Turn what the user can mend into one line and an exit status: 2, or 130 after Ctrl-C."""
     try:
         yield
-    except BrokenPipeError:
-        raise  # `hetkern … | head`: typer exits quietly
     except KeyboardInterrupt as error:
         print(f"hetkern: {error or 'stopped'}", file=sys.stderr)
         raise typer.Exit(130) from error
-    except (ValueError, OSError) as error:  # UserError is a ValueError
-        if debug:
+    except BrokenPipeError:
+        raise  # `hetkern … | head`: typer exits quietly
+    except Exception as error:
+        from hetkern.training import UserError
+
+        if debug or not isinstance(error, UserError | OSError):
             raise
         print(f"hetkern: {error}", file=sys.stderr)
         raise typer.Exit(2) from error

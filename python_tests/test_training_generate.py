@@ -35,12 +35,10 @@ def test_top_k_draws_the_k_likeliest_in_proportion(model):
     likeliest = model(torch.tensor([[4]]))[0, -1].softmax(-1)
     top = likeliest.topk(3)
     generator = torch.Generator().manual_seed(0)
-    drawn = [
-        generate(model, torch.tensor([4]), 1, 1.0, 3, generator)[1].item() for _ in range(2000)
-    ]
-    counts = torch.tensor([drawn.count(i) for i in top.indices.tolist()]) / 2000
+    drawn = [generate(model, torch.tensor([4]), 1, 1.0, 3, generator)[1].item() for _ in range(500)]
+    counts = torch.tensor([drawn.count(i) for i in top.indices.tolist()]) / 500
     assert counts.sum().item() == pytest.approx(1.0)
-    torch.testing.assert_close(counts, top.values / top.values.sum(), atol=0.04, rtol=0)
+    torch.testing.assert_close(counts, top.values / top.values.sum(), atol=0.08, rtol=0)
 
 
 def test_the_same_generator_state_draws_the_same_text(model):

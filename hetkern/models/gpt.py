@@ -53,7 +53,6 @@ class Attention(nn.Module):
     """Causal self-attention: softmax(q k^T / √D) v, the keys no later than the query."""
 
     def __init__(self, shape: GPTShape, kernels: Kernels) -> None:
-        """Weights for ``shape``; the softmax is taken from ``kernels``."""
         super().__init__()
         self.heads = shape.heads
         self.dropout = shape.dropout
@@ -78,7 +77,6 @@ class MLP(nn.Module):
     """Two linear layers with a GELU between, four times as wide inside."""
 
     def __init__(self, shape: GPTShape) -> None:
-        """Weights for ``shape``."""
         super().__init__()
         self.dropout = shape.dropout
         self.widen = nn.Linear(shape.width, 4 * shape.width)
@@ -93,7 +91,6 @@ class Block(nn.Module):
     """Attention, then the MLP, each normalised before and added to the residual stream."""
 
     def __init__(self, shape: GPTShape, kernels: Kernels) -> None:
-        """Weights for ``shape``."""
         super().__init__()
         self.attention_norm = nn.LayerNorm(shape.width)
         self.attention = Attention(shape, kernels)
@@ -151,6 +148,10 @@ class GPT(nn.Module):
         for block in self.blocks:
             x = block(x)
         return F.linear(self.norm(x), self.token_embedding.weight)
+
+    def parameter_count(self) -> int:
+        """The number of weights that are trained."""
+        return sum(p.numel() for p in self.parameters())
 
     def loss(self, tokens: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
         """Cross-entropy of ``targets`` under the model, in nats.

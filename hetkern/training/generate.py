@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from hetkern.models import GPT
+from hetkern.training.config import UserError
 from hetkern.training.tokenizer import Tokenizer
 
 
@@ -31,13 +32,13 @@ def generate(
         (T + length,) int64, on the CPU.
 
     Raises:
-        ValueError: no token to start from, or a negative number.
+        UserError: no token to start from, or a negative number.
     """
     if len(tokens) == 0:
-        raise ValueError("generate: tokens must hold at least one, got none")
+        raise UserError("generate: tokens must hold at least one, got none")
     for name, value in (("length", length), ("temperature", temperature), ("top_k", top_k)):
         if not value >= 0:
-            raise ValueError(f"generate: {name} must be at least 0, got {value}")
+            raise UserError(f"generate: {name} must be at least 0, got {value}")
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
@@ -77,7 +78,7 @@ def sample(
     """The prompt and its continuation as text; arguments as in :func:`generate`.
 
     Raises:
-        ValueError: the prompt is empty, or a number is negative.
+        UserError: the prompt is empty, or a number is negative.
     """
     generator = torch.Generator().manual_seed(seed)
     tokens = tokenizer.encode(prompt)

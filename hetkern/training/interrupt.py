@@ -2,43 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
-from types import FrameType, TracebackType
-from typing import Any
+from collections.abc import Iterator
+from types import FrameType
 
 
-class StopOnInterrupt:
-    """A context in which the first Ctrl-C only sets :attr:`requested`.
+@contextlib.contextmanager
+def stop_on_interrupt() -> Iterator[threading.Event]:
+    """A context in which the first Ctrl-C sets the event and nothing else.
 
     Outside the main thread, where Python delivers no signals, it changes nothing.
     """
+    requested = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield requested
+        return
 
-    def __init__(self) -> None:
-        """Nothing requested yet."""
-        self.requested = False
-        self._previous: Any = None
+    previous = signal.getsignal(signal.SIGINT)
 
-    def __enter__(self) -> StopOnInterrupt:
-        """Take the signal over."""
-        if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._handle)
-        return self
+    def handle(number: int, frame: FrameType | None) -> None:
+        requested.set()
+        signal.signal(signal.SIGINT, previous)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Give the signal back."""
-        self._restore()
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
-        self._restore()
-
-    def _restore(self) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
-            self._previous = None
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield requested
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from hetkern.models import GPT
+from hetkern.training import report
 from hetkern.training.checkpoint import (
     build_model,
     choose_kernels_or_explain,
@@ -26,9 +27,9 @@ from hetkern.training.config import TrainConfig, UserError
 from hetkern.training.data import Data, RandomWindows, load_data
 from hetkern.training.evaluate import Evaluation, evaluate
 from hetkern.training.generate import sample
-from hetkern.training.interrupt import StopOnInterrupt
-from hetkern.training.metrics import MetricsFile, Row
-from hetkern.training.progress import TrainingProgress, duration
+from hetkern.training.interrupt import stop_on_interrupt
+from hetkern.training.metrics import METRICS, Row, write_row
+from hetkern.training.progress import TrainingProgress
 
 SUMMARY = "summary.json"
 
@@ -95,8 +96,12 @@ def _train(config: TrainConfig) -> TrainResult:
 
     tokens_per_step = config.batch * config.context
     progress = TrainingProgress(config.steps, tokens_per_step)
-    progress.say(_describe(config, data, model, run))
-    with MetricsFile(run) as metrics, StopOnInterrupt() as interrupt, progress:
+    progress.say(report.started(config, data, model, run))
+    with (
+        open(run / METRICS, "a", encoding="utf-8") as metrics,
+        stop_on_interrupt() as interrupt,
+        progress,
+    ):
         losses: list[float] = []
         since = time.perf_counter()
         for step in range(1, config.steps + 1):
@@ -104,25 +109,26 @@ def _train(config: TrainConfig) -> TrainResult:
             rate = learning_rate(step, config)
             loss = _step(model, optimizer, inputs.to(device), targets.to(device), rate, config.clip)
             if not math.isfinite(loss):
-                raise RunStopped(_not_a_number(loss, step, run))
+                raise RunStopped(report.not_a_number(loss, step, _what_is_saved(run)))
             losses.append(loss)
             progress.step(step, loss)
 
             finished = step == config.steps
             due = finished or (config.eval_every > 0 and step % config.eval_every == 0)
-            if not (due or interrupt.requested or step % config.log_every == 0):
+            stopping = interrupt.is_set() and not finished
+            if not (due or stopping or step % config.log_every == 0):
                 continue
             speed = len(losses) * tokens_per_step / (time.perf_counter() - since)
             # Saved before the evaluation: whatever happens there, the weights are on disk.
-            if due or interrupt.requested:
+            if due or stopping:
                 _save(run, model, step)
-            if interrupt.requested and not finished:
-                raise Interrupted(_interrupted(step, run))
-            evaluation = _evaluate(model, data, config) if due else None
+            evaluation = _evaluate(model, data, config) if due and not stopping else None
             if evaluation is not None:
-                progress.say(_validated(step, evaluation))
+                progress.say(report.validated(step, evaluation))
             train_loss = sum(losses) / len(losses)
-            metrics.write(_row(step, train_loss, evaluation, rate, speed))
+            write_row(metrics, _row(step, train_loss, evaluation, rate, speed))
+            if stopping:
+                raise Interrupted(report.interrupted(step, run))
             losses = []
             since = time.perf_counter()
             progress.resume()
@@ -141,7 +147,7 @@ def _train(config: TrainConfig) -> TrainResult:
         seconds=time.perf_counter() - started,
     )
     _write_summary(result, data, model)
-    progress.say(_finished(result))
+    progress.say(report.finished(result))
     return result
 
 
@@ -246,7 +252,7 @@ def _write_summary(result: TrainResult, data: Data, model: GPT) -> None:
     documents = data.documents
     summary = asdict(result) | {
         "run": str(result.run),
-        "parameters": _parameters(model),
+        "parameters": model.parameter_count(),
         "data": documents.name,
         "data_sha256": documents.sha256,
         "files": len(documents.texts),
@@ -256,53 +262,3 @@ def _write_summary(result: TrainResult, data: Data, model: GPT) -> None:
     }
     contents = json.dumps(summary, indent=2) + "\n"
     write_atomically(result.run / SUMMARY, contents.encode())
-
-
-def _parameters(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())
-
-
-def _describe(config: TrainConfig, data: Data, model: GPT, run: Path) -> str:
-    documents = data.documents
-    files = f"{len(documents.texts):,} file" + ("s" if len(documents.texts) != 1 else "")
-    if documents.skipped:
-        files += f" ({documents.skipped:,} binary, empty or copies left out)"
-    return (
-        f"data    {documents.name}: {files}, {len(data.train):,} {config.tokens} to train on, "
-        f"{len(data.val):,} to validate on\n"
-        f"model   {config.model}, {config.layers} layers of {config.width}, {config.heads} heads, "
-        f"context {config.context}: {_parameters(model):,} parameters\n"
-        f"kernels {config.kernels} on {config.device}, {torch.get_num_threads()} threads\n"
-        f"run     {run}"
-    )
-
-
-def _validated(step: int, evaluation: Evaluation) -> str:
-    return (
-        f"step {step}  validation {evaluation.loss:.4f} nats a token, "
-        f"{evaluation.bits_per_byte:.4f} bits per byte ({evaluation.targets:,} targets)"
-    )
-
-
-def _finished(result: TrainResult) -> str:
-    shown = f"\n--- the model writes ---\n{result.sample}\n---\n" if result.sample else ""
-    return (
-        f"{shown}{result.steps} steps in {duration(result.seconds)}: validation "
-        f"{result.val_loss:.4f} nats a token, {result.val_bits_per_byte:.4f} bits per byte\n"
-        f"The run is in {result.run}; hetkern sample {result.run} lets it write more."
-    )
-
-
-def _interrupted(step: int, run: Path) -> str:
-    return (
-        f"stopped after step {step}; the weights are saved in {run}. "
-        f"hetkern sample {run} lets them write; "
-        f"hetkern train --config {run}/config.toml starts over"
-    )
-
-
-def _not_a_number(loss: float, step: int, run: Path) -> str:
-    return (
-        f"the loss is {loss} at step {step}; {_what_is_saved(run)}. "
-        "A lower --learning-rate or a longer --warmup may help"
-    )

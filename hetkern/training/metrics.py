@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
+from typing import TextIO
 
-FILE = "metrics.jsonl"
+METRICS = "metrics.jsonl"
 
 
 @dataclass(frozen=True)
@@ -31,33 +31,13 @@ class Row:
     tokens_per_second: float
 
 
-class MetricsFile:
-    """Appends rows; each is on disk, whole, before the next step begins."""
-
-    def __init__(self, run: Path) -> None:
-        """Open the run's file for appending."""
-        self._file = open(run / FILE, "a", encoding="utf-8")
-
-    def __enter__(self) -> MetricsFile:
-        """Use as a context."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close the file."""
-        self._file.close()
-
-    def write(self, row: Row) -> None:
-        """Append one row."""
-        self._file.write(json.dumps(asdict(row)) + "\n")
-        self._file.flush()
+def write_row(file: TextIO, row: Row) -> None:
+    """Append one row; it has left this process when this returns."""
+    file.write(json.dumps(asdict(row)) + "\n")
+    file.flush()
 
 
 def read_metrics(run: str | Path) -> list[Row]:
     """The rows of a run, in order."""
-    lines = (Path(run) / FILE).read_text(encoding="utf-8").splitlines()
+    lines = (Path(run) / METRICS).read_text(encoding="utf-8").splitlines()
     return [Row(**json.loads(line)) for line in lines]

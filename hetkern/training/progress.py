@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
@@ -37,13 +36,7 @@ class TrainingProgress:
             self._bar = _start_bar(self.steps, self.stream)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Leave the bar as it stands."""
+    def __exit__(self, *error: object) -> None:
         if self._bar is not None:
             self._bar.stop()
 
