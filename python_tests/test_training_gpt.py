@@ -1,0 +1,74 @@
+"""The GPT: causal, any head size and length, and the same on our kernels and torch's."""
+
+import pytest
+import torch
+
+import hetkern
+from hetkern.models import GPT, GPTShape, choose_kernels
+
+
+def make(kernels="torch", **changes):
+    torch.manual_seed(0)
+    shape = {"vocabulary": 11, "context": 9, "layers": 2, "heads": 2, "width": 12} | changes
+    return GPT(GPTShape(**shape), choose_kernels(kernels))
+
+
+@pytest.mark.parametrize(("heads", "width"), [(1, 1), (3, 3), (1, 7), (4, 20)])
+@pytest.mark.parametrize("length", [1, 2, 9])
+def test_any_head_size_and_length_gives_logits(heads, width, length):
+    model = make(heads=heads, width=width)
+    logits = model(torch.zeros(3, length, dtype=torch.long))
+    assert logits.shape == (3, length, 11)
+    assert logits.isfinite().all()
+
+
+def test_no_logit_depends_on_a_later_token():
+    model = make()
+    tokens = torch.randint(11, (1, 9))
+    changed = tokens.clone()
+    changed[0, 5] = (tokens[0, 5] + 1) % 11
+    before, after = model(tokens), model(changed)
+    assert torch.equal(before[:, :5], after[:, :5])
+    assert (before[:, 5:] != after[:, 5:]).any(-1).all()  # and each later one does
+
+
+def test_a_fresh_model_is_close_to_uniform():
+    model = make(vocabulary=256, width=128, heads=4)
+    tokens = torch.randint(256, (8, 9))
+    assert model.loss(tokens, torch.randint(256, (8, 9))).item() == pytest.approx(5.545, abs=0.1)
+
+
+def test_the_residual_projections_start_smaller():
+    model = make(layers=8, width=64)
+    block = model.blocks[0]
+    assert block.mlp.widen.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert block.mlp.project.weight.std().item() == pytest.approx(0.005, rel=0.05)
+
+
+def test_too_long_a_text_is_refused_with_both_lengths():
+    with pytest.raises(ValueError, match="GPT: tokens must be at most 9 long, got 10"):
+        make()(torch.zeros(1, 10, dtype=torch.long))
+
+
+def test_every_weight_gets_a_gradient():
+    model = make()
+    tokens = torch.randint(11, (4, 9))
+    model.loss(tokens, tokens.roll(-1, 1)).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+def test_dropout_acts_in_training_alone():
+    model = make(dropout=0.5)
+    tokens = torch.randint(11, (1, 9))
+    assert not torch.equal(model(tokens), model(tokens))
+    model.eval()
+    assert torch.equal(model(tokens), model(tokens))
+
+
+def test_hetkern_and_torch_kernels_agree_on_the_loss():
+    if not hasattr(hetkern, "cross_entropy"):
+        pytest.skip("hetkern.cross_entropy is not in this build")
+    tokens = torch.randint(11, (4, 9))
+    losses = [make(kernels).loss(tokens, tokens) for kernels in ("hetkern", "reference", "torch")]
+    assert losses[0].item() == pytest.approx(losses[2].item(), rel=1e-6)
+    assert losses[1].item() == pytest.approx(losses[2].item(), rel=1e-6)

@@ -1,0 +1,213 @@
+"""The loop: it learns, gives the same bits, keeps its records and survives what goes wrong."""
+
+import errno
+import json
+import math
+import os
+import resource
+import signal
+
+import pytest
+import torch
+
+import hetkern
+from hetkern.models import GPT
+from hetkern.training import TrainConfig, UserError, load, read_metrics, sample, train
+from hetkern.training import loop as loop_module
+from hetkern.training.checkpoint import save_weights, saved_step, write_atomically
+from hetkern.training.loop import learning_rate
+
+TEXT = "the quick brown fox jumps over the lazy dog.\n" * 100
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """A function that trains a model of a few hundred weights; keywords change its settings."""
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT)
+    runs = iter(range(100))
+
+    def run(**changes):
+        settings = {
+            "data": str(text), "out": str(tmp_path / f"run{next(runs)}"), "kernels": "torch",
+            "layers": 1, "heads": 2, "width": 16, "context": 16, "batch": 4, "steps": 30,
+            "warmup": 5, "eval_every": 10, "sample_length": 20, "threads": 1,
+        }  # fmt: skip
+        return train(TrainConfig(**(settings | changes)))
+
+    return run
+
+
+def test_training_learns_the_text(tiny):
+    result = tiny(steps=200, learning_rate=1e-2, width=32)
+    rows = read_metrics(result.run)
+    assert rows[0].train_loss > 3.0
+    assert result.val_loss < 1.0  # 44 different bytes in a row; a uniform guess is 5.5
+    assert result.val_loss == rows[-1].val_loss
+    assert result.val_bits_per_byte == pytest.approx(result.val_loss / math.log(2))
+
+
+def test_same_seed_gives_the_same_bits_and_another_seed_others(tiny):
+    first, again, other = tiny(seed=5, dropout=0.1), tiny(seed=5, dropout=0.1), tiny(seed=6)
+    weights = [(r.run / "model.safetensors").read_bytes() for r in (first, again, other)]
+    assert weights[0] == weights[1] != weights[2]
+    assert first.sample == again.sample
+    assert first.val_loss == again.val_loss != other.val_loss
+
+
+def test_training_leaves_the_callers_random_state_and_threads_alone(tiny):
+    torch.manual_seed(3)
+    before = torch.random.get_rng_state(), torch.get_num_threads()
+    tiny(steps=2, threads=1)
+    assert torch.equal(torch.random.get_rng_state(), before[0])
+    assert torch.get_num_threads() == before[1]
+
+
+def test_metrics_rows_have_their_keys_and_val_loss_where_it_was_measured(tiny):
+    result = tiny(log_every=5)
+    lines = (result.run / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [row["step"] for row in rows] == [5, 10, 15, 20, 25, 30]
+    assert [row["val_loss"] is not None for row in rows] == [False, True] * 3
+    for row in rows:
+        assert set(row) == {
+            "step", "train_loss", "val_loss", "val_bits_per_byte", "learning_rate",
+            "tokens_per_second",
+        }  # fmt: skip
+        assert row["train_loss"] > 0 and row["tokens_per_second"] > 0
+
+
+def test_a_run_can_be_started_again_from_its_own_config(tiny, tmp_path):
+    result = tiny(steps=3)
+    config = TrainConfig.from_file(result.run / "config.toml", out=str(tmp_path / "again"))
+    assert train(config).val_loss == result.val_loss
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(tiny, tmp_path):
+    tiny(steps=1, out=str(tmp_path / "run"))
+    with pytest.raises(UserError, match="run holds a run already; choose another --out"):
+        tiny(steps=1, out=str(tmp_path / "run"))
+
+
+def test_without_out_each_run_gets_a_fresh_folder(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    runs = [tiny(steps=1, out=None).run.as_posix() for _ in range(2)]
+    assert runs == ["runs/gpt-001", "runs/gpt-002"]
+
+
+@pytest.mark.parametrize("tokens", ["bytes", "characters"])
+def test_load_gives_back_the_trained_model_and_its_tokenizer(tiny, tokens):
+    result = tiny(tokens=tokens)
+    model, tokenizer, labels = load(result.run)
+    assert labels is None and not model.training
+    assert sample(model, tokenizer, "\n", 20, seed=1) == result.sample
+    assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
+
+
+def test_load_of_no_run_or_a_broken_one_is_one_sentence(tiny, tmp_path):
+    with pytest.raises(UserError, match="holds no trained model"):
+        load(tmp_path)
+    run = tiny(steps=1).run
+    (run / "model.safetensors").write_bytes(b"broken")
+    with pytest.raises(UserError, match="holds a broken run"):
+        load(run)
+
+
+def test_learning_rate_rises_to_its_highest_and_falls_to_its_least():
+    config = TrainConfig(steps=100, warmup=10, learning_rate=1.0, min_learning_rate=0.1)
+    rates = [learning_rate(step, config) for step in range(1, 101)]
+    assert rates[:10] == pytest.approx([0.1 * i for i in range(1, 11)])
+    assert rates[54] == pytest.approx(0.55)
+    assert rates[99] == pytest.approx(0.1)
+    assert rates[9:] == sorted(rates[9:], reverse=True)
+
+
+def test_a_write_that_the_system_cuts_short_keeps_the_previous_file(tmp_path):
+    path = tmp_path / "weights"
+    write_atomically(path, b"previous")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # the kernel refuses byte 1001
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_atomically(path, b"x" * 100_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == b"previous"
+    assert os.listdir(tmp_path) == ["weights"]
+
+
+def test_a_full_disk_stops_the_run_and_keeps_the_previous_checkpoint(tiny, tmp_path, monkeypatch):
+    def full_from_step_20(run, model, step):
+        if step >= 20:
+            monkeypatch.setattr(os, "fsync", no_space)
+        save_weights(run, model, step)
+
+    def no_space(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(loop_module, "save_weights", full_from_step_20)
+    run = tmp_path / "full"
+    message = r"could not save step 20 in .*full: No space left on device; the weights of step 10"
+    with pytest.raises(UserError, match=message):
+        tiny(out=str(run))
+    assert saved_step(run) == 10
+    assert not list(run.glob("*.part"))
+    assert load(run).model is not None
+
+
+def test_weights_are_saved_before_the_validation(tiny, tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise MemoryError
+
+    monkeypatch.setattr(loop_module, "evaluate", fail)
+    with pytest.raises(MemoryError):
+        tiny(out=str(tmp_path / "run"))
+    assert saved_step(tmp_path / "run") == 10
+
+
+def test_a_loss_that_is_no_number_stops_with_the_step_and_keeps_the_weights(
+    tiny, tmp_path, monkeypatch
+):
+    steps = iter(range(1, 100))
+    true_loss = GPT.loss
+
+    def loss(self, tokens, targets, reduction="mean"):
+        value = true_loss(self, tokens, targets, reduction)
+        return value * float("nan") if self.training and next(steps) == 13 else value
+
+    monkeypatch.setattr(GPT, "loss", loss)
+    with pytest.raises(UserError, match=r"the loss is nan at step 13; the weights of step 10 are"):
+        tiny(out=str(tmp_path / "run"))
+    assert saved_step(tmp_path / "run") == 10
+
+
+def test_ctrl_c_finishes_the_step_saves_and_says_what_to_do(tiny, tmp_path, monkeypatch):
+    true_step = loop_module._step
+    steps = iter(range(1, 100))
+
+    def step(*arguments):
+        if next(steps) == 7:
+            signal.raise_signal(signal.SIGINT)
+        return true_step(*arguments)
+
+    monkeypatch.setattr(loop_module, "_step", step)
+    with pytest.raises(KeyboardInterrupt, match=r"stopped after step 7; the weights are saved"):
+        tiny(out=str(tmp_path / "run"))
+    assert saved_step(tmp_path / "run") == 7
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_hetkern_and_torch_loss_curves_agree_to_rounding_over_50_steps(tiny):
+    if not hasattr(hetkern, "cross_entropy"):
+        pytest.skip("hetkern.cross_entropy is not in this build")
+    curves = {
+        kernels: [
+            row.train_loss
+            for row in read_metrics(tiny(kernels=kernels, steps=50, log_every=1, layers=2).run)
+        ]
+        for kernels in ("hetkern", "reference", "torch")
+    }
+    assert len(curves["torch"]) == 50
+    assert curves["torch"][-1] < curves["torch"][0] - 1.0
+    assert curves["hetkern"] == pytest.approx(curves["torch"], rel=1e-5)
+    assert curves["reference"] == pytest.approx(curves["torch"], rel=1e-5)
