@@ -4,6 +4,7 @@
 #include "softmax.h"
 
 #include <tuple>
+#include <utility>
 
 #include "common/row_view.h"
 #include "ops.h"
@@ -56,8 +57,10 @@ struct Layout {
     for (int64_t d = dim + 1; d < static_cast<int64_t>(sizes.size()); ++d)
       if (sizes[d] > 1) columns = true, unit_dim = d;
   }
-  Tensor ready(const Tensor& t) const {
-    return t.dim() > 0 && t.size(unit_dim) > 1 && t.stride(unit_dim) != 1 ? torch::stable::contiguous(t) : t;
+  Tensor ready(const Tensor& t, bool broadcast_rows = false) const {
+    if (t.dim() == 0 || t.size(unit_dim) <= 1 || t.stride(unit_dim) == 1) return t;
+    if (broadcast_rows && !columns && t.stride(unit_dim) == 0) return t;
+    return torch::stable::contiguous(t);
   }
 };
 
@@ -69,10 +72,11 @@ const Tensor* pointer(const OptionalTensor& t) { return t ? &*t : nullptr; }
 
 }  // namespace
 
+// y, and y_sink if there is a sink.
 template <GetSoftmaxKernels kernels>
-std::tuple<Tensor, Tensor> softmax(const Tensor& x_any, int64_t any_dim, std::optional<ScalarType> dtype, double scale, double softcap,
-                                   OptionalTensor bias, OptionalTensor mask, bool causal, OptionalTensor sink, bool log) {
-  constexpr const char* op = "hetkern::softmax";
+std::pair<Tensor, OptionalTensor> softmax_of(const char* op, const Tensor& x_any, int64_t any_dim, std::optional<ScalarType> dtype,
+                                             double scale, double softcap, const OptionalTensor& bias, const OptionalTensor& mask,
+                                             bool causal, bool log, const OptionalTensor& sink) {
   const Sizes sizes = x_any.sizes();
   const auto rank = static_cast<int64_t>(sizes.size());
 
@@ -95,17 +99,16 @@ std::tuple<Tensor, Tensor> softmax(const Tensor& x_any, int64_t any_dim, std::op
   // Guard, allocate, return if empty.
   const OnDevice on(x_any);
   Tensor y = empty(x_any, sizes, y_type);
-  const int64_t none = 0;
-  Tensor y_sink = empty(x_any, sink ? rows_shape : Sizes(&none, 1), p.x_type == DType::f64 ? ScalarType::Double : ScalarType::Float);
-  const bool empty_rows = y.numel() == 0;
-  if (empty_rows && !(sink && y_sink.numel() > 0)) return {y, y_sink};
+  OptionalTensor y_sink;
+  if (sink) y_sink = empty(x_any, rows_shape, p.x_type == DType::f64 ? ScalarType::Double : ScalarType::Float);
+  if (y.numel() == 0 && !(y_sink && y_sink->numel() > 0)) return {y, y_sink};
 
   // Rows.
   const Layout layout(sizes, dim);
   Tensor x = layout.ready(x_any);
   const auto view = [&] {
     return view_rows(sizes, dim, {{&x, &p.x}, {&y, &p.y}, {pointer(bias), &p.bias}, {pointer(mask), &p.mask},
-                                  {pointer(sink), &p.sink, false}, {sink ? &y_sink : nullptr, &p.y_sink, false}}, p.rows);
+                                  {pointer(sink), &p.sink, false}, {pointer(y_sink), &p.y_sink, false}}, p.rows);
   };
   if (!view()) {
     x = torch::stable::contiguous(x);
@@ -118,6 +121,19 @@ std::tuple<Tensor, Tensor> softmax(const Tensor& x_any, int64_t any_dim, std::op
   const SoftmaxKernels& k = kernels();
   k.forward(p, k.plan({p.rows.M, p.rows.N, layout.columns, p.x_type, p.y_type}), on.stream);
   return {y, y_sink};
+}
+
+template <GetSoftmaxKernels kernels>
+Tensor softmax(const Tensor& x, int64_t dim, std::optional<ScalarType> dtype, double scale, double softcap, OptionalTensor bias,
+               OptionalTensor mask, bool causal, bool log) {
+  return softmax_of<kernels>("hetkern::softmax", x, dim, dtype, scale, softcap, bias, mask, causal, log, std::nullopt).first;
+}
+
+template <GetSoftmaxKernels kernels>
+std::tuple<Tensor, Tensor> softmax_sink(const Tensor& x, int64_t dim, std::optional<ScalarType> dtype, double scale, double softcap,
+                                        OptionalTensor bias, OptionalTensor mask, bool causal, bool log, const Tensor& sink) {
+  auto [y, y_sink] = softmax_of<kernels>("hetkern::softmax", x, dim, dtype, scale, softcap, bias, mask, causal, log, sink);
+  return {y, *y_sink};
 }
 
 template <GetSoftmaxKernels kernels>
@@ -145,7 +161,7 @@ Tensor softmax_backward(const Tensor& dy_any, const Tensor& y_any, OptionalTenso
 
   // Rows.
   const Layout layout(sizes, dim);
-  Tensor dy = layout.ready(dy_any), y = layout.ready(y_any);
+  Tensor dy = layout.ready(dy_any, true), y = layout.ready(y_any);
   OptionalTensor x;
   if (x_any) x = layout.ready(*x_any);
   const auto view = [&] {
@@ -206,6 +222,7 @@ std::tuple<Tensor, Tensor> softmax_double_backward(const Tensor& g_any, const Te
 template <GetSoftmaxKernels kernels>
 void serve_softmax(StableLibrary& m) {
   m.impl("softmax", TORCH_BOX((&softmax<kernels>)));
+  m.impl("softmax_sink", TORCH_BOX((&softmax_sink<kernels>)));
   m.impl("softmax_backward", TORCH_BOX((&softmax_backward<kernels>)));
   m.impl("softmax_double_backward", TORCH_BOX((&softmax_double_backward<kernels>)));
 }

@@ -31,7 +31,8 @@ struct SoftmaxForward {
 
 struct SoftmaxBackward {
   Rows rows;
-  Operand dy, y;      // y_type
+  Operand dy;         // y_type; its step may be 0: the gradient of a sum
+  Operand y;          // y_type
   Operand dx;         // x_type
   Operand x;          // x_type; present with a softcap
   Operand mask;       // bool; used by log alone: where softmax is masked, y = 0 already stops the gradient

@@ -197,6 +197,7 @@ inline A sum_chunk(int64_t begin, int64_t end, const Term& term) {
 template <class A, class T>
 inline Vec<A> load_strided(const T* from, int64_t step, int64_t j, int64_t count) {
   if (step == 1) return load_at<A>(from, j, count);
+  if (step == 0) return splat(get<A>(from));
   T lanes[W<A>] = {};
   for (int64_t i = 0; i < count; ++i) lanes[i] = from[(j + i) * step];
   return load<A>(lanes);

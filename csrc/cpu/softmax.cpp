@@ -105,7 +105,8 @@ template <bool log, class A, class X, class Y>
 struct BackwardRows {
   using Total = A;
   struct Row {
-    const Y *dy, *y;
+    const Y* dy;  // of step 1, or 0 where a sum's gradient is expanded
+    const Y* y;
     X* dx;
     const X* x;
     const uint8_t* mask;
@@ -125,7 +126,7 @@ struct BackwardRows {
   A sum(Row& row, int64_t c) const {
     const Chunk chunk(c, log ? p.rows.N : row.kept);
     return sum_chunk<A>(chunk.begin, chunk.begin + chunk.n, [&](int64_t j, int64_t count) {
-      const Vec<A> dy = load_at<A>(row.dy, j, count);
+      const Vec<A> dy = load_strided<A>(row.dy, p.dy.step, j, count);
       return log ? dy : dy * load_at<A>(row.y, j, count);
     });
   }
@@ -139,12 +140,12 @@ struct BackwardRows {
       const Vec<A> sum = splat(total), scale = splat(score.scale);
       write_row<A>(dx, chunk.n, plan.stream, [&](int64_t at, int64_t count) {
         const int64_t j = all.begin + at;
-        return softmax_gradient<log, A>(load_at<A>(row.dy, j, count), load_at<A>(row.y, j, count), sum) * scale;
+        return softmax_gradient<log, A>(load_strided<A>(row.dy, p.dy.step, j, count), load_at<A>(row.y, j, count), sum) * scale;
       });
     } else {
       write_row<A>(dx, chunk.n, plan.stream, [&](int64_t at, int64_t count) {
       const int64_t j = all.begin + at;
-      const Vec<A> dy = load_at<A>(row.dy, j, count), y = load_at<A>(row.y, j, count);
+      const Vec<A> dy = load_strided<A>(row.dy, p.dy.step, j, count), y = load_at<A>(row.y, j, count);
       Vec<A> dz = softmax_gradient<log, A>(dy, y, splat(total));
       if (log && row.mask) dz = kept_lanes<A>(dz, row.mask, p.mask.step, j, count);
       return dz * (row.x ? score.slope(load_at<A>(row.x, j, count)) : splat(score.scale));

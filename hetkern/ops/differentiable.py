@@ -35,9 +35,11 @@ def differentiable(
         ctx.set_materialize_grads(False)
         setup_context(ctx, inputs, output)
 
-    torch.library.register_autograd(
-        op, backward, setup_context=lambda ctx, inputs, output: save(ctx, inputs, output)
-    )
+    def save_for_both_modes(ctx: Any, inputs: tuple, output: Any) -> None:
+        save(ctx, inputs, output)
+        ctx.save_for_forward(*ctx.to_save)  # an eager call must not: it would keep its own output alive
+
+    torch.library.register_autograd(op, backward, setup_context=save)
 
     def forward(*args: Any) -> Any:
         with _below_autograd():
@@ -45,7 +47,8 @@ def differentiable(
 
     def eager_forward(ctx: Any, *args: Any) -> Any:
         output = forward(*args)
-        save(ctx, args, output)
+        ctx.set_materialize_grads(False)
+        setup_context(ctx, args, output)
         return output
 
     def no_jvp(ctx: Any, *tangents: Any) -> Any:
@@ -59,7 +62,7 @@ def differentiable(
     eager = function(forward=eager_forward, backward=backward)
     transform = function(
         forward=forward,
-        setup_context=save,
+        setup_context=save_for_both_modes,
         backward=backward,
         jvp=jvp or no_jvp,
         generate_vmap_rule=True,
@@ -79,3 +82,4 @@ def differentiable(
         return forward(*args)
 
     return call
+

@@ -1,0 +1,186 @@
+"""The derivatives of the softmax family's ops: what is saved, backward, double backward, forward mode.
+
+In each, ``y`` is the output, ``p`` the probability (``exp(y)`` for log-softmax), ``z`` the scores.
+"""
+
+from __future__ import annotations
+
+import torch
+
+# ---- softmax: x, dim, dtype, scale, softcap, bias, mask, causal, log -> y ------------------------
+
+
+def save(ctx, inputs, y):
+    """Keep ``y``; ``x`` for the slope of a softcap; the mask."""
+    _save(ctx, inputs, y)
+
+
+def backward(ops, ctx, dy):
+    """Gradients of ``x`` and ``bias``."""
+    if dy is None:
+        return (None,) * 9
+    y, x, mask = ctx.saved_tensors
+    dx, dbias = _score_gradients(ops, ctx, dy, y, x, mask)
+    return dx, None, None, None, None, dbias, None, None, None
+
+
+def jvp(ops, ctx, x_t, _dim, _dtype, _scale, _softcap, bias_t, _mask, _causal, _log):
+    """Tangent of ``y``."""
+    y, x, mask = ctx.saved_tensors
+    z_t, p = _score_tangent(ctx, y, x, x_t, bias_t)
+    return _output_tangent(ctx, y, mask, z_t, p, (p * z_t).sum(ctx.options[0], keepdim=True))
+
+
+# ---- softmax_sink: the same and sink -> y, y_sink ------------------------------------------------
+
+
+def save_sink(ctx, inputs, output):
+    """Keep what :func:`save` does, and the sink's own output."""
+    *plain, sink = inputs
+    _save(ctx, plain, *output)
+    ctx.sink_shape = sink.shape
+
+
+def backward_sink(ops, ctx, dy, dy_sink):
+    """Gradients of ``x``, ``bias`` and ``sink``."""
+    y, x, mask, y_sink = ctx.saved_tensors
+    dim, dtype, *_, log = ctx.options
+    if dy is None:
+        dy = torch.zeros_like(y)
+    # The sink's column is one more term of the row's sum, and gets its share of that sum.
+    p_sink = y_sink.exp() if log else y_sink
+    terms = dy if log else dy.to(p_sink.dtype) * y
+    total = terms.sum(dim, dtype=p_sink.dtype)
+    from_sink = None
+    if dy_sink is not None:
+        from_sink = dy_sink if log else dy_sink * y_sink
+        total = total + from_sink
+    dx, dbias = _score_gradients(ops, ctx, dy, y, x, mask, from_sink)
+    dsink = -p_sink * total
+    if dy_sink is not None:
+        dsink = dsink + from_sink
+    dsink = dsink.to(dtype).sum_to_size(ctx.sink_shape)
+    return dx, None, None, None, None, dbias, None, None, None, dsink
+
+
+def jvp_sink(ops, ctx, x_t, _dim, _dtype, _scale, _softcap, bias_t, _mask, _causal, _log, sink_t):
+    """Tangents of ``y`` and ``y_sink``."""
+    y, x, mask, y_sink = ctx.saved_tensors
+    dim, *_, log = ctx.options
+    z_t, p = _score_tangent(ctx, y, x, x_t, bias_t)
+    p_sink = y_sink.exp() if log else y_sink
+    s_t = torch.zeros_like(p_sink) if sink_t is None else sink_t.expand(p_sink.shape)
+    mean = (p * z_t).sum(dim, keepdim=True) + (p_sink * s_t).unsqueeze(dim)
+    y_sink_t = (s_t - mean.squeeze(dim)) * (1 if log else p_sink)
+    return _output_tangent(ctx, y, mask, z_t, p, mean), y_sink_t
+
+
+# ---- softmax_backward: dy, y, x, dim, dtype of x, scale, softcap, mask, causal, log -> dx --------
+
+
+def save_backward(ctx, inputs, output):
+    """Keep every tensor."""
+    dy, y, x, dim, dtype, scale, softcap, mask, causal, log = inputs
+    ctx.save_for_backward(dy, y, x, mask)
+    ctx.options = dim, dtype, scale, softcap, causal, log
+
+
+def double_backward(ops, ctx, g):
+    """Gradients of ``dy``, ``y`` and ``x``, where ``dx = slope(x) dz(dy, y)``."""
+    dy, y, x, mask = ctx.saved_tensors
+    dim, dtype, scale, softcap, causal, log = ctx.options
+    if g is None:
+        return (None,) * 10
+    g_dz, factor = g, scale
+    if softcap:
+        g_dz, factor = (g * _slope(x, dtype, scale, softcap)).to(g.dtype), 1.0
+    keep = _kept(y.shape, mask, causal, y.device)
+    if log and keep is not None:
+        g_dz = g_dz.masked_fill(~keep, 0)
+    g_dy, g_y = ops.softmax_double_backward(g_dz, dy, y, dim, factor, log)
+    g_x = None
+    if ctx.needs_input_grad[2]:
+        dz = ops.softmax_backward(dy, y, None, dim, dtype, 1.0, 0.0, mask, causal, log)
+        t = (x.to(_accumulator(dtype)) * (scale / softcap)).tanh()
+        g_x = (g * dz * (-2 * scale * scale / softcap * t * (1 - t * t))).to(x.dtype)
+    return g_dy, g_y, g_x, None, None, None, None, None, None, None
+
+
+# ---- softmax_double_backward ---------------------------------------------------------------------
+
+
+def save_nothing(ctx, inputs, output):
+    """Nothing follows."""
+
+
+def no_third_derivative(ops, ctx, *gradients):
+    """Refuse by name."""
+    raise NotImplementedError("hetkern::softmax: derivatives past the second are not implemented")
+
+
+# ---- Shared steps. -------------------------------------------------------------------------------
+
+
+def _accumulator(dtype):
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _save(ctx, inputs, y, *more):
+    x, dim, _, scale, softcap, bias, mask, causal, log = inputs
+    ctx.save_for_backward(y, x if softcap else None, mask, *more)
+    ctx.options = dim, x.dtype, scale, softcap, causal, log
+    ctx.bias_shape = None if bias is None else bias.shape
+
+
+def _slope(x, dtype, scale, softcap):
+    """dz/dx: ``scale (1 - tanh²(scale x / softcap))``, a number without a softcap."""
+    if not softcap:
+        return scale
+    t = (x.to(_accumulator(dtype)) * (scale / softcap)).tanh()
+    return scale * (1 - t * t)
+
+
+def _score_gradients(ops, ctx, dy, y, x, mask, from_sink=None):
+    """Gradients of ``x`` and ``bias``; ``from_sink`` is the sink's term of the row's sum."""
+    dim, dtype, scale, softcap, causal, log = ctx.options
+    wants_dx, wants_dbias = ctx.needs_input_grad[0], ctx.needs_input_grad[5]
+    if not wants_dbias and from_sink is None:
+        if not wants_dx:
+            return None, None
+        dx = ops.softmax_backward(dy, y, x, dim, dtype, scale, softcap, mask, causal, log)
+        return dx, None
+    # dz takes a call of its own, since it is not dx.
+    dz = ops.softmax_backward(dy, y, None, dim, dtype, 1.0, 0.0, mask, causal, log)
+    if from_sink is not None:
+        dz = dz - ((y.exp() if log else y) * from_sink.unsqueeze(dim)).to(dtype)
+    dx = (dz * _slope(x, dtype, scale, softcap)).to(dtype) if wants_dx else None
+    return dx, dz.sum_to_size(ctx.bias_shape) if wants_dbias else None
+
+
+def _score_tangent(ctx, y, x, x_t, bias_t):
+    """Tangent of the scores, and the probabilities."""
+    _, dtype, scale, softcap, _, log = ctx.options
+    p = (y.exp() if log else y).to(_accumulator(dtype))
+    z_t = torch.zeros_like(p)
+    if x_t is not None:
+        z_t = z_t + x_t * _slope(x, dtype, scale, softcap)
+    if bias_t is not None:
+        z_t = z_t + bias_t
+    return z_t, p
+
+
+def _output_tangent(ctx, y, mask, z_t, p, mean):
+    *_, causal, log = ctx.options
+    y_t = z_t - mean if log else p * (z_t - mean)
+    keep = _kept(y.shape, mask, causal, y.device)
+    if log and keep is not None:
+        y_t = y_t.masked_fill(~keep, 0)
+    return y_t.to(y.dtype)
+
+
+def _kept(shape, mask, causal, device):
+    """The boolean mask of a call, causal edge included; None if every column is kept."""
+    if causal:
+        edge = torch.ones(shape[-2:], dtype=torch.bool, device=device).tril(shape[-1] - shape[-2])
+        return edge if mask is None else edge & mask
+    return mask
