@@ -30,9 +30,10 @@ def batch_rows(
         for at in (*full, *broadcast, *rows):
             if args[at] is None:
                 continue
-            if in_dims[at] is not None:
+            batch_at = in_dims[at]
+            if batch_at is not None:
                 wanted = rank - 1 if at in rows else rank
-                args_list[at] = _front(args[at], in_dims[at], wanted)
+                args_list[at] = _front(args[at], batch_at, wanted)
             elif at in full:
                 args_list[at] = args[at].unsqueeze(0).expand(info.batch_size, *args[at].shape)
         if args_list[dim] >= 0:

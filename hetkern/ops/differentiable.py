@@ -1,8 +1,8 @@
 """One wiring of an op's derivatives for every way of calling it: eager, torch.ops, torch.compile, torch.func.
 
-``register_autograd`` alone serves torch.compile and direct calls, but costs an eager call several microseconds and refuses
-torch.func. So an eager call goes through a plain ``autograd.Function`` that runs the op below the Autograd key, and a torch.func
-transform through a Function with a separate ``setup_context``.
+``register_autograd`` alone serves torch.compile and direct calls, but costs an eager call several microseconds and
+refuses torch.func. So an eager call goes through a plain ``autograd.Function`` that runs the op below the Autograd key,
+and a torch.func transform through a Function with a separate ``setup_context``.
 """
 
 from __future__ import annotations

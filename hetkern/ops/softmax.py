@@ -48,7 +48,8 @@ def _backward(ops, ctx, dy, dy_sink):
     wants = ctx.needs_input_grad
     if dy is None:
         dy = torch.zeros_like(y)
-    dz = dx = dbias = dsink = None
+    dz: Any = None
+    dx = dbias = dsink = None
     # dz takes a call of its own only where it is not dx.
     if wants[5] or dy_sink is not None:
         dz = ops.softmax_backward(dy, y, None, dim, dtype, 1.0, 0.0, mask, causal, log)
@@ -163,21 +164,22 @@ def _no_third_derivative(ops, ctx, *gradients):
 
 _OPS = register(
     Op(
-        "softmax(Tensor x, int dim, ScalarType? dtype, float scale, float softcap, Tensor? bias, Tensor? mask, bool causal, "
-        "Tensor? sink, bool log) -> (Tensor y, Tensor y_sink)",
+        "softmax(Tensor x, int dim, ScalarType? dtype, float scale, float softcap, Tensor? bias, Tensor? mask, "
+        "bool causal, Tensor? sink, bool log) -> (Tensor y, Tensor y_sink)",
         _fake,
         Derivative(_save, _backward, _jvp),
         batch_rows(full=(0,), broadcast=(5, 6), rows=(8,), dim=1),
     ),
     Op(
-        "softmax_backward(Tensor dy, Tensor y, Tensor? x, int dim, ScalarType dtype, float scale, float softcap, Tensor? mask, "
-        "bool causal, bool log) -> Tensor",
+        "softmax_backward(Tensor dy, Tensor y, Tensor? x, int dim, ScalarType dtype, float scale, float softcap, "
+        "Tensor? mask, bool causal, bool log) -> Tensor",
         _fake_backward,
         Derivative(_save_backward, _double_backward),
         batch_rows(full=(0, 1, 2), broadcast=(7,), dim=3),
     ),
     Op(
-        "softmax_double_backward(Tensor g, Tensor dy, Tensor y, int dim, float scale, bool log) -> (Tensor g_dy, Tensor g_y)",
+        "softmax_double_backward(Tensor g, Tensor dy, Tensor y, int dim, float scale, bool log) "
+        "-> (Tensor g_dy, Tensor g_y)",
         _fake_double_backward,
         Derivative(_save_nothing, _no_third_derivative),
         batch_rows(full=(0, 1, 2), dim=3),
@@ -194,31 +196,37 @@ def _plan(x, dim=-1, dtype=None, **features: Any) -> dict[str, Any]:
     dim = dim % max(x.dim(), 1)
     N = x.shape[dim] if x.dim() else 1
     inner = x.shape[dim + 1 :].numel()
-    names = [str(t).removeprefix("torch.") for t in (x.dtype, dtype or x.dtype)]
+    read = x.dtype if dtype is None or _casts_inside(x.dtype, dtype) else dtype
+    names = [str(t).removeprefix("torch.") for t in (read, dtype or read)]
     plan = _impl.native.softmax_plan(x.numel() // max(N, 1), N, inner > 1, *names)
     return {"isa": _impl.native.isa(), **plan}
 
 
 def _call(public, op, x, dim, dtype, scale, softcap, bias, mask, causal, sink, impl, log) -> Tensor:
     ops: SimpleNamespace | None = _impl.choose(op, _OPS, x, impl)
-    if _impl._state.logs:
-        _impl.note(public, x=x, dim=dim, dtype=dtype, impl=impl)
+    given = x, dtype
     if dtype is None:
-        if not x.is_cpu and torch.is_autocast_enabled(x.device.type):
+        if not x.is_cpu and not x.is_meta and torch.is_autocast_enabled(x.device.type):
             dtype = torch.float32 if x.dtype != torch.float64 else None  # as torch's own softmax on a GPU
-    elif dtype is not x.dtype and (dtype is not torch.float32 or x.dtype not in _HALF):
+    elif dtype is not x.dtype and not _casts_inside(x.dtype, dtype):
         x, dtype = x.to(dtype), None  # torch casts first; only 16 bits to float32 is done in the kernel
     if softcap is not None and not softcap > 0:
         raise ValueError(f"{op}: softcap: wanted a value above 0, or None, got {softcap}")
     if ops is None:
-        return reference.softmax(x, dim, dtype, scale=scale, softcap=softcap, bias=bias, mask=mask, causal=causal, sink=sink, log=log)
-    if dim >= 0:
-        rank = x.dim()
-        dim = dim - rank if dim < rank else dim  # from the end: stays right under vmap
-    return ops.softmax(x, dim, dtype, scale, softcap or 0.0, bias, mask, causal, sink, log)[0]
+        features = {"scale": scale, "softcap": softcap, "bias": bias, "mask": mask, "causal": causal, "sink": sink}
+        y = reference.softmax(x, dim, dtype, **features, log=log)
+    else:
+        if dim >= 0:
+            rank = x.dim()
+            dim = dim - rank if dim < rank else dim  # from the end: stays right under vmap
+        y = ops.softmax(x, dim, dtype, scale, softcap or 0.0, bias, mask, causal, sink, log)[0]
+    if _impl.thread.logs:
+        _impl.note(public, x=given[0], dim=dim, dtype=given[1], impl=impl)
+    return y
 
 
-_HALF = (torch.float16, torch.bfloat16)
+def _casts_inside(x: torch.dtype, dtype: torch.dtype) -> bool:
+    return dtype is torch.float32 and x in (torch.float16, torch.bfloat16)
 
 
 @_impl.explainable("hetkern.softmax", _OPS, _plan)
@@ -289,4 +297,6 @@ def log_softmax(
     and an emptied row is ``-inf`` throughout. The logarithm is ``log1p`` of the terms beside the maximum's own,
     so that a confident row is right to rounding.
     """
-    return _call(log_softmax, "hetkern.log_softmax", x, dim, dtype, scale, softcap, bias, mask, causal, sink, impl, True)
+    return _call(
+        log_softmax, "hetkern.log_softmax", x, dim, dtype, scale, softcap, bias, mask, causal, sink, impl, True
+    )
