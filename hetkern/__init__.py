@@ -1,4 +1,7 @@
-"""Fused kernels for language models: softmax, cross-entropy and more, with one written meaning on every processor."""
+"""Fused kernels for language models: softmax, cross-entropy and more.
+
+Each operation has one written meaning, on every processor.
+"""
 
 from . import _library
 from . import impl as _impl

@@ -1,8 +1,9 @@
 """Which implementation runs, and why.
 
-``impl=``, :func:`use` and ``HETKERN_IMPL`` choose; :func:`explain` and :func:`record` tell. A named implementation
-never falls back: it raises and says why. "auto" takes the best one that supports the call, and the reference only with
-a warning, once per op and reason; ``HETKERN_STRICT=1`` makes that warning an error.
+``impl=``, :func:`use` and ``HETKERN_IMPL`` choose; :func:`explain` and :func:`record` tell. A named
+implementation never falls back: it raises and says why. "auto" takes the best one that supports the
+call, and the reference only with a warning, once per op and reason; ``HETKERN_STRICT=1`` makes that
+warning an error.
 """
 
 from __future__ import annotations
@@ -38,12 +39,18 @@ def _checked(name: str, source: str) -> str:
 
 
 class _Thread(threading.local):
-    """What this thread asked for. ``choose`` reads it in every call, so it holds plain attributes."""
+    """What this thread asked for: plain attributes, since every call reads them.
 
-    used: str = _checked(os.environ.get("HETKERN_IMPL", "auto"), "HETKERN_IMPL")
-    logs: tuple[list[Call], ...] = ()
+    They are set here and not in the class: Dynamo's guards on an attribute of a thread-local
+    object fail where the instance may lack it.
+    """
+
+    def __init__(self) -> None:  # runs in each thread
+        self.used: str = _from_outside
+        self.logs: tuple[list[Call], ...] = ()
 
 
+_from_outside = _checked(os.environ.get("HETKERN_IMPL", "auto"), "HETKERN_IMPL")
 thread = _Thread()
 _warned: set[tuple[str, str]] = set()
 
@@ -76,7 +83,9 @@ def why_not(impl: str, device: str) -> str | None:
     return missing_library
 
 
-def choose(op: str, served: dict[str, SimpleNamespace], x: Tensor, impl: str) -> SimpleNamespace | None:
+def choose(
+    op: str, served: dict[str, SimpleNamespace], x: Tensor, impl: str
+) -> SimpleNamespace | None:
     """The callables that serve a call on ``x``, or None for the reference.
 
     Raises:
@@ -127,7 +136,7 @@ def _is_ours(module: str) -> bool:
     return module.startswith(("hetkern.", "torch.nn.modules."))
 
 
-# ---- What ran, and what would run. ----------------------------------------------------------------
+# ---- What ran, and what would run. ---------------------------------------------------------------
 
 
 @dataclass
@@ -155,8 +164,10 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 _planners: dict[Callable[..., Any], tuple[str, dict[str, SimpleNamespace], Planner]] = {}
 
 
-def explainable(op: str, served: dict[str, SimpleNamespace], planner: Planner) -> Callable[[Function], Function]:
-    """Decorate a public function: ``planner`` takes its arguments, gives the native plan as a dict."""
+def explainable(
+    op: str, served: dict[str, SimpleNamespace], planner: Planner
+) -> Callable[[Function], Function]:
+    """Decorate a public function; ``planner`` takes its arguments and gives the native plan."""
 
     def mark(function: Function) -> Function:
         _planners[function] = (op, served, planner)
@@ -223,7 +234,7 @@ def record() -> Iterator[list[Call]]:
 
 
 def note(function: Callable[..., Any], **arguments: Any) -> None:
-    """Enter a call that has run into this thread's logs; the caller asks ``if thread.logs`` first."""
+    """Enter a call that has run into this thread's logs; ask ``if thread.logs`` first."""
     if torch.compiler.is_compiling():
         return
     call = _describe(function, arguments)

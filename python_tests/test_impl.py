@@ -14,7 +14,9 @@ import hetkern
 from hetkern import impl
 
 ROOT = Path(__file__).parents[1]
-needs_library = pytest.mark.skipif(impl.missing_library is not None, reason=str(impl.missing_library))
+needs_library = pytest.mark.skipif(
+    impl.missing_library is not None, reason=str(impl.missing_library)
+)
 X = torch.tensor([[0.5, -1.0, 2.0], [1.0, 1.5, 0.0]])
 
 
@@ -40,10 +42,12 @@ def ran(function=hetkern.softmax, *args, **kwargs):
 
 def run_python(code, **environment):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    return subprocess.run([sys.executable, "-c", code], env=environment, text=True, capture_output=True)
+    return subprocess.run(
+        [sys.executable, "-c", code], env=environment, text=True, capture_output=True
+    )
 
 
-# ---- impl= ------------------------------------------------------------------------------------------
+# ---- impl= ---------------------------------------------------------------------------------------
 
 
 @needs_library
@@ -61,12 +65,16 @@ def test_an_unknown_implementation_is_refused_with_the_known_ones():
 
 @pytest.mark.parametrize("name", ["cuda", "triton"])
 def test_a_named_implementation_that_is_not_built_raises_by_name(name):
-    with pytest.raises(NotImplementedError, match=f"hetkern.softmax: impl: '{name}' cannot run here: "):
+    with pytest.raises(
+        NotImplementedError, match=f"hetkern.softmax: impl: '{name}' cannot run here: "
+    ):
         hetkern.softmax(X, impl=name)
 
 
 def test_a_named_implementation_does_not_fall_back_where_the_library_is_missing(without_library):
-    with pytest.raises(NotImplementedError, match="'cpu' cannot run here: the library is not built"):
+    with pytest.raises(
+        NotImplementedError, match="'cpu' cannot run here: the library is not built"
+    ):
         hetkern.softmax(X, impl="cpu")
 
 
@@ -95,7 +103,7 @@ def test_backward_runs_the_implementation_of_its_forward():
     assert "hetkern::softmaxBackward" in nodes(hetkern.softmax(x).grad_fn)
 
 
-# ---- use --------------------------------------------------------------------------------------------
+# ---- use -----------------------------------------------------------------------------------------
 
 
 @needs_library
@@ -128,7 +136,10 @@ def test_use_ends_with_an_exception():
 
 
 def test_use_refuses_an_unknown_name_and_changes_nothing():
-    with pytest.raises(ValueError, match=r"hetkern.use: impl: wanted one of .* got 'fast'"), hetkern.use("fast"):
+    with (
+        pytest.raises(ValueError, match=r"hetkern.use: impl: wanted one of .* got 'fast'"),
+        hetkern.use("fast"),
+    ):
         pass
     assert impl.thread.used == "auto"
 
@@ -185,7 +196,23 @@ def test_use_is_seen_by_a_compiled_function():
     assert ["ops.hetkern.softmax" in code for code in graphs] == [True, False, False]
 
 
-# ---- The environment. ---------------------------------------------------------------------------------
+def test_use_inside_a_compiled_function_leaves_other_compiled_calls_right():
+    # In a fresh thread-local: Dynamo's guards failed while the defaults stood in its class.
+    code = """
+import torch, hetkern
+compiled = torch.compile(hetkern.softmax, backend="eager", fullgraph=True)
+@torch.compile(backend="eager", fullgraph=True)
+def inside(x):
+    with hetkern.use("reference"):
+        return hetkern.softmax(x)
+x = torch.ones(2, 2)
+print([f(x).tolist()[0] for f in (compiled, inside, compiled)], hetkern.impl.thread.used)
+"""
+    done = run_python(code)
+    assert done.stdout == "[[0.5, 0.5], [0.5, 0.5], [0.5, 0.5]] auto\n", done.stderr
+
+
+# ---- The environment. ----------------------------------------------------------------------------
 
 SAY = "import torch, hetkern; print(hetkern.explain(hetkern.softmax, torch.ones(2, 3)).impl)"
 
@@ -203,7 +230,8 @@ def test_use_overrules_hetkern_impl():
 
 
 def test_hetkern_impl_reaches_every_thread():
-    code = f"import threading\ndef run():\n    {SAY}\nt = threading.Thread(target=run); t.start(); t.join()"
+    start = "import threading\nthread = threading.Thread(target=run); thread.start(); thread.join()"
+    code = f"def run():\n    {SAY}\n{start}"
     done = run_python(code, HETKERN_IMPL="reference")
     assert done.stdout == "reference\n", done.stderr
 
@@ -211,11 +239,16 @@ def test_hetkern_impl_reaches_every_thread():
 def test_an_unknown_hetkern_impl_is_refused_at_import():
     done = run_python("import hetkern", HETKERN_IMPL="gpu")
     assert done.returncode == 1
-    assert "ValueError: HETKERN_IMPL: wanted one of auto, cpu, cuda, triton, reference, got 'gpu'" in done.stderr
+    assert (
+        "ValueError: HETKERN_IMPL: wanted one of auto, cpu, cuda, triton, reference, got 'gpu'"
+        in done.stderr
+    )
 
 
 def test_a_hetkern_impl_that_cannot_run_raises_by_name():
-    done = run_python("import torch, hetkern; hetkern.softmax(torch.ones(2))", HETKERN_IMPL="triton")
+    done = run_python(
+        "import torch, hetkern; hetkern.softmax(torch.ones(2))", HETKERN_IMPL="triton"
+    )
     assert "NotImplementedError: hetkern.softmax: impl: 'triton' cannot run here: " in done.stderr
 
 
@@ -225,16 +258,21 @@ def test_hetkern_strict_makes_the_fallback_an_error():
     relaxed = run_python(code, HETKERN_STRICT="0", **absent)
     assert relaxed.stdout == "tensor([0.5000, 0.5000])\n" and "Fallback" in relaxed.stderr
     strict = run_python(code, HETKERN_STRICT="1", **absent)
-    assert "NotImplementedError: hetkern.softmax: nothing but the reference can run here: " in strict.stderr
+    assert (
+        "NotImplementedError: hetkern.softmax: nothing but the reference can run here: "
+        in strict.stderr
+    )
     named = run_python(code.replace("auto", "reference"), HETKERN_STRICT="1", **absent)
     assert (named.stdout, named.stderr) == ("tensor([0.5000, 0.5000])\n", "")
 
 
-# ---- The fallback. --------------------------------------------------------------------------------------
+# ---- The fallback. -------------------------------------------------------------------------------
 
 
 def test_auto_falls_to_the_reference_with_a_warning_at_the_users_line(without_library):
-    with pytest.warns(impl.Fallback, match="hetkern.softmax runs the plain PyTorch reference: the library") as seen:
+    with pytest.warns(
+        impl.Fallback, match="hetkern.softmax runs the plain PyTorch reference: the library"
+    ) as seen:
         y = hetkern.softmax(X)
     assert seen[0].filename == __file__
     assert torch.equal(y, X.softmax(-1))
@@ -268,13 +306,18 @@ def test_the_reference_by_name_warns_of_nothing(without_library):
         hetkern.softmax(X, impl="reference")
 
 
-# ---- explain ----------------------------------------------------------------------------------------------
+# ---- explain -------------------------------------------------------------------------------------
 
 
 @needs_library
 def test_explain_says_which_and_why_and_why_not_the_others():
     call = hetkern.explain(hetkern.softmax, X)
-    assert (call.op, call.shape, call.dtype, call.impl) == ("hetkern.softmax", (2, 3), "float32", "cpu")
+    assert (call.op, call.shape, call.dtype, call.impl) == (
+        "hetkern.softmax",
+        (2, 3),
+        "float32",
+        "cpu",
+    )
     assert call.why == "the best that can run here"
     assert call.reasons == {
         "cuda": "this version of hetkern has no such kernels yet",
@@ -282,7 +325,11 @@ def test_explain_says_which_and_why_and_why_not_the_others():
         "reference": "a faster one serves this call",
     }
     named = hetkern.explain(hetkern.softmax, X, impl="reference")
-    assert (named.impl, named.why, named.reasons["cpu"]) == ("reference", "named in the call", "another one is named")
+    assert (named.impl, named.why, named.reasons["cpu"]) == (
+        "reference",
+        "named in the call",
+        "another one is named",
+    )
     with hetkern.use("reference"):
         assert hetkern.explain(hetkern.softmax, X).why == "named by hetkern.use or HETKERN_IMPL"
 
@@ -291,7 +338,10 @@ def test_explain_says_which_and_why_and_why_not_the_others():
 @pytest.mark.skipif(impl.native is None, reason="hetkern._C is not built")
 def test_explain_shows_the_plan_of_the_library():
     rows = hetkern.explain(hetkern.softmax, torch.empty(8, 64))
-    assert rows.plan == {"isa": impl.native.isa(), **impl.native.softmax_plan(8, 64, False, "float32", "float32")}
+    assert rows.plan == {
+        "isa": impl.native.isa(),
+        **impl.native.softmax_plan(8, 64, False, "float32", "float32"),
+    }
     columns = hetkern.explain(hetkern.log_softmax, torch.empty(8, 64, dtype=torch.float64), dim=0)
     assert columns.plan["path"] == "columns"
 
@@ -305,12 +355,20 @@ def test_explain_shows_the_plan_of_the_library():
         (torch.bfloat16, torch.float32, "bfloat16", "float32"),
     ],
 )
-def test_the_plan_is_of_what_the_kernel_reads_after_a_cast(given, dtype, read, written, monkeypatch):
+def test_the_plan_is_of_what_the_kernel_reads_after_a_cast(
+    given, dtype, read, written, monkeypatch
+):
     asked = []
-    fake = type("native", (), {"isa": lambda: "base", "softmax_plan": lambda *plan: asked.append(plan) or {}})
+    fake = type(
+        "native",
+        (),
+        {"isa": lambda: "base", "softmax_plan": lambda *plan: asked.append(plan) or {}},
+    )
     monkeypatch.setattr(impl, "native", fake)
     x = torch.ones(4, 8, dtype=given)
-    assert hetkern.explain(hetkern.softmax, x, dtype=dtype).dtype == str(given).removeprefix("torch.")
+    assert hetkern.explain(hetkern.softmax, x, dtype=dtype).dtype == str(given).removeprefix(
+        "torch."
+    )
     with hetkern.record():
         hetkern.softmax(x, dtype=dtype)
     assert asked == [(4, 8, False, read, written)] * 2
@@ -318,7 +376,10 @@ def test_the_plan_is_of_what_the_kernel_reads_after_a_cast(given, dtype, read, w
 
 def test_explain_prints_a_line_for_each_implementation():
     text = str(hetkern.explain(hetkern.softmax, X, impl="reference")).splitlines()
-    assert text[0] == "hetkern.softmax (2, 3) float32: reference (named in the call) path=eager PyTorch"
+    assert (
+        text[0]
+        == "hetkern.softmax (2, 3) float32: reference (named in the call) path=eager PyTorch"
+    )
     assert [line.split(":")[0] for line in text[1:]] == ["  not cpu", "  not cuda", "  not triton"]
 
 
@@ -352,11 +413,13 @@ def test_explain_raises_what_the_call_would(without_library, monkeypatch):
 
 
 def test_explain_refuses_what_is_no_operation_of_hetkern():
-    with pytest.raises(ValueError, match=r"wanted a public operation of hetkern, got <built-in .*softmax"):
+    with pytest.raises(
+        ValueError, match=r"wanted a public operation of hetkern, got <built-in .*softmax"
+    ):
         hetkern.explain(torch.softmax, X)
 
 
-# ---- record -----------------------------------------------------------------------------------------------
+# ---- record --------------------------------------------------------------------------------------
 
 
 @needs_library
@@ -428,7 +491,9 @@ def test_record_hears_its_own_thread_alone():
         for thread in threads:
             thread.join()
     assert mine == []
-    assert logs == {number: [(number, columns) for columns in range(1, 21)] for number in range(1, 5)}
+    assert logs == {
+        number: [(number, columns) for columns in range(1, 21)] for number in range(1, 5)
+    }
 
 
 def test_a_compiled_call_runs_inside_a_recording():

@@ -13,7 +13,7 @@ from .. import reference
 from .batching import batch_rows
 from .family import Derivative, Op, register
 
-# ---- softmax: x, dim, dtype, scale, softcap, bias, mask, causal, sink, log -> y, y_sink --------------
+# ---- softmax: x, dim, dtype, scale, softcap, bias, mask, causal, sink, log -> y, y_sink ----------
 
 
 def _accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -113,7 +113,7 @@ def _keep(shape, mask, causal, device):
     return mask
 
 
-# ---- softmax_backward: dy, y, x, dim, dtype of x, scale, softcap, mask, causal, log -> dx -------------
+# ---- softmax_backward: dy, y, x, dim, dtype of x, scale, softcap, mask, causal, log -> dx --------
 
 
 def _fake_backward(dy, y, x, dim, dtype, scale, softcap, mask, causal, log):
@@ -147,7 +147,7 @@ def _double_backward(ops, ctx, g):
     return g_dy, g_y, g_x, None, None, None, None, None, None, None
 
 
-# ---- softmax_double_backward: g, dy, y, dim, scale, log -> g_dy, g_y ----------------------------------
+# ---- softmax_double_backward: g, dy, y, dim, scale, log -> g_dy, g_y -----------------------------
 
 
 def _fake_double_backward(g, dy, y, dim, scale, log):
@@ -164,15 +164,15 @@ def _no_third_derivative(ops, ctx, *gradients):
 
 _OPS = register(
     Op(
-        "softmax(Tensor x, int dim, ScalarType? dtype, float scale, float softcap, Tensor? bias, Tensor? mask, "
-        "bool causal, Tensor? sink, bool log) -> (Tensor y, Tensor y_sink)",
+        "softmax(Tensor x, int dim, ScalarType? dtype, float scale, float softcap, Tensor? bias, "
+        "Tensor? mask, bool causal, Tensor? sink, bool log) -> (Tensor y, Tensor y_sink)",
         _fake,
         Derivative(_save, _backward, _jvp),
         batch_rows(full=(0,), broadcast=(5, 6), rows=(8,), dim=1),
     ),
     Op(
-        "softmax_backward(Tensor dy, Tensor y, Tensor? x, int dim, ScalarType dtype, float scale, float softcap, "
-        "Tensor? mask, bool causal, bool log) -> Tensor",
+        "softmax_backward(Tensor dy, Tensor y, Tensor? x, int dim, ScalarType dtype, float scale, "
+        "float softcap, Tensor? mask, bool causal, bool log) -> Tensor",
         _fake_backward,
         Derivative(_save_backward, _double_backward),
         batch_rows(full=(0, 1, 2), broadcast=(7,), dim=3),
@@ -187,7 +187,7 @@ _OPS = register(
 )
 
 
-# ---- Public functions. --------------------------------------------------------------------------------
+# ---- Public functions. ---------------------------------------------------------------------------
 
 
 def _plan(x, dim=-1, dtype=None, **features: Any) -> dict[str, Any]:
@@ -202,30 +202,33 @@ def _plan(x, dim=-1, dtype=None, **features: Any) -> dict[str, Any]:
     return {"isa": _impl.native.isa(), **plan}
 
 
-def _call(public, op, x, dim, dtype, scale, softcap, bias, mask, causal, sink, impl, log) -> Tensor:
+def _call(x, dim, dtype, scale, softcap, bias, mask, causal, sink, log, impl) -> Tensor:
+    op = "hetkern.log_softmax" if log else "hetkern.softmax"
     ops: SimpleNamespace | None = _impl.choose(op, _OPS, x, impl)
     given = x, dtype
-    if dtype is None:
+    if dtype is None:  # under autocast as torch's own softmax: float32 on a GPU
         if not x.is_cpu and not x.is_meta and torch.is_autocast_enabled(x.device.type):
-            dtype = torch.float32 if x.dtype != torch.float64 else None  # as torch's own softmax on a GPU
-    elif dtype is not x.dtype and not _casts_inside(x.dtype, dtype):
-        x, dtype = x.to(dtype), None  # torch casts first; only 16 bits to float32 is done in the kernel
+            dtype = torch.float32 if x.dtype != torch.float64 else None
+    elif dtype is not x.dtype and not _casts_inside(x.dtype, dtype):  # torch casts first
+        x, dtype = x.to(dtype), None
     if softcap is not None and not softcap > 0:
         raise ValueError(f"{op}: softcap: wanted a value above 0, or None, got {softcap}")
     if ops is None:
-        features = {"scale": scale, "softcap": softcap, "bias": bias, "mask": mask, "causal": causal, "sink": sink}
-        y = reference.softmax(x, dim, dtype, **features, log=log)
+        masks = {"bias": bias, "mask": mask, "causal": causal, "sink": sink}
+        y = reference.softmax(x, dim, dtype, scale=scale, softcap=softcap, log=log, **masks)
     else:
         if dim >= 0:
             rank = x.dim()
             dim = dim - rank if dim < rank else dim  # from the end: stays right under vmap
         y = ops.softmax(x, dim, dtype, scale, softcap or 0.0, bias, mask, causal, sink, log)[0]
     if _impl.thread.logs:
+        public = log_softmax if log else softmax
         _impl.note(public, x=given[0], dim=dim, dtype=given[1], impl=impl)
     return y
 
 
 def _casts_inside(x: torch.dtype, dtype: torch.dtype) -> bool:
+    """Whether the kernel itself casts, from 16 bits to float32."""
     return dtype is torch.float32 and x in (torch.float16, torch.bfloat16)
 
 
@@ -248,33 +251,37 @@ def softmax(
     ``y_j = exp(z_j - m) / (sum_k exp(z_k - m) + exp(sink - m))`` with
     ``z = softcap * tanh(scale * x / softcap) + bias``, ``-inf`` where masked, and ``m = max z``.
 
-    Equals ``F.softmax(scale * x + bias, dim, dtype=dtype)``; sums are float32 (float64 for float64).
+    Equals ``F.softmax(scale * x + bias, dim, dtype=dtype)``; sums are float32 (float64 for
+    float64).
 
     Args:
-        x: any shape and strides; float32, float64, float16 or bfloat16 (other dtypes with ``dtype=``).
+        x: any shape and strides; float32, float64, float16 or bfloat16 (others with ``dtype=``).
         dim: the dimension that sums to one.
-        dtype: of the result; ``x`` is cast first, as torch does (16 bits to float32 inside the kernel).
+        dtype: of the result; ``x`` is cast first, as torch does (16 bits to float32 inside the
+            kernel).
         scale: factor on ``x``.
         softcap: soft bound on the scaled scores, above 0; None for none.
         bias: added to the scores; broadcasts to ``x``; ``x``'s dtype; has a gradient.
         mask: boolean, True = keep; broadcasts to ``x``.
-        causal: query ``i`` (dimension -2) sees keys ``j <= i + Lk - Lq``: aligned bottom-right. Needs ``dim=-1``.
-        sink: a raw logit more in each row, whose column is not returned; broadcasts to ``x``'s shape without
-            ``dim``; ``x``'s dtype; has a gradient.
+        causal: query ``i`` (dimension -2) sees keys ``j <= i + Lk - Lq``: aligned bottom-right.
+            Needs ``dim=-1``.
+        sink: a raw logit more in each row, whose column is not returned; broadcasts to ``x``'s
+            shape without ``dim``; ``x``'s dtype; has a gradient.
         impl: "auto", "cpu", "cuda", "triton" or "reference"; a named one never falls back.
 
     Returns:
-        ``x``'s shape, contiguous. A row that mask or causal empties is 0 and passes no gradient; a row of
-        ``-inf`` is NaN, as torch's.
+        ``x``'s shape, contiguous. A row that mask or causal empties is 0 and passes no gradient; a
+        row of ``-inf`` is NaN, as torch's.
 
     Raises:
-        ValueError: a dtype, shape or value does not fit; the message names op, argument, wanted and got.
+        ValueError: a dtype, shape or value does not fit; the message names op, argument, wanted and
+            got.
         IndexError: ``dim`` is out of range.
         NotImplementedError: the named implementation cannot run here.
 
     Source: Milakov & Gimelshein (2018), arXiv:1805.02867, Algorithm 3.
     """
-    return _call(softmax, "hetkern.softmax", x, dim, dtype, scale, softcap, bias, mask, causal, sink, impl, False)
+    return _call(x, dim, dtype, scale, softcap, bias, mask, causal, sink, False, impl)
 
 
 @_impl.explainable("hetkern.log_softmax", _OPS, _plan)
@@ -291,12 +298,12 @@ def log_softmax(
     sink: Tensor | None = None,
     impl: str = "auto",
 ) -> Tensor:
-    """Logarithm of :func:`softmax`, in nats: ``y_j = z_j - m - log(sum_k exp(z_k - m) + exp(sink - m))``.
+    """Logarithm of :func:`softmax`, in nats.
 
-    Arguments, edges and errors are those of :func:`softmax`; a masked column is ``-inf`` and has no gradient,
-    and an emptied row is ``-inf`` throughout. The logarithm is ``log1p`` of the terms beside the maximum's own,
-    so that a confident row is right to rounding.
+    ``y_j = z_j - m - log(sum_k exp(z_k - m) + exp(sink - m))``.
+
+    Arguments, edges and errors are those of :func:`softmax`; a masked column is ``-inf`` and has no
+    gradient, and an emptied row is ``-inf`` throughout. The logarithm is ``log1p`` of the terms
+    beside the maximum's own, so that a confident row is right to rounding.
     """
-    return _call(
-        log_softmax, "hetkern.log_softmax", x, dim, dtype, scale, softcap, bias, mask, causal, sink, impl, True
-    )
+    return _call(x, dim, dtype, scale, softcap, bias, mask, causal, sink, True, impl)
