@@ -46,7 +46,9 @@ def doctor() -> Report:
     report["library"] = _loaded_library()
     native = _impl.native
     report["compiler"] = native.compiler() if native else _NO_FACTS
-    report["CUDA kernels"] = ("built" if native.with_cuda() else "not built") if native else _NO_FACTS
+    report["CUDA kernels"] = (
+        ("built" if native.with_cuda() else "not built") if native else _NO_FACTS
+    )
     report["instruction sets"] = _instruction_sets()
     threads = native.threads() if native else torch.get_num_threads()
     report["threads"] = f"{threads} of {os.cpu_count()} processors (torch.set_num_threads)"
@@ -86,7 +88,9 @@ def _instruction_sets() -> str:
     if native is None:
         return _NO_FACTS
     in_force = native.isa()
-    return ", ".join(f"{level} (in force)" if level == in_force else level for level in native.isa_levels())
+    return ", ".join(
+        f"{level} (in force)" if level == in_force else level for level in native.isa_levels()
+    )
 
 
 def _triton() -> str:

@@ -63,7 +63,12 @@ def test_every_exact_torch_module_becomes_ours_and_computes_the_same():
         assert type(model.get_submodule(name)) is getattr(hetkern.nn, kind)
     with hetkern.record() as log:
         after = model(inputs())
-    assert [call.op.removeprefix("hetkern.") for call in log] == ["softmax", "softmax", "log_softmax", "cross_entropy"]
+    assert [call.op.removeprefix("hetkern.") for call in log] == [
+        "softmax",
+        "softmax",
+        "log_softmax",
+        "cross_entropy",
+    ]
     torch.testing.assert_close(after, before)
 
 
@@ -72,7 +77,12 @@ def test_parameters_buffers_modules_and_the_training_flag_stay():
     held = [*model.parameters(), *model.buffers(), *model.modules()]
     state = copy.deepcopy(model.state_dict())
     convert(model)
-    assert all(a is b for a, b in zip(held, [*model.parameters(), *model.buffers(), *model.modules()], strict=True))
+    assert all(
+        a is b
+        for a, b in zip(
+            held, [*model.parameters(), *model.buffers(), *model.modules()], strict=True
+        )
+    )
     assert not any(module.training for module in model.modules())
     assert list(model.state_dict()) == list(state) and "loss.weight" in state
     assert torch.equal(model.state_dict()["loss.weight"], state["loss.weight"])
@@ -166,7 +176,7 @@ def test_a_model_compiled_before_runs_ours_afterwards():
     assert len(graphs) == 2
 
 
-# ---- What is left, and why. ---------------------------------------------------------------------------------
+# ---- What is left, and why. ----------------------------------------------------------------------
 
 
 def test_a_subclass_is_left():
@@ -194,7 +204,9 @@ def test_a_module_whose_forward_was_replaced_is_left():
     assert torch.equal(model(inputs()), inputs() + 1)
 
 
-@pytest.mark.parametrize("module", [nn.Softmin(-1), nn.Softmax2d(), nn.MultiheadAttention(8, 2)], ids=str)
+@pytest.mark.parametrize(
+    "module", [nn.Softmin(-1), nn.Softmax2d(), nn.MultiheadAttention(8, 2)], ids=str
+)
 def test_a_softmax_without_a_drop_in_is_named(module):
     kind = type(module)
     report = convert(nn.Sequential(module, nn.Linear(8, 8)))
@@ -208,7 +220,9 @@ def test_a_softmax_without_a_drop_in_is_named(module):
         ("head", {"head": "excluded by 'head'"}),
         (
             ["blocks.*.softmax"],
-            dict.fromkeys(["blocks.0.softmax", "blocks.1.softmax"], "excluded by 'blocks.*.softmax'"),
+            dict.fromkeys(
+                ["blocks.0.softmax", "blocks.1.softmax"], "excluded by 'blocks.*.softmax'"
+            ),
         ),
         ("blocks.1", {"blocks.1.softmax": "excluded by 'blocks.1'"}),
         (nn.LogSoftmax, {"head": "excluded as a LogSoftmax"}),
@@ -250,17 +264,23 @@ def test_exclude_holds_on_the_way_back():
 
 def test_the_report_prints_a_line_for_each_module():
     assert str(convert(nn.Sequential(nn.Softmax(-1), nn.Softmin(-1)))) == (
-        "1 converted, 1 left\n  0: hetkern.nn.Softmax\n  1: left as torch.nn.Softmin, hetkern has no drop-in for it"
+        "1 converted, 1 left\n"
+        "  0: hetkern.nn.Softmax\n"
+        "  1: left as torch.nn.Softmin, hetkern has no drop-in for it"
     )
 
 
-# ---- Bad input: nothing is swapped. ---------------------------------------------------------------------------
+# ---- Bad input: nothing is swapped. --------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"exclude": "haed"}, ValueError, "exclude: the model has no module 'haed'; did you mean 'head'?"),
+        (
+            {"exclude": "haed"},
+            ValueError,
+            "exclude: the model has no module 'haed'; did you mean 'head'?",
+        ),
         ({"exclude": ["zzz"]}, ValueError, "exclude: the model has no module 'zzz'"),
         ({"exclude": [3]}, TypeError, "exclude: wanted names and classes, got 3"),
         ({"to": "jax"}, ValueError, "to: wanted 'hetkern' or 'torch', got 'jax'"),

@@ -100,6 +100,21 @@ def test_hetkern_variables_are_shown(monkeypatch):
     assert "HETKERN_STRICT" not in hetkern.doctor()
 
 
+def test_the_command_prints_the_report():
+    done = subprocess.run(
+        [sys.executable, "-P", ROOT / "hetkern" / "cli.py", "doctor"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        text=True,
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert [line.split("  ")[0] for line in done.stdout.splitlines()][:3] == [
+        "hetkern",
+        "python",
+        "torch",
+    ]
+
+
 def test_the_report_without_the_library_says_what_is_missing():
     absent = {"HETKERN_LIBRARY": "/nowhere/libhetkern_ops.so", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
@@ -113,6 +128,8 @@ def test_the_report_without_the_library_says_what_is_missing():
     reason = "libhetkern_ops.so is not in /nowhere: build it with `pip install .`"
     assert facts["library"].strip() == f"not loaded: {reason}"
     assert facts['impl="cpu"'].strip() == f"cannot run: {reason}"
-    assert facts["compiler"].strip() == "not known: hetkern._C is missing, which tells of the library"
+    assert (
+        facts["compiler"].strip() == "not known: hetkern._C is missing, which tells of the library"
+    )
     assert facts['impl="reference"'].strip() == "can run"
     assert facts["HETKERN_LIBRARY"].strip() == "/nowhere/libhetkern_ops.so"

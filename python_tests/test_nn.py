@@ -15,7 +15,11 @@ import hetkern
 from hetkern.nn import functional
 
 FUNCTIONS = functional.__all__
-MODULES = {"Softmax": "softmax", "LogSoftmax": "log_softmax", "CrossEntropyLoss": "cross_entropy"}  # -> function
+MODULES = {
+    "Softmax": "softmax",
+    "LogSoftmax": "log_softmax",
+    "CrossEntropyLoss": "cross_entropy",
+}  # -> function
 pytestmark = pytest.mark.filterwarnings("ignore::hetkern.impl.Fallback")
 
 
@@ -36,7 +40,7 @@ def parameters_of(function):
     return [(p.name, p.kind, p.default) for p in inspect.signature(function).parameters.values()]
 
 
-# ---- Signatures. --------------------------------------------------------------------------------------
+# ---- Signatures. ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -65,7 +69,7 @@ def test_modules_begin_with_torchs_constructor_and_ours_follow_by_keyword(name):
     assert all(kind is inspect.Parameter.KEYWORD_ONLY for _, kind, _ in ours[len(torchs) :])
 
 
-# ---- functional: every way to call torch's. -------------------------------------------------------------
+# ---- functional: every way to call torch's. ------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["softmax", "log_softmax"])
@@ -80,7 +84,9 @@ def test_modules_begin_with_torchs_constructor_and_ours_follow_by_keyword(name):
 )
 def test_functional_softmax_equals_torchs_in_every_way_of_calling(name, args, kwargs):
     x = scores()
-    y, wanted = (getattr(library, name)(x, *args, **kwargs) for library in (functional, torch_functional))
+    y, wanted = (
+        getattr(library, name)(x, *args, **kwargs) for library in (functional, torch_functional)
+    )
     assert y.dtype == wanted.dtype
     torch.testing.assert_close(y, wanted)
 
@@ -113,7 +119,9 @@ def test_legacy_reduction_warns_as_torchs():
 @pytest.mark.parametrize("dims", range(5))
 def test_a_missing_dim_is_guessed_with_the_warning_of_torch_at_the_users_line(name, dims):
     x = torch.randn([3] * dims)
-    with pytest.warns(UserWarning, match=f"Implicit dimension choice for {name} has been deprecated") as seen:
+    with pytest.warns(
+        UserWarning, match=f"Implicit dimension choice for {name} has been deprecated"
+    ) as seen:
         y = getattr(functional, name)(x)
     assert seen[0].filename == __file__
     with warnings.catch_warnings():
@@ -124,9 +132,17 @@ def test_a_missing_dim_is_guessed_with_the_warning_of_torch_at_the_users_line(na
 
 def test_functional_passes_our_options_on():
     x, mask = scores(), torch.rand(4, 5, 6) > 0.3
-    options = {"scale": 0.5, "softcap": 3.0, "bias": scores()[0], "mask": mask, "sink": torch.zeros(4, 5)}
+    options = {
+        "scale": 0.5,
+        "softcap": 3.0,
+        "bias": scores()[0],
+        "mask": mask,
+        "sink": torch.zeros(4, 5),
+    }
     for name in ("softmax", "log_softmax"):
-        assert torch.equal(getattr(functional, name)(x, -1, **options), getattr(hetkern, name)(x, -1, **options))
+        assert torch.equal(
+            getattr(functional, name)(x, -1, **options), getattr(hetkern, name)(x, -1, **options)
+        )
     assert torch.equal(functional.softmax(x, -1, causal=True), hetkern.softmax(x, -1, causal=True))
     options = {"scale": 0.5, "softcap": 3.0, "z_loss": 0.1, "return_stats": True}
     loss, stats = functional.cross_entropy(x, classes(), **options)
@@ -135,7 +151,7 @@ def test_functional_passes_our_options_on():
     assert loss != hetkern.cross_entropy(x, classes())
 
 
-# ---- Modules. ---------------------------------------------------------------------------------------------
+# ---- Modules. ------------------------------------------------------------------------------------
 
 
 def pair(name, *args, **kwargs):
@@ -171,7 +187,9 @@ def test_a_module_computes_what_torchs_does_with_gradient(name, args):
 @pytest.mark.parametrize("name", MODULES)
 def test_the_implementation_that_a_module_names_runs(name):
     with hetkern.record() as log:
-        getattr(hetkern.nn, name)(impl="reference", **({} if "ross" in name else {"dim": 1}))(*call_of(name))
+        getattr(hetkern.nn, name)(impl="reference", **({} if "ross" in name else {"dim": 1}))(
+            *call_of(name)
+        )
     assert [(call.impl, call.why) for call in log] == [("reference", "named in the call")]
 
 
@@ -190,9 +208,13 @@ def test_softmax_modules_guess_a_missing_dim_with_the_warning_of_torch():
 def test_softmax_modules_take_masks_where_they_are_called():
     x, mask, bias, sink = scores(), torch.rand(4, 5, 6) > 0.3, scores()[0], torch.ones(4, 5)
     for name in ("Softmax", "LogSoftmax"):
-        y = getattr(hetkern.nn, name)(-1, scale=0.5, softcap=4.0)(x, bias=bias, mask=mask, sink=sink)
+        y = getattr(hetkern.nn, name)(-1, scale=0.5, softcap=4.0)(
+            x, bias=bias, mask=mask, sink=sink
+        )
         function = getattr(hetkern, MODULES[name])
-        assert torch.equal(y, function(x, -1, scale=0.5, softcap=4.0, bias=bias, mask=mask, sink=sink))
+        assert torch.equal(
+            y, function(x, -1, scale=0.5, softcap=4.0, bias=bias, mask=mask, sink=sink)
+        )
         y = getattr(hetkern.nn, name)(-1, causal=True)(x)
         assert torch.equal(y, function(x, -1, causal=True))
 
@@ -208,7 +230,11 @@ def test_cross_entropy_loss_passes_its_options_on():
 
 @pytest.mark.filterwarnings("ignore:size_average and reduce args")
 def test_legacy_arguments_of_the_loss_overrule_reduction():
-    for arguments in ({"size_average": False}, {"reduce": False}, {"size_average": True, "reduction": "sum"}):
+    for arguments in (
+        {"size_average": False},
+        {"reduce": False},
+        {"size_average": True, "reduction": "sum"},
+    ):
         ours, torchs = pair("CrossEntropyLoss", **arguments)
         assert ours.reduction == torchs.reduction
 
@@ -232,7 +258,10 @@ def test_repr_is_torchs_and_then_the_options_that_were_chosen():
     for name, args in (("Softmax", (1,)), ("LogSoftmax", ()), ("CrossEntropyLoss", ())):
         ours, torchs = pair(name, *args)
         assert repr(ours) == repr(torchs)
-    assert repr(hetkern.nn.Softmax(-1, scale=0.5, causal=True)) == "Softmax(dim=-1, scale=0.5, causal=True)"
+    assert (
+        repr(hetkern.nn.Softmax(-1, scale=0.5, causal=True))
+        == "Softmax(dim=-1, scale=0.5, causal=True)"
+    )
     loss = hetkern.nn.CrossEntropyLoss(z_loss=1e-4, impl="reference")
     assert repr(loss) == "CrossEntropyLoss(z_loss=0.0001, impl='reference')"
 
@@ -244,7 +273,9 @@ def saved_and_loaded(module):
     return torch.load(file, weights_only=False)
 
 
-@pytest.mark.parametrize("again", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), saved_and_loaded])
+@pytest.mark.parametrize(
+    "again", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), saved_and_loaded]
+)
 def test_a_copied_or_pickled_module_is_the_same_module(again):
     softmax = again(hetkern.nn.Softmax(-1, scale=0.5, impl="reference").eval())
     assert type(softmax) is hetkern.nn.Softmax and not softmax.training

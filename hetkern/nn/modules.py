@@ -172,7 +172,9 @@ class CrossEntropyLoss(Options, nn.CrossEntropyLoss):
         impl: str = "auto",
     ) -> None:
         super().__init__(weight, size_average, ignore_index, reduce, reduction, label_smoothing)
-        self._set_options(scale=scale, softcap=softcap, z_loss=z_loss, return_stats=return_stats, impl=impl)
+        self._set_options(
+            scale=scale, softcap=softcap, z_loss=z_loss, return_stats=return_stats, impl=impl
+        )
 
     def forward(  # type: ignore[override]  # with return_stats it gives a pair
         self, input: Tensor, target: Tensor
