@@ -1,4 +1,7 @@
-"""Fused kernels for language models: softmax, cross-entropy and more, with one written meaning on every processor."""
+"""Fused kernels for language models: softmax, cross-entropy and more.
+
+Each operation has one written meaning, on every processor.
+"""
 
 from . import _library
 from . import impl as _impl
@@ -6,15 +9,17 @@ from . import impl as _impl
 _impl.missing_library = _library.load(list(__path__))
 if _impl.missing_library is None:
     try:
-        from . import _C as _native
+        from . import _C as _native  # type: ignore[attr-defined]  # built, not written
 
         _impl.native = _native
     except ImportError:  # built without pybind11: plans and instruction sets cannot be shown
         pass
 
-from . import ops, reference  # noqa: E402
+from . import nn, ops, reference  # noqa: E402
+from .doctor import doctor  # noqa: E402
 from .impl import explain, record, use  # noqa: E402
 from .ops import log_softmax, softmax  # noqa: E402
+from .training import load  # noqa: E402
 
 __version__ = "0.1.0"
-__all__ = ["explain", "log_softmax", "ops", "record", "reference", "softmax", "use"]
+__all__ = ["doctor", "explain", "load", "log_softmax", "nn", "ops", "record", "reference", "softmax", "use"]

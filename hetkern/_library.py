@@ -11,9 +11,10 @@ NAME = "libhetkern_ops.so"
 
 
 def load(package_path: list[str]) -> str | None:
-    """Load the library from the package's folders (an editable install has two); say why it is missing, or None.
+    """Load the library from the package's folders; say why it is missing, or None.
 
-    HETKERN_LIBRARY names another build of it, such as one under a sanitizer.
+    An editable install has two folders. HETKERN_LIBRARY names another build of it, such as one
+    under a sanitizer.
     """
     files = [pathlib.Path(folder) / NAME for folder in package_path]
     if other := os.environ.get("HETKERN_LIBRARY"):
@@ -22,4 +23,5 @@ def load(package_path: list[str]) -> str | None:
         if file.exists():
             torch.ops.load_library(file)
             return None
-    return f"{NAME} is not in {' or '.join(str(file.parent) for file in files)}: build it with `pip install .`"
+    folders = " or ".join(str(file.parent) for file in files)
+    return f"{NAME} is not in {folders}: build it with `pip install .`"

@@ -1,7 +1,9 @@
-"""Which implementation runs, and why: ``impl=``, :func:`use`, ``HETKERN_IMPL``, :func:`explain`, :func:`record`.
+"""Which implementation runs, and why.
 
-A named implementation never falls back: it raises and says why. "auto" takes the best one that supports the call, and the
-reference only with a warning, once per op and reason; ``HETKERN_STRICT=1`` makes that warning an error.
+``impl=``, :func:`use` and ``HETKERN_IMPL`` choose; :func:`explain` and :func:`record` tell. A named
+implementation never falls back: it raises and says why. "auto" takes the best one that supports the
+call, and the reference only with a warning, once per op and reason; ``HETKERN_STRICT=1`` makes that
+warning an error.
 """
 
 from __future__ import annotations
@@ -9,12 +11,13 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,7 +29,7 @@ native: ModuleType | None = None  # hetkern._C
 
 
 class Fallback(UserWarning):
-    """ "auto" has nothing better than the reference for a call."""
+    """Nothing better than the reference can serve a call that left the choice to hetkern."""
 
 
 def _checked(name: str, source: str) -> str:
@@ -35,29 +38,38 @@ def _checked(name: str, source: str) -> str:
     return name
 
 
-class _State(threading.local):
-    """What this thread asked for."""
+class _Thread(threading.local):
+    """What this thread asked for: plain attributes, since every call reads them.
 
-    used: str = _checked(os.environ.get("HETKERN_IMPL", "auto"), "HETKERN_IMPL")
-    logs: tuple[list[Call], ...] = ()
+    They are set here and not in the class: Dynamo's guards on an attribute of a thread-local
+    object fail where the instance may lack it.
+    """
+
+    def __init__(self) -> None:  # runs in each thread
+        self.used: str = _from_outside
+        self.logs: tuple[list[Call], ...] = ()
 
 
-_state = _State()
+_from_outside = _checked(os.environ.get("HETKERN_IMPL", "auto"), "HETKERN_IMPL")
+thread = _Thread()
 _warned: set[tuple[str, str]] = set()
 
 
 @contextlib.contextmanager
 def use(impl: str) -> Iterator[None]:
-    """Within this context and thread, calls with ``impl="auto"`` run ``impl``.
+    """Within this context and thread, calls with ``impl="auto"`` run ``impl``; also a decorator.
+
+    It overrules ``HETKERN_IMPL``, and an inner ``use`` an outer one; ``use("auto")`` gives the
+    choice back. A backward pass runs the implementation of its forward pass, wherever it is called.
 
     Raises:
         ValueError: no implementation has that name.
     """
-    before, _state.used = _state.used, _checked(impl, "hetkern.use: impl")
+    before, thread.used = thread.used, _checked(impl, "hetkern.use: impl")
     try:
         yield
     finally:
-        _state.used = before
+        thread.used = before
 
 
 def why_not(impl: str, device: str) -> str | None:
@@ -66,12 +78,14 @@ def why_not(impl: str, device: str) -> str | None:
         return None
     if impl in ("cuda", "triton"):
         return "this version of hetkern has no such kernels yet"
-    if device != "cpu":
+    if device not in ("cpu", "meta"):  # on meta only shapes are computed
         return f"it serves tensors on the CPU, not on {device}"
     return missing_library
 
 
-def choose(op: str, served: dict[str, SimpleNamespace], x: Tensor, impl: str) -> SimpleNamespace | None:
+def choose(
+    op: str, served: dict[str, SimpleNamespace], x: Tensor, impl: str
+) -> SimpleNamespace | None:
     """The callables that serve a call on ``x``, or None for the reference.
 
     Raises:
@@ -79,58 +93,83 @@ def choose(op: str, served: dict[str, SimpleNamespace], x: Tensor, impl: str) ->
         NotImplementedError: the named implementation cannot run here.
     """
     if impl == "auto":
-        impl = _state.used
+        impl = thread.used
         if impl == "auto":
-            if x.is_cpu and missing_library is None:
+            if (x.is_cpu or x.is_meta) and missing_library is None:
                 return served["cpu"]
             _fall_back(op, x.device.type)
             return None
-    if impl == "reference":
-        return None
-    reason = why_not(_checked(impl, f"{op}: impl"), x.device.type)
+    return served.get(_able(op, x.device.type, impl))
+
+
+def _able(op: str, device: str, impl: str) -> str:
+    """The named implementation, once it is sure that it can run."""
+    reason = why_not(_checked(impl, f"{op}: impl"), device)
     if reason:
         raise NotImplementedError(f"{op}: impl: {impl!r} cannot run here: {reason}")
-    return served[impl]
+    return impl
 
 
 def _fall_back(op: str, device: str) -> None:
     reason = why_not("cpu", device) or ""
-    if os.environ.get("HETKERN_STRICT") == "1":
-        raise NotImplementedError(f"{op}: no implementation but the reference can run: {reason}")
+    _refuse_if_strict(op, reason)
     if not torch.compiler.is_compiling() and (op, reason) not in _warned:
         _warned.add((op, reason))
-        warnings.warn(f"{op} runs the plain PyTorch reference: {reason}", Fallback, stacklevel=4)
+        message = f"{op} runs the plain PyTorch reference: {reason}"
+        warnings.warn(message, Fallback, stacklevel=_users_level())
 
 
-# ---- What ran, and what would run. ----------------------------------------------------------------
+def _refuse_if_strict(op: str, reason: str) -> None:
+    if os.environ.get("HETKERN_STRICT") == "1":
+        raise NotImplementedError(f"{op}: nothing but the reference can run here: {reason}")
+
+
+def _users_level() -> int:
+    """The stacklevel, in this function's caller, of the line that called into hetkern."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back and _is_ours(frame.f_globals.get("__name__", "")):
+        level, frame = level + 1, frame.f_back
+    return level
+
+
+def _is_ours(module: str) -> bool:
+    return module.startswith(("hetkern.", "torch.nn.modules."))
+
+
+# ---- What ran, and what would run. ---------------------------------------------------------------
 
 
 @dataclass
 class Call:
-    """One call of a public function: what ran, on what, by which path."""
+    """One call of a public function: what ran, on what, by which path and why."""
 
     op: str
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # of the first argument, as its dtype
     dtype: str
     impl: str
+    why: str  # impl was taken
     plan: dict[str, Any] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)  # why the others did not serve it
 
     def __str__(self) -> str:
         """One line, and one for each implementation that was passed over."""
         plan = " ".join(f"{name}={value}" for name, value in self.plan.items())
-        line = f"{self.op} {self.shape} {self.dtype}: {self.impl} {plan or '(no plan: hetkern._C is missing)'}"
+        plan = plan or "(no plan: hetkern._C is missing)"
+        line = f"{self.op} {self.shape} {self.dtype}: {self.impl} ({self.why}) {plan}"
         return "\n  ".join([line, *(f"not {name}: {why}" for name, why in self.reasons.items())])
 
 
 Planner = Callable[..., dict[str, Any]]
+Function = TypeVar("Function", bound=Callable[..., Any])
 _planners: dict[Callable[..., Any], tuple[str, dict[str, SimpleNamespace], Planner]] = {}
 
 
-def explainable(op: str, served: dict[str, SimpleNamespace], planner: Planner) -> Callable[..., Any]:
-    """Decorate a public function: ``planner`` takes its arguments and gives the native plan as a dict."""
+def explainable(
+    op: str, served: dict[str, SimpleNamespace], planner: Planner
+) -> Callable[[Function], Function]:
+    """Decorate a public function; ``planner`` takes its arguments and gives the native plan."""
 
-    def mark(function: Callable[..., Any]) -> Callable[..., Any]:
+    def mark(function: Function) -> Function:
         _planners[function] = (op, served, planner)
         return function
 
@@ -138,10 +177,13 @@ def explainable(op: str, served: dict[str, SimpleNamespace], planner: Planner) -
 
 
 def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Call:
-    """Say which implementation ``function(*args, **kwargs)`` would run, by what path and why; runs nothing.
+    """Say which implementation ``function(*args, **kwargs)`` would run, by what path and why.
+
+    Runs nothing and warns of nothing.
 
     Raises:
         ValueError: ``function`` is not one of hetkern's public operations.
+        ValueError, NotImplementedError: as the call itself would, of its ``impl``.
     """
     if function not in _planners:
         raise ValueError(f"hetkern.explain: wanted a public operation of hetkern, got {function!r}")
@@ -155,35 +197,47 @@ def _describe(function: Callable[..., Any], arguments: dict[str, Any]) -> Call:
     arguments = dict(arguments)
     impl = arguments.pop("impl")
     x: Tensor = next(iter(arguments.values()))
-    chosen = choose(op, served, x, impl)
-    name = next((n for n, calls in served.items() if calls is chosen), "reference")
     device = x.device.type
-    reasons = {n: why for n in IMPLEMENTATIONS[1:] if n != name and (why := why_not(n, device))}
-    if name != "reference":
-        reasons["reference"] = "a faster implementation serves this call"
-    plan = {"path": "eager PyTorch"} if chosen is None else planner(**arguments)
-    return Call(op, tuple(x.shape), str(x.dtype).removeprefix("torch."), name, plan, reasons)
+    excluded = {name: why_not(name, device) for name in IMPLEMENTATIONS[1:]}
+
+    # The same choice as choose() makes, without its warning.
+    if impl != "auto":
+        name, why, others = _able(op, device, impl), "named in the call", "another one is named"
+    elif thread.used != "auto":
+        name, why = _able(op, device, thread.used), "named by hetkern.use or HETKERN_IMPL"
+        others = "another one is named"
+    else:
+        name = next(name for name, reason in excluded.items() if reason is None)
+        why, others = "the best that can run here", "a faster one serves this call"
+        if name == "reference":
+            _refuse_if_strict(op, excluded["cpu"] or "")
+
+    plan = planner(**arguments) if name in served else {"path": "eager PyTorch"}
+    reasons = {n: reason or others for n, reason in excluded.items() if n != name}
+    return Call(op, tuple(x.shape), str(x.dtype).removeprefix("torch."), name, why, plan, reasons)
 
 
 @contextlib.contextmanager
 def record() -> Iterator[list[Call]]:
-    """Collect, in this thread, what every public operation ran: ``with hetkern.record() as log: …``."""
+    """Collect what every public operation ran in this thread.
+
+    ``with hetkern.record() as log: …`` gives a list of :class:`Call`, in the order of the calls.
+    Recordings nest: each hears every call inside it. What torch.compile has compiled runs without
+    hetkern's Python and is not heard.
+    """
     log: list[Call] = []
-    _state.logs = (*_state.logs, log)
+    thread.logs = (*thread.logs, log)
     try:
         yield log
     finally:
-        _state.logs = tuple(kept for kept in _state.logs if kept is not log)
-
-
-def recording() -> bool:
-    """Whether a call should :func:`note` itself."""
-    return bool(_state.logs)
+        thread.logs = tuple(kept for kept in thread.logs if kept is not log)
 
 
 def note(function: Callable[..., Any], **arguments: Any) -> None:
-    """Enter a call into this thread's logs."""
+    """Enter a call that has run into this thread's logs; ask ``if thread.logs`` first."""
+    if torch.compiler.is_compiling():
+        return
     call = _describe(function, arguments)
     call.reasons = {}
-    for log in _state.logs:
+    for log in thread.logs:
         log.append(call)

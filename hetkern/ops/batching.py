@@ -1,4 +1,7 @@
-"""torch.vmap for ops that reduce one dimension: the batch becomes one more outer dimension of the same call."""
+"""torch.vmap for ops that reduce one dimension.
+
+The batch becomes one more outer dimension of the same call.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ def batch_rows(
         rows: tensors that broadcast to it without the reduced dimension.
     """
 
-    def rule(op: Any, info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+    def rule(op: Any, info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         lead, lead_at = args[full[0]], in_dims[full[0]]
         rank = lead.dim() - (lead_at is not None)
         if rank == 0:
@@ -40,7 +43,9 @@ def batch_rows(
         output = op(*args_list)
         if isinstance(output, Tensor):
             return output, 0
-        batched = tuple(0 if t.dim() >= rank and t.shape[0] == info.batch_size else None for t in output)
+        batched = tuple(
+            0 if t.dim() >= rank and t.shape[0] == info.batch_size else None for t in output
+        )
         return output, batched
 
     return rule

@@ -1,8 +1,9 @@
-"""One wiring of an op's derivatives for every way of calling it: eager, torch.ops, torch.compile, torch.func.
+"""One wiring of an op's derivatives for eager calls, torch.ops, torch.compile and torch.func.
 
-``register_autograd`` alone serves torch.compile and direct calls, but costs an eager call several microseconds and refuses
-torch.func. So an eager call goes through a plain ``autograd.Function`` that runs the op below the Autograd key, and a torch.func
-transform through a Function with a separate ``setup_context``.
+``register_autograd`` alone serves torch.compile and direct calls, but costs an eager call several
+microseconds and refuses torch.func. So an eager call goes through a plain ``autograd.Function``
+that runs the op below the Autograd key, and a torch.func transform through a Function with a
+separate ``setup_context``.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ def differentiable(
         methods = {k: staticmethod(v) if callable(v) else v for k, v in body.items()}
         return type(op.name(), (torch.autograd.Function,), methods)
 
-    # A Function with a setup_context binds its arguments by inspect.signature (35 us): only transforms take that one.
+    # A Function with a setup_context binds its arguments by inspect.signature (35 us): only
+    # transforms take that one.
     eager = function(forward=eager_forward, backward=backward)
     transform = function(
         forward=forward,

@@ -11,7 +11,7 @@ import torch
 
 from .differentiable import differentiable
 
-# Which namespace an implementation's ops live in. "cpu" and "cuda" are two dispatch keys of the native one.
+# Which namespace an implementation's ops live in. "cpu" and "cuda" are two dispatch keys of one.
 NAMESPACES = {"cpu": "hetkern"}
 _libraries = {space: torch.library.Library(space, "DEF") for space in set(NAMESPACES.values())}
 

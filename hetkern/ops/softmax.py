@@ -72,7 +72,7 @@ _OPS = register(
 )
 
 
-# ---- Public functions. --------------------------------------------------------------------------------
+# ---- Public functions. ---------------------------------------------------------------------------
 
 
 def _plan(x, dim=-1, dtype=None, **features: Any) -> dict[str, Any]:
@@ -81,34 +81,44 @@ def _plan(x, dim=-1, dtype=None, **features: Any) -> dict[str, Any]:
     dim = dim % max(x.dim(), 1)
     N = x.shape[dim] if x.dim() else 1
     inner = x.shape[dim + 1 :].numel()
-    names = [str(t).removeprefix("torch.") for t in (x.dtype, dtype or x.dtype)]
+    read = x.dtype if dtype is None or _casts_inside(x.dtype, dtype) else dtype
+    names = [str(t).removeprefix("torch.") for t in (read, dtype or read)]
     plan = _impl.native.softmax_plan(x.numel() // max(N, 1), N, inner > 1, *names)
     return {"isa": _impl.native.isa(), **plan}
 
 
-def _call(public, op, x, dim, dtype, scale, softcap, bias, mask, causal, sink, impl, log) -> Tensor:
+def _call(x, dim, dtype, scale, softcap, bias, mask, causal, sink, log, impl) -> Tensor:
+    op = "hetkern.log_softmax" if log else "hetkern.softmax"
     ops: SimpleNamespace | None = _impl.choose(op, _OPS, x, impl)
-    if _impl._state.logs:
-        _impl.note(public, x=x, dim=dim, dtype=dtype, impl=impl)
-    if dtype is None:
-        if not x.is_cpu and torch.is_autocast_enabled(x.device.type):
-            dtype = torch.float32 if x.dtype != torch.float64 else None  # as torch's own softmax on a GPU
-    elif dtype is not x.dtype and (dtype is not torch.float32 or x.dtype not in _HALF):
-        x, dtype = x.to(dtype), None  # torch casts first; only 16 bits to float32 is done in the kernel
+    given = x, dtype
+    if dtype is None:  # under autocast as torch's own softmax: float32 on a GPU
+        if not x.is_cpu and not x.is_meta and torch.is_autocast_enabled(x.device.type):
+            dtype = torch.float32 if x.dtype != torch.float64 else None
+    elif dtype is not x.dtype and not _casts_inside(x.dtype, dtype):  # torch casts first
+        x, dtype = x.to(dtype), None
     if softcap is not None and not softcap > 0:
         raise ValueError(f"{op}: softcap: wanted a value above 0, or None, got {softcap}")
     if ops is None:
-        return reference.softmax(x, dim, dtype, scale=scale, softcap=softcap, bias=bias, mask=mask, causal=causal, sink=sink, log=log)
-    if dim >= 0:
-        rank = x.dim()
-        dim = dim - rank if dim < rank else dim  # from the end: stays right under vmap
-    softcap = softcap or 0.0
-    if sink is None:
-        return ops.softmax(x, dim, dtype, scale, softcap, bias, mask, causal, log)
-    return ops.softmax_sink(x, dim, dtype, scale, softcap, bias, mask, causal, log, sink)[0]
+        masks = {"bias": bias, "mask": mask, "causal": causal, "sink": sink}
+        y = reference.softmax(x, dim, dtype, scale=scale, softcap=softcap, log=log, **masks)
+    else:
+        if dim >= 0:
+            rank = x.dim()
+            dim = dim - rank if dim < rank else dim  # from the end: stays right under vmap
+        softcap = softcap or 0.0
+        if sink is None:
+            y = ops.softmax(x, dim, dtype, scale, softcap, bias, mask, causal, log)
+        else:
+            y, _ = ops.softmax_sink(x, dim, dtype, scale, softcap, bias, mask, causal, log, sink)
+    if _impl.thread.logs:
+        public = log_softmax if log else softmax
+        _impl.note(public, x=given[0], dim=dim, dtype=given[1], impl=impl)
+    return y
 
 
-_HALF = (torch.float16, torch.bfloat16)
+def _casts_inside(x: torch.dtype, dtype: torch.dtype) -> bool:
+    """Whether the kernel itself casts, from 16 bits to float32."""
+    return dtype is torch.float32 and x in (torch.float16, torch.bfloat16)
 
 
 @_impl.explainable("hetkern.softmax", _OPS, _plan)
@@ -130,33 +140,37 @@ def softmax(
     ``y_j = exp(z_j - m) / (sum_k exp(z_k - m) + exp(sink - m))`` with
     ``z = softcap * tanh(scale * x / softcap) + bias``, ``-inf`` where masked, and ``m = max z``.
 
-    Equals ``F.softmax(scale * x + bias, dim, dtype=dtype)``; sums are float32 (float64 for float64).
+    Equals ``F.softmax(scale * x + bias, dim, dtype=dtype)``; sums are float32 (float64 for
+    float64).
 
     Args:
-        x: any shape and strides; float32, float64, float16 or bfloat16 (other dtypes with ``dtype=``).
+        x: any shape and strides; float32, float64, float16 or bfloat16 (others with ``dtype=``).
         dim: the dimension that sums to one.
-        dtype: of the result; ``x`` is cast first, as torch does (16 bits to float32 inside the kernel).
+        dtype: of the result; ``x`` is cast first, as torch does (16 bits to float32 inside the
+            kernel).
         scale: factor on ``x``.
         softcap: soft bound on the scaled scores, above 0; None for none.
         bias: added to the scores; broadcasts to ``x``; ``x``'s dtype; has a gradient.
         mask: boolean, True = keep; broadcasts to ``x``.
-        causal: query ``i`` (dimension -2) sees keys ``j <= i + Lk - Lq``: aligned bottom-right. Needs ``dim=-1``.
-        sink: a raw logit more in each row, whose column is not returned; broadcasts to ``x``'s shape without
-            ``dim``; ``x``'s dtype; has a gradient.
+        causal: query ``i`` (dimension -2) sees keys ``j <= i + Lk - Lq``: aligned bottom-right.
+            Needs ``dim=-1``.
+        sink: a raw logit more in each row, whose column is not returned; broadcasts to ``x``'s
+            shape without ``dim``; ``x``'s dtype; has a gradient.
         impl: "auto", "cpu", "cuda", "triton" or "reference"; a named one never falls back.
 
     Returns:
-        ``x``'s shape, contiguous. A row that mask or causal empties is 0 and passes no gradient; a row of
-        ``-inf`` is NaN, as torch's.
+        ``x``'s shape, contiguous. A row that mask or causal empties is 0 and passes no gradient; a
+        row of ``-inf`` is NaN, as torch's.
 
     Raises:
-        ValueError: a dtype, shape or value does not fit; the message names op, argument, wanted and got.
+        ValueError: a dtype, shape or value does not fit; the message names op, argument, wanted and
+            got.
         IndexError: ``dim`` is out of range.
         NotImplementedError: the named implementation cannot run here.
 
     Source: Milakov & Gimelshein (2018), arXiv:1805.02867, Algorithm 3.
     """
-    return _call(softmax, "hetkern.softmax", x, dim, dtype, scale, softcap, bias, mask, causal, sink, impl, False)
+    return _call(x, dim, dtype, scale, softcap, bias, mask, causal, sink, False, impl)
 
 
 @_impl.explainable("hetkern.log_softmax", _OPS, _plan)
@@ -173,10 +187,12 @@ def log_softmax(
     sink: Tensor | None = None,
     impl: str = "auto",
 ) -> Tensor:
-    """Logarithm of :func:`softmax`, in nats: ``y_j = z_j - m - log(sum_k exp(z_k - m) + exp(sink - m))``.
+    """Logarithm of :func:`softmax`, in nats.
 
-    Arguments, edges and errors are those of :func:`softmax`; a masked column is ``-inf`` and has no gradient,
-    and an emptied row is ``-inf`` throughout. The logarithm is ``log1p`` of the terms beside the maximum's own,
-    so that a confident row is right to rounding.
+    ``y_j = z_j - m - log(sum_k exp(z_k - m) + exp(sink - m))``.
+
+    Arguments, edges and errors are those of :func:`softmax`; a masked column is ``-inf`` and has no
+    gradient, and an emptied row is ``-inf`` throughout. The logarithm is ``log1p`` of the terms
+    beside the maximum's own, so that a confident row is right to rounding.
     """
-    return _call(log_softmax, "hetkern.log_softmax", x, dim, dtype, scale, softcap, bias, mask, causal, sink, impl, True)
+    return _call(x, dim, dtype, scale, softcap, bias, mask, causal, sink, True, impl)

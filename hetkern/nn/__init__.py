@@ -1,0 +1,12 @@
+"""Drop-ins for ``torch.nn``: modules, ``functional`` and :func:`convert`.
+
+A module here is its torch namesake with other kernels: same constructor arguments, parameters,
+buffers, state_dict and repr, and an instance of torch's class. hetkern's own options come after
+torch's, by keyword.
+"""
+
+from . import functional
+from .convert import Conversion, convert
+from .modules import CrossEntropyLoss, LogSoftmax, Softmax
+
+__all__ = ["Conversion", "CrossEntropyLoss", "LogSoftmax", "Softmax", "convert", "functional"]
