@@ -131,7 +131,7 @@ def doctor(debug: Debug = False) -> None:
     with _clean_errors(debug):
         import hetkern
 
-        hetkern.doctor()
+        print(hetkern.doctor())
 
 
 def main() -> None:
