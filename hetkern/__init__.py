@@ -22,4 +22,15 @@ from .ops import log_softmax, softmax  # noqa: E402
 from .training import load  # noqa: E402
 
 __version__ = "0.1.0"
-__all__ = ["doctor", "explain", "load", "log_softmax", "nn", "ops", "record", "reference", "softmax", "use"]
+__all__ = [
+    "doctor",
+    "explain",
+    "load",
+    "log_softmax",
+    "nn",
+    "ops",
+    "record",
+    "reference",
+    "softmax",
+    "use",
+]

@@ -56,7 +56,10 @@ def _config_module() -> ModuleType:
     """``hetkern.training.config`` as a module of its own, the package not imported."""
     package = importlib.util.find_spec("hetkern")
     assert package is not None and package.submodule_search_locations
-    path = Path(next(iter(package.submodule_search_locations)), "training", "config.py")
+    # An editable install has two folders: one with the sources, one with the built library.
+    folders = package.submodule_search_locations
+    paths = [Path(folder, "training", "config.py") for folder in folders]
+    path = next(path for path in paths if path.exists())
     spec = importlib.util.spec_from_file_location("hetkern_cli_config", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

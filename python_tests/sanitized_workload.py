@@ -1,4 +1,4 @@
-"""What the sanitizers watch: every path, dtype and feature of the CPU kernels, on sizes with and without tails."""
+"""What the sanitizers watch: every path, dtype and feature of the CPU kernels, tails included."""
 
 import itertools
 
@@ -34,11 +34,22 @@ def main():
 
     dtypes = torch.float32, torch.float64, torch.bfloat16, torch.float16
     for dtype, f in itertools.product(dtypes, (hetkern.softmax, hetkern.log_softmax)):
-        for shape, dim in (((5, 1), 1), ((67, 1003), 1), ((3, 65, 18), 1), ((2, 3000, 17), 1), ((1, 70001), 1)):
+        for shape, dim in (
+            ((5, 1), 1),
+            ((67, 1003), 1),
+            ((3, 65, 18), 1),
+            ((2, 3000, 17), 1),
+            ((1, 70001), 1),
+        ):
             both_ways(lambda x, f=f, dim=dim: f(x, dim), leaf(*shape, dtype=dtype))
         mask = torch.rand(6, 1, 33) > 0.3
         inputs = leaf(6, 40, 33, dtype=dtype), leaf(40, 1, dtype=dtype), leaf(6, 1, dtype=dtype)
-        both_ways(lambda x, b, s, f=f, m=mask: f(x, scale=0.7, softcap=3.0, bias=b, mask=m, causal=True, sink=s), *inputs)
+        both_ways(
+            lambda x, b, s, f=f, m=mask: f(
+                x, scale=0.7, softcap=3.0, bias=b, mask=m, causal=True, sink=s
+            ),
+            *inputs,
+        )
         both_ways(lambda x, f=f: f(x[:, 1::2].t(), 0), leaf(9, 31, dtype=dtype))
     if hasattr(hetkern, "cross_entropy"):
         cross_entropies(dtypes)
@@ -53,11 +64,21 @@ def cross_entropies(dtypes):
             target.view(-1)[0] = -100
             weight = torch.rand(classes).to(dtype)
             for reduction in ("none", "sum", "mean"):
-                both_ways(lambda x, t=target, r=reduction: hetkern.cross_entropy(x, t, reduction=r), leaf(*shape, dtype=dtype))
+                both_ways(
+                    lambda x, t=target, r=reduction: hetkern.cross_entropy(x, t, reduction=r),
+                    leaf(*shape, dtype=dtype),
+                )
             options = {"label_smoothing": 0.1, "scale": 0.7, "softcap": 3.0, "z_loss": 1e-3}
-            both_ways(lambda x, t=target, w=weight, o=options: hetkern.cross_entropy(x, t, w, **o), leaf(*shape, dtype=dtype))
+            both_ways(
+                lambda x, t=target, w=weight, o=options: hetkern.cross_entropy(x, t, w, **o),
+                leaf(*shape, dtype=dtype),
+            )
             soft = torch.rand(shape).to(dtype).requires_grad_()
-            both_ways(lambda x, q, w=weight: hetkern.cross_entropy(x, q, w, label_smoothing=0.1), leaf(*shape, dtype=dtype), soft)
+            both_ways(
+                lambda x, q, w=weight: hetkern.cross_entropy(x, q, w, label_smoothing=0.1),
+                leaf(*shape, dtype=dtype),
+                soft,
+            )
 
 
 if __name__ == "__main__":

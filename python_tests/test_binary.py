@@ -1,4 +1,4 @@
-"""The library's promises to the dynamic linker: the stable ABI alone, and no code of one instruction set in another."""
+"""What the linker sees: the stable ABI alone, and no code shared between instruction sets."""
 
 import re
 import shutil
@@ -24,7 +24,9 @@ needs_nm = pytest.mark.skipif(shutil.which("nm") is None, reason="nm is missing:
 
 def symbols(*arguments: str) -> list[tuple[str, str]]:
     """(type, demangled name) of each symbol."""
-    out = subprocess.run(["nm", "-C", *arguments], capture_output=True, text=True, check=True).stdout
+    out = subprocess.run(
+        ["nm", "-C", *arguments], capture_output=True, text=True, check=True
+    ).stdout
     found = [re.match(r"(?:[0-9a-f]+)?\s+([A-Za-z])\s(.+)$", line) for line in out.splitlines()]
     return [(m[1], m[2].split("@")[0]) for m in found if m]
 
@@ -41,7 +43,11 @@ def test_the_library_asks_torch_for_the_stable_abi_alone():
 @needs_library
 @needs_nm
 def test_the_cuda_stream_shim_is_weak_so_that_cpu_torch_can_load_the_library():
-    kinds = {kind for kind, name in symbols("-D", str(LIBRARY)) if name == "aoti_torch_get_current_cuda_stream"}
+    kinds = {
+        kind
+        for kind, name in symbols("-D", str(LIBRARY))
+        if name == "aoti_torch_get_current_cuda_stream"
+    }
     assert kinds == {"w"}
 
 
@@ -49,7 +55,9 @@ def test_the_cuda_stream_shim_is_weak_so_that_cpu_torch_can_load_the_library():
 def test_the_library_needs_no_torch_library_but_libtorch():
     if shutil.which("readelf") is None:
         pytest.skip("readelf is missing: install binutils")
-    out = subprocess.run(["readelf", "-d", str(LIBRARY)], capture_output=True, text=True, check=True).stdout
+    out = subprocess.run(
+        ["readelf", "-d", str(LIBRARY)], capture_output=True, text=True, check=True
+    ).stdout
     needed = re.findall(r"NEEDED.*\[(.+)\]", out)
     assert [n for n in needed if "torch" in n or "c10" in n or "cuda" in n] == ["libtorch.so"]
 
@@ -61,7 +69,9 @@ def test_no_weak_symbol_leaves_the_objects_of_an_instruction_set():
         pytest.skip("the development build is elsewhere: its objects are not in build/develop")
     for file in objects:
         weak = [name for kind, name in symbols(str(file)) if kind in "WVu"]
-        assert not weak, f"{file.name}: the linker could take {weak[0]} of one instruction set for all"
+        assert not weak, (
+            f"{file.name}: the linker could take {weak[0]} of one instruction set for all"
+        )
 
 
 @needs_nm
@@ -72,4 +82,6 @@ def test_each_instruction_set_exports_its_kernel_tables_and_nothing_else():
     for file in objects:
         level = next(part for part in file.parts if part.startswith("cpu_"))[4:-4]
         exported = [name for kind, name in symbols("-g", str(file)) if kind in "TDRB"]
-        assert exported and all(name.startswith(f"hetkern::cpu::{level}::") for name in exported), exported
+        assert exported and all(name.startswith(f"hetkern::cpu::{level}::") for name in exported), (
+            exported
+        )

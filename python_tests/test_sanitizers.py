@@ -1,4 +1,4 @@
-"""The CPU kernels under ASan + UBSan and under TSan, and a planted bug for each, so that no sanitizer goes blind."""
+"""The CPU kernels under ASan + UBSan and under TSan, and a planted bug for each to see."""
 
 import os
 import shutil
@@ -15,7 +15,10 @@ WORKLOAD = Path(__file__).with_name("sanitized_workload.py")
 def preload(sanitizer: str) -> str:
     """The runtimes that must be in the process before Python."""
     names = {"address": ["libasan.so", "libstdc++.so"], "thread": ["libtsan.so"]}[sanitizer]
-    found = [subprocess.run(["g++", f"-print-file-name={n}"], capture_output=True, text=True, check=True) for n in names]
+    found = [
+        subprocess.run(["g++", f"-print-file-name={n}"], capture_output=True, text=True, check=True)
+        for n in names
+    ]
     paths = [f.stdout.strip() for f in found]
     if not all(Path(p).is_absolute() for p in paths):
         pytest.skip(f"g++ has no {names[0]} here")
@@ -26,12 +29,29 @@ def preload(sanitizer: str) -> str:
 def sanitized(request) -> tuple[str, dict[str, str]]:
     """A build of the library under one sanitizer, and the environment that loads it."""
     sanitizer = request.param
-    if shutil.which("g++") is None or shutil.which("cmake") is None or shutil.which("ninja") is None:
+    if (
+        shutil.which("g++") is None
+        or shutil.which("cmake") is None
+        or shutil.which("ninja") is None
+    ):
         pytest.skip("g++, cmake and ninja are needed for a sanitizer build")
     level = "avx2" if " avx2 " in Path("/proc/cpuinfo").read_text() else "base"
     build = ROOT / "build" / sanitizer
-    configure = ["cmake", "-S", ROOT, "-B", build, "-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}"]
-    subprocess.run([*configure, f"-DHETKERN_SANITIZE={sanitizer}", f"-DHETKERN_LEVELS={level}"], check=True, capture_output=True)
+    configure = [
+        "cmake",
+        "-S",
+        ROOT,
+        "-B",
+        build,
+        "-G",
+        "Ninja",
+        f"-DPython_EXECUTABLE={sys.executable}",
+    ]
+    subprocess.run(
+        [*configure, f"-DHETKERN_SANITIZE={sanitizer}", f"-DHETKERN_LEVELS={level}"],
+        check=True,
+        capture_output=True,
+    )
     made = subprocess.run(["ninja", "-C", build, "hetkern_ops"], capture_output=True, text=True)
     assert made.returncode == 0, made.stdout[-3000:]
     environment = {
@@ -47,13 +67,21 @@ def sanitized(request) -> tuple[str, dict[str, str]]:
 
 
 def run(environment: dict[str, str], **more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, WORKLOAD], env={**environment, **more}, capture_output=True, text=True, timeout=900)
+    return subprocess.run(
+        [sys.executable, WORKLOAD],
+        env={**environment, **more},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
 
 
 def test_the_kernels_are_clean(sanitized):
     _, environment = sanitized
     done = run(environment)
-    assert done.returncode == 0 and "ERROR" not in done.stderr and "WARNING: Thread" not in done.stderr, done.stderr[-4000:]
+    assert (
+        done.returncode == 0 and "ERROR" not in done.stderr and "WARNING: Thread" not in done.stderr
+    ), done.stderr[-4000:]
     assert "calls on 4 threads" in done.stdout
 
 
@@ -70,4 +98,6 @@ def test_a_planted_bug_is_seen(sanitized, planted, seen):
     if sanitizer != seen[0]:
         pytest.skip(f"the {seen[0]} sanitizer looks for this one")
     done = run(environment, HETKERN_PLANT=planted)
-    assert done.returncode != 0 and seen[1] in done.stderr, f"{sanitizer} has gone blind:\n{done.stderr[-2000:]}"
+    assert done.returncode != 0 and seen[1] in done.stderr, (
+        f"{sanitizer} has gone blind:\n{done.stderr[-2000:]}"
+    )

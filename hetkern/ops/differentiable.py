@@ -38,7 +38,9 @@ def differentiable(
 
     def save_for_both_modes(ctx: Any, inputs: tuple, output: Any) -> None:
         save(ctx, inputs, output)
-        ctx.save_for_forward(*ctx.to_save)  # an eager call must not: it would keep its own output alive
+        ctx.save_for_forward(
+            *ctx.to_save
+        )  # an eager call must not: it would keep its own output alive
 
     torch.library.register_autograd(op, backward, setup_context=save)
 
@@ -84,4 +86,3 @@ def differentiable(
         return forward(*args)
 
     return call
-

@@ -1,4 +1,7 @@
-"""The softmax family: public functions, schemas and shapes.  (derivatives: softmax_derivatives.py)"""
+"""The softmax family: public functions, schemas and shapes.
+
+Its derivatives are in softmax_derivatives.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The derivatives of the softmax family's ops: what is saved, backward, double backward, forward mode.
+"""The derivatives of the softmax family's ops: backward, double backward, forward mode.
 
 In each, ``y`` is the output, ``p`` the probability (``exp(y)`` for log-softmax), ``z`` the scores.
 """
