@@ -10,7 +10,7 @@ export CMAKE_BUILD_PARALLEL_LEVEL ?= 2
 
 DEPENDENCIES := torch triton numpy pybind11 scikit-build-core cmake ninja pytest pytest-xdist expecttest safetensors typer rich \
                 matplotlib ruff mypy clang-format
-SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc cmake -type f)
+SOURCES := pyproject.toml CMakeLists.txt hetkern/cli.py $(shell find csrc cmake -type f)
 
 .PHONY: train test proof lint bench build clean
 .DEFAULT_GOAL := build

@@ -12,7 +12,7 @@ import hetkern
 ROOT = Path(__file__).parent.parent
 LIBRARY = next((p for d in hetkern.__path__ if (p := Path(d, "libhetkern_ops.so")).exists()), None)
 
-# The C shims of torch 2.11 that the library may use.  (torch/csrc/stable/c/shim.h and inductor's shim.h)
+# The C shims of torch 2.11 that the library may use.  (torch/csrc/stable/c/shim.h)
 ALLOWED = re.compile(
     r"(aoti_torch|torch_dtype)_\w+"
     r"|torch_(call_dispatcher|library_impl|get_num_threads|parallel_for|get_(const|mutable)_data_ptr)"
