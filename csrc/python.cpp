@@ -17,10 +17,13 @@ DType dtype_of(const std::string& name) {
   throw py::value_error("dtype: wanted float32, float64, float16 or bfloat16, got " + name);
 }
 
+const char* name_of(RowPath path) {
+  return path == RowPath::whole_rows ? "whole_rows" : path == RowPath::split_rows ? "split_rows" : "columns";
+}
+
 py::dict dict_of(const SoftmaxPlan& plan) {
-  constexpr const char* paths[] = {"whole_rows", "split_rows", "columns"};
   py::dict d;
-  d["path"] = paths[plan.path];
+  d["path"] = name_of(plan.path);
   d["tasks"] = plan.tasks;
   d["keep"] = plan.keep;
   d["stream"] = plan.stream;

@@ -29,25 +29,22 @@ const SoftmaxKernels& softmax_kernels() {
 #endif
 }
 
+RowShares share_rows(int64_t M, int64_t N, bool columns, const Machine& machine) {
+  const int64_t worth = M * N / kElementsPerTask;  // tasks that have enough to do
+  const int64_t threads = worth < machine.threads ? (worth > 1 ? worth : 1) : machine.threads;
+  if (columns) return {RowPath::columns, static_cast<int>(threads)};
+  if (M < threads && N >= kLongRow) return {RowPath::split_rows, static_cast<int>(threads)};
+  return {RowPath::whole_rows, static_cast<int>(M < threads ? M : threads)};
+}
+
 SoftmaxPlan softmax_plan(const SoftmaxShape& shape) { return softmax_plan(shape, machine()); }
 
 SoftmaxPlan softmax_plan(const SoftmaxShape& shape, const Machine& machine) {
-  const int64_t elements = shape.M * shape.N, accumulator = shape.x_type == DType::f64 ? 8 : 4;
-  SoftmaxPlan plan{};
-  const int64_t worth = elements / kElementsPerTask;                 // tasks that have enough to do
-  const int64_t threads = worth < machine.threads ? (worth > 1 ? worth : 1) : machine.threads;
-  if (shape.columns) {
-    plan.path = SoftmaxPlan::columns;
-    plan.tasks = static_cast<int>(threads);
-  } else if (shape.M < threads && shape.N >= kLongRow) {
-    plan.path = SoftmaxPlan::split_rows;
-    plan.tasks = static_cast<int>(threads);
-  } else {
-    plan.path = SoftmaxPlan::whole_rows;
-    plan.tasks = static_cast<int>(shape.M < threads ? shape.M : threads);
-  }
-  plan.keep = plan.path == SoftmaxPlan::whole_rows && shape.N * accumulator <= kScratchBytes && shape.N * accumulator <= machine.l2_bytes / 2;
-  plan.stream = plan.path != SoftmaxPlan::columns && elements * size_of(shape.y_type) >= machine.l3_bytes;
+  const auto [path, tasks] = share_rows(shape.M, shape.N, shape.columns, machine);
+  const int64_t row_bytes = shape.N * (shape.x_type == DType::f64 ? 8 : 4);
+  SoftmaxPlan plan{path, tasks, false, false};
+  plan.keep = path == RowPath::whole_rows && row_bytes <= kScratchBytes && row_bytes <= machine.l2_bytes / 2;
+  plan.stream = path != RowPath::columns && shape.M * shape.N * size_of(shape.y_type) >= machine.l3_bytes;
   return plan;
 }
 

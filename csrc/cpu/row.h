@@ -20,6 +20,14 @@ template <class A>
 constexpr int kVectors = kLanes<A> / W<A>;                    // registers that hold one value a lane
 static_assert(kChunk % kLanes<float> == 0 && kChunk % kLanes<double> == 0);
 
+// Chunk c of a row of n columns.
+struct Chunk {
+  int64_t begin, n;
+  Chunk(int64_t c, int64_t columns) : begin(c * kChunk), n(columns - begin < kChunk ? columns - begin : kChunk) {
+    if (n < 0) n = 0;
+  }
+};
+
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 template <class A>
 inline int64_t padded(int64_t n) { return ceil_div(n, kLanes<A>) * kLanes<A>; }

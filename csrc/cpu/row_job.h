@@ -15,6 +15,12 @@
 namespace hetkern::cpu {
 namespace {
 
+// Where a row of an operand begins.
+template <class T>
+inline T* row_of(const Rows& rows, const Operand& operand, const RowIndex& at) {
+  return operand ? static_cast<T*>(operand.data) + offset(rows, operand, at) : nullptr;
+}
+
 inline float combine(float a, float b) { return a + b; }
 inline double combine(double a, double b) { return a + b; }
 

@@ -18,11 +18,6 @@
 namespace hetkern::cpu {
 namespace {
 
-template <class T>
-inline T* row_of(const Rows& rows, const Operand& operand, const RowIndex& at) {
-  return operand ? static_cast<T*>(operand.data) + offset(rows, operand, at) : nullptr;
-}
-
 // ---- Forward. -------------------------------------------------------------------------------------------------------------
 
 template <bool log, class A, class X, class Y>
@@ -211,9 +206,9 @@ template <template <bool, class, class, class> class RowsJob, template <bool, cl
 void run(const Params& p, const SoftmaxPlan& plan) {
   const int64_t chunks = ceil_div(p.rows.N, kChunk);
   switch (plan.path) {
-    case SoftmaxPlan::whole_rows: return run_whole_rows(RowsJob<log, A, X, Y>{p, plan}, p.rows.M, chunks, plan.tasks);
-    case SoftmaxPlan::split_rows: return run_split_rows(RowsJob<log, A, X, Y>{p, plan}, p.rows.M, chunks, plan.tasks);
-    case SoftmaxPlan::columns: return run_whole_rows(ColumnsJob<log, A, X, Y>{p, plan}, ColumnGroups<A>(p.rows).count(), chunks, plan.tasks);
+    case RowPath::whole_rows: return run_whole_rows(RowsJob<log, A, X, Y>{p, plan}, p.rows.M, chunks, plan.tasks);
+    case RowPath::split_rows: return run_split_rows(RowsJob<log, A, X, Y>{p, plan}, p.rows.M, chunks, plan.tasks);
+    case RowPath::columns: return run_whole_rows(ColumnsJob<log, A, X, Y>{p, plan}, ColumnGroups<A>(p.rows).count(), chunks, plan.tasks);
   }
 }
 
