@@ -58,7 +58,7 @@ std::pair<Tensor, OptionalTensor> softmax_of(const char* op, const Tensor& x_any
   const OnDevice on(x_any);
   Tensor y = empty(x_any, sizes, y_type);
   OptionalTensor y_sink;
-  if (sink) y_sink = empty(x_any, rows_shape, p.x_type == DType::f64 ? ScalarType::Double : ScalarType::Float);
+  if (sink) y_sink = empty(x_any, rows_shape, accumulator_of(x_type));
   if (y.numel() == 0 && !(y_sink && y_sink->numel() > 0)) return {y, y_sink};
 
   // Rows.

@@ -22,7 +22,9 @@ bool view_rows(Sizes sizes, int64_t dim, std::initializer_list<View> views, Rows
     *view.operand = Operand{};
     if (!view.tensor) continue;
     view.operand->data = const_cast<void*>(view.tensor->const_data_ptr());
-    view.operand->step = rank > 0 && view.reduced && rows.N > 1 ? stride_of(view, dim) : 1;
+    // With one element a row, only a view that has more than the reduced tensor there has a step.
+    const int64_t step = rank > 0 && view.reduced ? stride_of(view, dim) : 1;
+    view.operand->step = rows.N > 1 || step != 0 ? step : 1;
   }
   for (int64_t d = 0; d < rank; ++d) {
     if (d == dim) continue;

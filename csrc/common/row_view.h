@@ -8,7 +8,7 @@
 namespace hetkern {
 
 // A tensor that broadcasts to the reduced one's shape, and where its view goes. `reduced` says whether it has the reduced
-// dimension itself (a bias has, a sink has not).
+// dimension itself (a bias has, a sink has not); its size there is its own affair.
 struct View {
   const Tensor* tensor;    // null: absent
   Operand* operand;
