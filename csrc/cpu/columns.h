@@ -51,6 +51,14 @@ inline Vec<A> sum_columns(int64_t begin, int64_t end, const Term& term) {
   return sum[0];
 }
 
+// For each lane the first j of [0, n) where value(j) equals `wanted`; 0 if none does.
+template <class A, class Value>
+inline Mask<A> first_equal(int64_t n, Vec<A> wanted, const Value& value) {
+  Mask<A> first = {};
+  for (int64_t j = n - 1; j >= 0; --j) first = value(j) == wanted ? Mask<A>{} + static_cast<typename Bits<A>::type>(j) : first;
+  return first;
+}
+
 // A value a lane, combined lane by lane.
 template <class Part, int lanes>
 struct Each {

@@ -1,4 +1,5 @@
 // The kernels of the instruction set in force, and the plans they follow.
+#include "../cross_entropy.h"
 #include "../softmax.h"
 #include "isa.h"
 #include "parallel.h"
@@ -7,26 +8,42 @@
 namespace hetkern::cpu {
 
 #ifdef HETKERN_HAS_BASE
-namespace base { extern const SoftmaxKernels softmax; }
+namespace base {
+extern const SoftmaxKernels softmax;
+extern const CrossEntropyKernels cross_entropy;
+}  // namespace base
 #endif
 #ifdef HETKERN_HAS_AVX2
-namespace avx2 { extern const SoftmaxKernels softmax; }
+namespace avx2 {
+extern const SoftmaxKernels softmax;
+extern const CrossEntropyKernels cross_entropy;
+}  // namespace avx2
 #endif
 #ifdef HETKERN_HAS_AVX512
-namespace avx512 { extern const SoftmaxKernels softmax; }
+namespace avx512 {
+extern const SoftmaxKernels softmax;
+extern const CrossEntropyKernels cross_entropy;
+}  // namespace avx512
 #endif
 
-// A build may leave levels out (sanitizers take one); the least one it has stands in for those below it.
+// A build may leave levels out (sanitizers take one): the next one below stands in, or the least one there is.
+#if !defined(HETKERN_HAS_AVX2) && defined(HETKERN_HAS_BASE)
+namespace avx2 = base;
+#elif !defined(HETKERN_HAS_AVX2)
+namespace avx2 = avx512;
+#endif
+#ifndef HETKERN_HAS_AVX512
+namespace avx512 = avx2;
+#endif
+#ifndef HETKERN_HAS_BASE
+namespace base = avx2;
+#endif
+
 const SoftmaxKernels& softmax_kernels() {
-#ifdef HETKERN_HAS_AVX512
-  if (isa() == Isa::avx512 || kLeastBuilt == Isa::avx512) return avx512::softmax;
-#endif
-#ifdef HETKERN_HAS_AVX2
-  if (isa() >= Isa::avx2 || kLeastBuilt == Isa::avx2) return avx2::softmax;
-#endif
-#ifdef HETKERN_HAS_BASE
-  return base::softmax;
-#endif
+  return isa() == Isa::avx512 ? avx512::softmax : isa() == Isa::avx2 ? avx2::softmax : base::softmax;
+}
+const CrossEntropyKernels& cross_entropy_kernels() {
+  return isa() == Isa::avx512 ? avx512::cross_entropy : isa() == Isa::avx2 ? avx2::cross_entropy : base::cross_entropy;
 }
 
 RowShares share_rows(int64_t M, int64_t N, bool columns, const Machine& machine) {
@@ -46,6 +63,14 @@ SoftmaxPlan softmax_plan(const SoftmaxShape& shape, const Machine& machine) {
   plan.keep = path == RowPath::whole_rows && row_bytes <= kScratchBytes && row_bytes <= machine.l2_bytes / 2;
   plan.stream = path != RowPath::columns && shape.M * shape.N * size_of(shape.y_type) >= machine.l3_bytes;
   return plan;
+}
+
+CrossEntropyPlan cross_entropy_plan(const CrossEntropyShape& shape) { return cross_entropy_plan(shape, machine()); }
+
+CrossEntropyPlan cross_entropy_plan(const CrossEntropyShape& shape, const Machine& machine) {
+  const auto [path, tasks] = share_rows(shape.M, shape.N, shape.columns, machine);
+  const bool stream = path != RowPath::columns && shape.M * shape.N * size_of(shape.x_type) >= machine.l3_bytes;
+  return {path, tasks, stream};
 }
 
 }  // namespace hetkern::cpu

@@ -1,5 +1,6 @@
 // How the CPU shares out its work: pure functions of the shape and the machine.
 #pragma once
+#include "../cross_entropy.h"
 #include "../softmax.h"
 #include "isa.h"
 
@@ -17,5 +18,8 @@ RowShares share_rows(int64_t M, int64_t N, bool columns, const Machine& machine)
 
 SoftmaxPlan softmax_plan(const SoftmaxShape& shape, const Machine& machine);
 SoftmaxPlan softmax_plan(const SoftmaxShape& shape);   // on this machine, now
+
+CrossEntropyPlan cross_entropy_plan(const CrossEntropyShape& shape, const Machine& machine);
+CrossEntropyPlan cross_entropy_plan(const CrossEntropyShape& shape);  // on this machine, now
 
 }  // namespace hetkern::cpu

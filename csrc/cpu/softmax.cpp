@@ -57,13 +57,13 @@ struct ForwardRows {
     bool kept = !row.mask;
     A largest;
     if (!row.bias && !row.mask) {
-      largest = write_scores(row.x + chunk.begin, chunk.n, score, z, [](Vec<A> v, int64_t, int64_t) { return v; });
+      largest = write_scores(row.x + chunk.begin, chunk.n, score, z, NothingMore{}).largest();
     } else {
       largest = write_scores(row.x + chunk.begin, chunk.n, score, z, [&](Vec<A> v, int64_t j, int64_t count) {
         if (row.bias) v += load_strided<A>(row.bias, p.bias.step, chunk.begin + j, count);
         if (row.mask) kept |= apply_mask<A>(v, row.mask, p.mask.step, chunk.begin + j, count);
         return v;
-      });
+      }).largest();
     }
     RowSum<A> part = sum_exponentials<!log>(z, chunk.n, largest);
     part.kept = kept;
