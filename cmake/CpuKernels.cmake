@@ -1,5 +1,5 @@
 # cpu_kernels: the families' kernels, the same sources once per instruction set, and what chooses among them.
-set(kernel_sources csrc/cpu/softmax.cpp)
+set(kernel_sources csrc/cpu/softmax.cpp csrc/cpu/cross_entropy.cpp)
 
 set(levels base)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")

@@ -46,12 +46,22 @@ std::string clamp_isa(const std::string& most) {
 
 int threads() { return cpu::num_threads(); }
 
-SoftmaxPlan softmax_plan_cpu(const SoftmaxShape& shape, int threads, int64_t l2_bytes, int64_t l3_bytes) {
+namespace {
+cpu::Machine completed(const AnyMachine& any) {
   cpu::Machine machine = cpu::machine();
-  if (threads) machine.threads = threads;
-  if (l2_bytes) machine.l2_bytes = l2_bytes;
-  if (l3_bytes) machine.l3_bytes = l3_bytes;
-  return cpu::softmax_plan(shape, machine);
+  if (any.threads) machine.threads = any.threads;
+  if (any.l2_bytes) machine.l2_bytes = any.l2_bytes;
+  if (any.l3_bytes) machine.l3_bytes = any.l3_bytes;
+  return machine;
+}
+}  // namespace
+
+SoftmaxPlan softmax_plan_cpu(const SoftmaxShape& shape, const AnyMachine& machine) {
+  return cpu::softmax_plan(shape, completed(machine));
+}
+
+CrossEntropyPlan cross_entropy_plan_cpu(const CrossEntropyShape& shape, const AnyMachine& machine) {
+  return cpu::cross_entropy_plan(shape, completed(machine));
 }
 
 }  // namespace hetkern

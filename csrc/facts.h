@@ -3,6 +3,7 @@
 #include <string>
 #include <vector>
 
+#include "cross_entropy.h"
 #include "softmax.h"
 
 #define HETKERN_EXPORT __attribute__((visibility("default")))
@@ -15,6 +16,13 @@ HETKERN_EXPORT std::vector<std::string> isa_levels();          // that this proc
 HETKERN_EXPORT std::string isa_in_force();
 HETKERN_EXPORT std::string clamp_isa(const std::string& most); // the level then in force
 HETKERN_EXPORT int threads();
-HETKERN_EXPORT SoftmaxPlan softmax_plan_cpu(const SoftmaxShape& shape, int threads, int64_t l2_bytes, int64_t l3_bytes);   // 0: this machine's
+
+// The CPU's plans; a size of 0 stands for this machine's own.
+struct AnyMachine {
+  int threads;
+  int64_t l2_bytes, l3_bytes;
+};
+HETKERN_EXPORT SoftmaxPlan softmax_plan_cpu(const SoftmaxShape& shape, const AnyMachine& machine);
+HETKERN_EXPORT CrossEntropyPlan cross_entropy_plan_cpu(const CrossEntropyShape& shape, const AnyMachine& machine);
 
 }  // namespace hetkern

@@ -5,4 +5,5 @@ using namespace hetkern;
 
 STABLE_TORCH_LIBRARY_IMPL(hetkern, CPU, m) {
   serve_softmax<cpu::softmax_kernels>(m);
+  serve_cross_entropy<cpu::cross_entropy_kernels>(m);
 }

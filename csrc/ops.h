@@ -2,6 +2,7 @@
 #pragma once
 #include <torch/csrc/stable/library.h>
 
+#include "cross_entropy.h"
 #include "softmax.h"
 
 namespace hetkern {
@@ -11,5 +12,9 @@ using StableLibrary = torch::stable::detail::StableLibrary;
 using GetSoftmaxKernels = const SoftmaxKernels& (*)();
 template <GetSoftmaxKernels kernels>
 void serve_softmax(StableLibrary& m);
+
+using GetCrossEntropyKernels = const CrossEntropyKernels& (*)();
+template <GetCrossEntropyKernels kernels>
+void serve_cross_entropy(StableLibrary& m);
 
 }  // namespace hetkern

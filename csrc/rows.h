@@ -31,6 +31,14 @@ struct RowIndex {
   int64_t at[kMaxOuter];
 };
 
+// How a kernel shares out rows. The bits of a row depend on N and the dtype alone: every path combines the same chunks in
+// the same order.
+enum class RowPath : int8_t {
+  whole_rows,  // a task takes whole rows
+  split_rows,  // fewer rows than threads: a task takes chunks of a row
+  columns,     // the reduced dimension is not the innermost: a task takes vectors of neighbouring rows
+};
+
 #ifdef __CUDACC__
 #define HETKERN_HOST_DEVICE __host__ __device__
 #else

@@ -6,29 +6,12 @@
 #include <tuple>
 #include <utility>
 
+#include "common/operands.h"
 #include "common/row_view.h"
 #include "ops.h"
 
 namespace hetkern {
 namespace {
-
-DType checked_float(const char* op, const char* name, const Tensor& t) {
-  if (const auto type = float_dtype(t.scalar_type())) return *type;
-  value_error(op, ": ", name, ": wanted float32, float64, float16 or bfloat16, got ", name_of(t.scalar_type()));
-}
-
-void check_like(const char* op, const char* name, const Tensor& t, const Tensor& x, ScalarType type) {
-  if (t.scalar_type() != type) value_error(op, ": ", name, ": wanted ", name_of(type), ", got ", name_of(t.scalar_type()));
-  if (t.is_cpu() != x.is_cpu() || t.get_device_index() != x.get_device_index())
-    value_error(op, ": ", name, ": wanted a tensor on the first argument's device, got one on another");
-}
-
-void check_shape(const char* op, const char* name, const Tensor& t, Sizes wanted) {
-  const Sizes got = t.sizes();
-  bool same = got.size() == wanted.size();
-  for (size_t d = 0; same && d < got.size(); ++d) same = got[d] == wanted[d];
-  if (!same) value_error(op, ": ", name, ": wanted shape ", wanted, ", got ", got);
-}
 
 // The type of y for x of this type: the same, or float32 for 16-bit x.
 ScalarType checked_output_type(const char* op, ScalarType x, std::optional<ScalarType> wanted) {
@@ -44,31 +27,6 @@ int64_t checked_queries(const char* op, bool causal, int64_t dim, Sizes sizes) {
     value_error(op, ": causal: wanted dim = -1 and at least two dimensions, got dim ", dim, " of shape ", sizes);
   return sizes[rank - 2];
 }
-
-void check_softcap(const char* op, double softcap) {
-  if (!(softcap >= 0)) value_error(op, ": softcap: wanted a value above 0, or 0 for none, got ", softcap);
-}
-
-// How the reduced dimension lies in a contiguous tensor, and so in the output: rows of neighbouring elements, or neighbouring rows.
-struct Layout {
-  bool columns = false;
-  int64_t unit_dim = 0;      // the dimension along which kernels want unit stride
-  Layout(Sizes sizes, int64_t dim) : unit_dim(dim) {
-    for (int64_t d = dim + 1; d < static_cast<int64_t>(sizes.size()); ++d)
-      if (sizes[d] > 1) columns = true, unit_dim = d;
-  }
-  Tensor ready(const Tensor& t, bool broadcast_rows = false) const {
-    if (t.dim() == 0 || t.size(unit_dim) <= 1 || t.stride(unit_dim) == 1) return t;
-    if (broadcast_rows && !columns && t.stride(unit_dim) == 0) return t;
-    return torch::stable::contiguous(t);
-  }
-};
-
-[[noreturn]] void too_many_dims(const char* op) {
-  value_error(op, ": wanted operands whose strides leave at most ", kMaxOuter, " separate outer dimensions, got more: call contiguous()");
-}
-
-const Tensor* pointer(const OptionalTensor& t) { return t ? &*t : nullptr; }
 
 }  // namespace
 
@@ -100,7 +58,7 @@ std::pair<Tensor, OptionalTensor> softmax_of(const char* op, const Tensor& x_any
   const OnDevice on(x_any);
   Tensor y = empty(x_any, sizes, y_type);
   OptionalTensor y_sink;
-  if (sink) y_sink = empty(x_any, rows_shape, p.x_type == DType::f64 ? ScalarType::Double : ScalarType::Float);
+  if (sink) y_sink = empty(x_any, rows_shape, accumulator_of(x_type));
   if (y.numel() == 0 && !(y_sink && y_sink->numel() > 0)) return {y, y_sink};
 
   // Rows.

@@ -56,13 +56,9 @@ struct SoftmaxDoubleBackward {
   bool log;
 };
 
-// Which path runs. The bits of a row depend on N and the dtype alone: every path combines the same chunks in the same order.
+// Which path runs.
 struct SoftmaxPlan {
-  enum Path : int8_t {
-    whole_rows,       // a task takes whole rows
-    split_rows,       // fewer rows than threads: a task takes chunks of a row
-    columns,          // the reduced dimension is not the innermost: a task takes vectors of neighbouring rows
-  } path;
+  RowPath path;
   int tasks;          // run in parallel
   bool keep;          // exponentials wait in scratch memory for the row's sum, otherwise they are computed twice
   bool stream;        // the output is past the caches: written without reading it first

@@ -18,11 +18,14 @@ if _impl.missing_library is None:
 from . import nn, ops, reference  # noqa: E402
 from .doctor import doctor  # noqa: E402
 from .impl import explain, record, use  # noqa: E402
-from .ops import log_softmax, softmax  # noqa: E402
+from .ops import cross_entropy, log_softmax, softmax  # noqa: E402
+from .reference import CrossEntropyStats  # noqa: E402
 from .training import load  # noqa: E402
 
 __version__ = "0.1.0"
 __all__ = [
+    "CrossEntropyStats",
+    "cross_entropy",
     "doctor",
     "explain",
     "load",

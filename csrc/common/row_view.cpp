@@ -22,7 +22,9 @@ bool view_rows(Sizes sizes, int64_t dim, std::initializer_list<View> views, Rows
     *view.operand = Operand{};
     if (!view.tensor) continue;
     view.operand->data = const_cast<void*>(view.tensor->const_data_ptr());
-    view.operand->step = rank > 0 && view.reduced && rows.N > 1 ? stride_of(view, dim) : 1;
+    // With one element a row, only a view that has more than the reduced tensor there has a step.
+    const int64_t step = rank > 0 && view.reduced ? stride_of(view, dim) : 1;
+    view.operand->step = rows.N > 1 || step != 0 ? step : 1;
   }
   for (int64_t d = 0; d < rank; ++d) {
     if (d == dim) continue;
@@ -42,20 +44,20 @@ bool view_rows(Sizes sizes, int64_t dim, std::initializer_list<View> views, Rows
   return true;
 }
 
-int64_t checked_dim(const char* op, int64_t dim, int64_t rank) {
-  const int64_t dims = rank > 0 ? rank : 1;
-  if (dim < -dims || dim >= dims)
-    index_error(op, ": dim: wanted a value in [", -dims, ", ", dims - 1, "], got ", dim);
-  return dim < 0 ? dim + dims : dim;
+Layout::Layout(Sizes sizes, int64_t dim) : unit_dim(dim) {
+  for (int64_t d = dim + 1; d < static_cast<int64_t>(sizes.size()); ++d)
+    if (sizes[d] > 1) columns = true, unit_dim = d;
 }
 
-void check_broadcasts(const char* op, const char* name, Sizes shape, Sizes sizes) {
-  bool fits = shape.size() <= sizes.size();
-  for (size_t d = 0; fits && d < shape.size(); ++d) {
-    const int64_t have = shape[shape.size() - 1 - d];
-    fits = have == 1 || have == sizes[sizes.size() - 1 - d];
-  }
-  if (!fits) value_error(op, ": ", name, ": wanted a shape that broadcasts to ", sizes, ", got ", shape);
+Tensor Layout::ready(const Tensor& t, bool broadcast_rows) const {
+  if (t.dim() == 0 || t.size(unit_dim) <= 1 || t.stride(unit_dim) == 1) return t;
+  if (broadcast_rows && !columns && t.stride(unit_dim) == 0) return t;
+  return torch::stable::contiguous(t);
+}
+
+void too_many_dims(const char* op) {
+  value_error(op, ": wanted operands whose strides leave at most ", kMaxOuter,
+              " separate outer dimensions, got more: call contiguous()");
 }
 
 }  // namespace hetkern

@@ -8,7 +8,7 @@
 namespace hetkern {
 
 // A tensor that broadcasts to the reduced one's shape, and where its view goes. `reduced` says whether it has the reduced
-// dimension itself (a bias has, a sink has not).
+// dimension itself (a bias has, a sink has not); its size there is its own affair.
 struct View {
   const Tensor* tensor;    // null: absent
   Operand* operand;
@@ -19,10 +19,16 @@ struct View {
 // False if more than kMaxOuter dimensions remain: make the operands contiguous and ask again.
 bool view_rows(Sizes sizes, int64_t dim, std::initializer_list<View> views, Rows& rows);
 
-// `dim` counted from the front; IndexError past the rank, as torch. A scalar has one dimension.
-int64_t checked_dim(const char* op, int64_t dim, int64_t rank);
+[[noreturn]] void too_many_dims(const char* op);
 
-// ValueError unless `t` broadcasts to `sizes`.
-void check_broadcasts(const char* op, const char* name, Sizes shape, Sizes sizes);
+// How the reduced dimension lies in a contiguous tensor, and so in the output: rows of neighbouring elements, or
+// neighbouring rows.
+struct Layout {
+  bool columns = false;
+  int64_t unit_dim;                        // the dimension along which kernels want unit stride
+  Layout(Sizes sizes, int64_t dim);
+  // Copied only if its stride there is another; 0 will do for an operand whose kernel knows `broadcast_rows`.
+  Tensor ready(const Tensor& t, bool broadcast_rows = false) const;
+};
 
 }  // namespace hetkern

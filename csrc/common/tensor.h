@@ -41,6 +41,11 @@ inline std::optional<DType> float_dtype(ScalarType type) {
   }
 }
 
+// The type that sums over elements of this one have.
+constexpr ScalarType accumulator_of(ScalarType type) {
+  return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
 // The usual name of a dtype, for messages.
 const char* name_of(ScalarType type);
 

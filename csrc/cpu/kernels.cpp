@@ -1,4 +1,5 @@
 // The kernels of the instruction set in force, and the plans they follow.
+#include "../cross_entropy.h"
 #include "../softmax.h"
 #include "isa.h"
 #include "parallel.h"
@@ -7,48 +8,69 @@
 namespace hetkern::cpu {
 
 #ifdef HETKERN_HAS_BASE
-namespace base { extern const SoftmaxKernels softmax; }
+namespace base {
+extern const SoftmaxKernels softmax;
+extern const CrossEntropyKernels cross_entropy;
+}  // namespace base
 #endif
 #ifdef HETKERN_HAS_AVX2
-namespace avx2 { extern const SoftmaxKernels softmax; }
+namespace avx2 {
+extern const SoftmaxKernels softmax;
+extern const CrossEntropyKernels cross_entropy;
+}  // namespace avx2
 #endif
 #ifdef HETKERN_HAS_AVX512
-namespace avx512 { extern const SoftmaxKernels softmax; }
+namespace avx512 {
+extern const SoftmaxKernels softmax;
+extern const CrossEntropyKernels cross_entropy;
+}  // namespace avx512
 #endif
 
-// A build may leave levels out (sanitizers take one); the least one it has stands in for those below it.
+// A build may leave levels out (sanitizers take one): the next one below stands in, or the least one there is.
+#if !defined(HETKERN_HAS_AVX2) && defined(HETKERN_HAS_BASE)
+namespace avx2 = base;
+#elif !defined(HETKERN_HAS_AVX2)
+namespace avx2 = avx512;
+#endif
+#ifndef HETKERN_HAS_AVX512
+namespace avx512 = avx2;
+#endif
+#ifndef HETKERN_HAS_BASE
+namespace base = avx2;
+#endif
+
 const SoftmaxKernels& softmax_kernels() {
-#ifdef HETKERN_HAS_AVX512
-  if (isa() == Isa::avx512 || kLeastBuilt == Isa::avx512) return avx512::softmax;
-#endif
-#ifdef HETKERN_HAS_AVX2
-  if (isa() >= Isa::avx2 || kLeastBuilt == Isa::avx2) return avx2::softmax;
-#endif
-#ifdef HETKERN_HAS_BASE
-  return base::softmax;
-#endif
+  return isa() == Isa::avx512 ? avx512::softmax : isa() == Isa::avx2 ? avx2::softmax : base::softmax;
+}
+const CrossEntropyKernels& cross_entropy_kernels() {
+  return isa() == Isa::avx512 ? avx512::cross_entropy : isa() == Isa::avx2 ? avx2::cross_entropy : base::cross_entropy;
+}
+
+RowShares share_rows(int64_t M, int64_t N, bool columns, const Machine& machine) {
+  const int64_t worth = M * N / kElementsPerTask;  // tasks that have enough to do
+  const int64_t threads = worth < machine.threads ? (worth > 1 ? worth : 1) : machine.threads;
+  if (columns) return {RowPath::columns, static_cast<int>(threads)};
+  if (M < threads && N >= kLongRow) return {RowPath::split_rows, static_cast<int>(threads)};
+  return {RowPath::whole_rows, static_cast<int>(M < threads ? M : threads)};
 }
 
 SoftmaxPlan softmax_plan(const SoftmaxShape& shape) { return softmax_plan(shape, machine()); }
 
 SoftmaxPlan softmax_plan(const SoftmaxShape& shape, const Machine& machine) {
-  const int64_t elements = shape.M * shape.N, accumulator = shape.x_type == DType::f64 ? 8 : 4;
-  SoftmaxPlan plan{};
-  const int64_t worth = elements / kElementsPerTask;                 // tasks that have enough to do
-  const int64_t threads = worth < machine.threads ? (worth > 1 ? worth : 1) : machine.threads;
-  if (shape.columns) {
-    plan.path = SoftmaxPlan::columns;
-    plan.tasks = static_cast<int>(threads);
-  } else if (shape.M < threads && shape.N >= kLongRow) {
-    plan.path = SoftmaxPlan::split_rows;
-    plan.tasks = static_cast<int>(threads);
-  } else {
-    plan.path = SoftmaxPlan::whole_rows;
-    plan.tasks = static_cast<int>(shape.M < threads ? shape.M : threads);
-  }
-  plan.keep = plan.path == SoftmaxPlan::whole_rows && shape.N * accumulator <= kScratchBytes && shape.N * accumulator <= machine.l2_bytes / 2;
-  plan.stream = plan.path != SoftmaxPlan::columns && elements * size_of(shape.y_type) >= machine.l3_bytes;
+  const auto [path, tasks] = share_rows(shape.M, shape.N, shape.columns, machine);
+  const int64_t row_bytes = shape.N * (shape.x_type == DType::f64 ? 8 : 4);
+  SoftmaxPlan plan{path, tasks, false, false};
+  plan.keep = path == RowPath::whole_rows && row_bytes <= kScratchBytes && row_bytes <= machine.l2_bytes / 2;
+  plan.stream = path != RowPath::columns && shape.M * shape.N * size_of(shape.y_type) >= machine.l3_bytes;
   return plan;
+}
+
+CrossEntropyPlan cross_entropy_plan(const CrossEntropyShape& shape) { return cross_entropy_plan(shape, machine()); }
+
+CrossEntropyPlan cross_entropy_plan(const CrossEntropyShape& shape, const Machine& machine) {
+  const auto [path, tasks] = share_rows(shape.M, shape.N, shape.columns, machine);
+  const bool stream = path != RowPath::columns && shape.M * shape.N * size_of(shape.x_type) >= machine.l3_bytes;
+  return {path, tasks, stream};
 }
 
 }  // namespace hetkern::cpu

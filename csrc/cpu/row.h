@@ -20,6 +20,14 @@ template <class A>
 constexpr int kVectors = kLanes<A> / W<A>;                    // registers that hold one value a lane
 static_assert(kChunk % kLanes<float> == 0 && kChunk % kLanes<double> == 0);
 
+// Chunk c of a row of n columns.
+struct Chunk {
+  int64_t begin, n;
+  Chunk(int64_t c, int64_t columns) : begin(c * kChunk), n(columns - begin < kChunk ? columns - begin : kChunk) {
+    if (n < 0) n = 0;
+  }
+};
+
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 template <class A>
 inline int64_t padded(int64_t n) { return ceil_div(n, kLanes<A>) * kLanes<A>; }
@@ -31,14 +39,24 @@ struct Lanes {
   explicit Lanes(A a) { for (auto& u : v) u = splat(a); }
   template <class Op>
   A reduce(Op op) const {                                     // pairwise: lane i with lane i + half
-    A lane[kLanes<A>];
-    std::memcpy(lane, v, sizeof(lane));
-    for (int half = kLanes<A> / 2; half > 0; half /= 2)
-      for (int i = 0; i < half; ++i) lane[i] = op(lane[i], lane[i + half]);
-    return lane[0];
+    Vec<A> part[kVectors<A>];
+    std::memcpy(part, v, sizeof(part));
+    for (int half = kVectors<A> / 2; half > 0; half /= 2)
+      for (int i = 0; i < half; ++i) part[i] = op(part[i], part[i + half]);
+    return fold<kVectorBytes>(part[0], op);
   }
-  A sum() const { return reduce([](A a, A b) { return a + b; }); }
-  A largest() const { return reduce([](A a, A b) { return a > b ? a : b; }); }
+  template <int bytes, class Op>
+  static A fold(typename VectorOf<A, bytes>::type v, Op op) {
+    if constexpr (bytes == 2 * sizeof(A)) {
+      return op(v[0], v[1]);
+    } else {
+      typename VectorOf<A, bytes / 2>::type half[2];
+      std::memcpy(half, &v, bytes);
+      return fold<bytes / 2>(op(half[0], half[1]), op);
+    }
+  }
+  A sum() const { return reduce([](auto a, auto b) { return a + b; }); }
+  A largest() const { return reduce([](auto a, auto b) { return a > b ? a : b; }); }
 };
 
 // sum = the terms but one that equals max; a row without a finite or +inf score has max = -inf.
@@ -92,10 +110,19 @@ struct Score {
   }
 };
 
-// Scores of x[0, n) into z, padded with -inf to a whole number of lanes; returns the largest.
+struct Unscaled {
+  template <class V>
+  V operator()(V x) const { return x; }
+};
+struct NothingMore {
+  template <class V>
+  V operator()(V z, int64_t, int64_t) const { return z; }
+};
+
+// Scores of x[0, n) into z, padded with -inf to a whole number of lanes; returns the largest of each lane.
 // `more(z, j, count)` adds what is not x alone: bias, mask.
-template <class A, class T, class More>
-inline A write_scores(const T* x, int64_t n, const Score<A>& score, A* z, const More& more) {
+template <class A, class T, class ScoreOf, class More>
+inline Lanes<A> write_scores(const T* x, int64_t n, const ScoreOf& score, A* z, const More& more) {
   Lanes<A> largest(-kInfinity<A>);
   int64_t j = 0;
   for (; j + kLanes<A> <= n; j += kLanes<A>)
@@ -116,7 +143,7 @@ inline A write_scores(const T* x, int64_t n, const Score<A>& score, A* z, const 
     store<A>(z + j, v);
     largest.v[k] = max(v, largest.v[k]);
   }
-  return largest.largest();
+  return largest;
 }
 
 // Exponentials of z[0, padded n) - max, summed. `write` leaves them in z and takes the maximum's own term off afterwards:
@@ -149,6 +176,41 @@ inline RowSum<A> sum_exponentials(A* z, int64_t n, A max) {
   return row;
 }
 
+// Takes every term that equals `max` out of z (it becomes -inf), so that a sum of exponentials needs no comparison.
+template <class A>
+struct Maxima {
+  int64_t count = 0, first = 0;
+  Maxima(A* z, int64_t n, const Lanes<A>& largest, A max) {
+    if (max == -kInfinity<A>) return;
+    first = n;
+    for (int k = 0; k < kVectors<A>; ++k)
+      for (uint32_t lanes = lane_bits(largest.v[k] == max); lanes != 0; lanes &= lanes - 1)
+        for (int64_t j = k * W<A> + __builtin_ctz(lanes); j < n; j += kLanes<A>) {
+          if (z[j] != max) continue;
+          z[j] = -kInfinity<A>;
+          first = j < first ? j : first;
+          ++count;
+        }
+  }
+};
+
+// The same sum, once the maxima are out. `more(j, k, z - max, e)` takes what else is wanted of the terms from column j on,
+// which go to register k.
+template <class A, class More>
+inline RowSum<A> sum_beside_maxima(const A* z, int64_t n, A max, const Maxima<A>& maxima, const More& more) {
+  const Vec<A> shift = splat(max == -kInfinity<A> ? A(0) : max);
+  Lanes<A> sum(0);
+  for (int64_t j = 0; j < padded<A>(n); j += kLanes<A>)
+    for (int k = 0; k < kVectors<A>; ++k) {
+      const Vec<A> s = load<A>(z + j + k * W<A>) - shift, e = exp_nonpositive(s);
+      sum.v[k] += e;
+      more(j + k * W<A>, k, s, e);
+    }
+  RowSum<A> row{max, sum.sum()};
+  if (maxima.count > 0) row.sum += static_cast<A>(maxima.count - 1);
+  return row;
+}
+
 // ---- Writing a row. -------------------------------------------------------------------------------------------------------
 
 // to[j] = value(j, count) for j in [0, n): whole vectors, then single elements. `past_caches` streams the aligned part.
@@ -174,6 +236,25 @@ template <class A, class T>
 inline Vec<A> load_at(const T* from, int64_t j, int64_t count) {
   return count == W<A> ? load<A>(from + j) : load_some<A>(from + j, count, A(0));
 }
+
+// The first of from[0, n) that equals the largest, and the largest.
+template <class A>
+struct Largest {
+  A value = -kInfinity<A>;
+  int64_t first = 0;
+  template <class T>
+  Largest(const T* from, int64_t n) {
+    Vec<A> most = splat(value);
+    const auto at = [&](int64_t j) { return n - j < W<A> ? load_some<A>(from + j, n - j, -kInfinity<A>) : load<A>(from + j); };
+    for (int64_t j = 0; j < n; j += W<A>) most = max(at(j), most);
+    for (int i = 0; i < W<A>; ++i) value = most[i] > value ? most[i] : value;
+    for (int64_t j = 0; j < n; j += W<A>)
+      if (const uint32_t lanes = lane_bits(at(j) == value)) {
+        first = j + __builtin_ctz(lanes);
+        return;
+      }
+  }
+};
 
 // sum over [begin, end) of term(j, count): one chunk of a row, in the tree of this file.
 template <class A, class Term>

@@ -18,11 +18,6 @@
 namespace hetkern::cpu {
 namespace {
 
-template <class T>
-inline T* row_of(const Rows& rows, const Operand& operand, const RowIndex& at) {
-  return operand ? static_cast<T*>(operand.data) + offset(rows, operand, at) : nullptr;
-}
-
 // ---- Forward. -------------------------------------------------------------------------------------------------------------
 
 template <bool log, class A, class X, class Y>
@@ -62,13 +57,13 @@ struct ForwardRows {
     bool kept = !row.mask;
     A largest;
     if (!row.bias && !row.mask) {
-      largest = write_scores(row.x + chunk.begin, chunk.n, score, z, [](Vec<A> v, int64_t, int64_t) { return v; });
+      largest = write_scores(row.x + chunk.begin, chunk.n, score, z, NothingMore{}).largest();
     } else {
       largest = write_scores(row.x + chunk.begin, chunk.n, score, z, [&](Vec<A> v, int64_t j, int64_t count) {
         if (row.bias) v += load_strided<A>(row.bias, p.bias.step, chunk.begin + j, count);
         if (row.mask) kept |= apply_mask<A>(v, row.mask, p.mask.step, chunk.begin + j, count);
         return v;
-      });
+      }).largest();
     }
     RowSum<A> part = sum_exponentials<!log>(z, chunk.n, largest);
     part.kept = kept;
@@ -211,9 +206,9 @@ template <template <bool, class, class, class> class RowsJob, template <bool, cl
 void run(const Params& p, const SoftmaxPlan& plan) {
   const int64_t chunks = ceil_div(p.rows.N, kChunk);
   switch (plan.path) {
-    case SoftmaxPlan::whole_rows: return run_whole_rows(RowsJob<log, A, X, Y>{p, plan}, p.rows.M, chunks, plan.tasks);
-    case SoftmaxPlan::split_rows: return run_split_rows(RowsJob<log, A, X, Y>{p, plan}, p.rows.M, chunks, plan.tasks);
-    case SoftmaxPlan::columns: return run_whole_rows(ColumnsJob<log, A, X, Y>{p, plan}, ColumnGroups<A>(p.rows).count(), chunks, plan.tasks);
+    case RowPath::whole_rows: return run_whole_rows(RowsJob<log, A, X, Y>{p, plan}, p.rows.M, chunks, plan.tasks);
+    case RowPath::split_rows: return run_split_rows(RowsJob<log, A, X, Y>{p, plan}, p.rows.M, chunks, plan.tasks);
+    case RowPath::columns: return run_whole_rows(ColumnsJob<log, A, X, Y>{p, plan}, ColumnGroups<A>(p.rows).count(), chunks, plan.tasks);
   }
 }
 

@@ -6,14 +6,6 @@
 namespace hetkern::cpu {
 namespace {
 
-// Chunk c of a row of n columns.
-struct Chunk {
-  int64_t begin, n;
-  Chunk(int64_t c, int64_t columns) : begin(c * kChunk), n(columns - begin < kChunk ? columns - begin : kChunk) {
-    if (n < 0) n = 0;
-  }
-};
-
 template <class A>
 constexpr int kKeptChunks = static_cast<int>(kScratchBytes / (kChunk * sizeof(A)));   // that scratch memory holds
 

@@ -13,7 +13,11 @@ from torch import Tensor
 
 
 def batch_rows(
-    full: tuple[int, ...], dim: int, broadcast: tuple[int, ...] = (), rows: tuple[int, ...] = ()
+    full: tuple[int, ...],
+    dim: int,
+    broadcast: tuple[int, ...] = (),
+    rows: tuple[int, ...] = (),
+    full_rows: tuple[int, ...] = (),
 ) -> Callable[..., Any]:
     """The batching rule of an op, from the places of its arguments.
 
@@ -22,6 +26,7 @@ def batch_rows(
         dim: the reduced dimension.
         broadcast: tensors that broadcast to the reduced shape.
         rows: tensors that broadcast to it without the reduced dimension.
+        full_rows: tensors of its shape without the reduced dimension.
     """
 
     def rule(op: Any, info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
@@ -30,13 +35,13 @@ def batch_rows(
         if rank == 0:
             raise NotImplementedError(f"{op.name()}: vmap over scalars is not implemented")
         args_list = list(args)
-        for at in (*full, *broadcast, *rows):
+        for at in (*full, *broadcast, *rows, *full_rows):
             if args[at] is None:
                 continue
             if in_dims[at] is not None:
-                wanted = rank - 1 if at in rows else rank
+                wanted = rank - 1 if at in rows or at in full_rows else rank
                 args_list[at] = _front(args[at], in_dims[at], wanted)
-            elif at in full:
+            elif at in full or at in full_rows:
                 args_list[at] = args[at].unsqueeze(0).expand(info.batch_size, *args[at].shape)
         if args_list[dim] >= 0:
             args_list[dim] += 1

@@ -1,0 +1,195 @@
+"""The cross-entropy family: public function, schemas and shapes.  (derivatives: cross_entropy_derivatives.py)"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import impl as _impl
+from .. import reference
+from ..reference import CrossEntropyStats
+from . import cross_entropy_derivatives as derivatives
+from .family import Derivative, Op, register
+
+# ---- cross_entropy: … -> loss, saved, divisors;  cross_entropy_stats: the same, and one value a row of each statistic ----
+
+
+def _without(shape, dim, elements=None):
+    """``shape`` with ``elements`` in place of dimension ``dim``, or without it."""
+    return [*shape[:dim], *([] if elements is None else [elements]), *shape[dim + 1 :]]
+
+
+def _fake(x, target, weight, dim, ignore_index, reduction, label_smoothing, scale, softcap, z_loss):
+    accumulator = torch.float64 if x.dtype == torch.float64 else torch.float32
+    dim = dim % x.dim()
+    loss = x.new_empty([] if reduction else _without(x.shape, dim), dtype=accumulator)
+    saved = x.new_empty(_without(x.shape, dim, 4 if target.is_floating_point() else 2), dtype=accumulator)
+    divisors = x.new_empty(_without([1] * x.dim(), dim, 2), dtype=accumulator)
+    return loss, saved, divisors
+
+
+def _fake_stats(x, target, weight, dim, *options):
+    outputs = _fake(x, target, weight, dim, *options)
+    rows = _without(x.shape, dim % x.dim())
+    values = [x.new_empty(rows, dtype=outputs[0].dtype) for _ in range(5)]
+    return *outputs, *values, x.new_empty(rows, dtype=torch.bool)
+
+
+# ---- cross_entropy_backward: gradients of the loss and the statistics, … -> dx, d_target ---------------------------------
+
+
+def _fake_backward(
+    d_loss, d_row_loss, d_lse, d_z_loss, d_entropy, d_log_prob, x, target, weight, saved, divisors, entropy, dim,
+    ignore_index, label_smoothing, scale, softcap, z_loss, wants_d_target,
+):  # fmt: skip
+    return x.new_empty(x.shape), x.new_empty(x.shape if wants_d_target else [0])
+
+
+_ARGUMENTS = (
+    "Tensor x, Tensor target, Tensor? weight, int dim, int ignore_index, int reduction, float label_smoothing, "
+    "float scale, float softcap, float z_loss"
+)
+_OPS = register(
+    Op(
+        f"cross_entropy({_ARGUMENTS}) -> (Tensor loss, Tensor saved, Tensor divisors)",
+        _fake,
+        Derivative(derivatives.save, derivatives.backward, derivatives.jvp),
+        derivatives.batch_forward,
+    ),
+    Op(
+        f"cross_entropy_stats({_ARGUMENTS}) -> (Tensor loss, Tensor saved, Tensor divisors, Tensor row_loss, "
+        "Tensor lse, Tensor z_loss, Tensor entropy, Tensor log_prob, Tensor correct)",
+        _fake_stats,
+        Derivative(derivatives.save, derivatives.backward, derivatives.jvp),
+        derivatives.batch_forward,
+    ),
+    Op(
+        "cross_entropy_backward(Tensor? d_loss, Tensor? d_row_loss, Tensor? d_lse, Tensor? d_z_loss, "
+        "Tensor? d_entropy, Tensor? d_log_prob, Tensor x, Tensor target, Tensor? weight, Tensor saved, "
+        "Tensor divisors, Tensor? entropy, int dim, int ignore_index, float label_smoothing, float scale, "
+        "float softcap, float z_loss, bool wants_d_target) -> (Tensor dx, Tensor d_target)",
+        _fake_backward,
+        Derivative(derivatives.save_backward, derivatives.double_backward),
+        derivatives.batch_backward,
+    ),
+)
+
+
+# ---- Public function. ------------------------------------------------------------------------------------------------
+
+
+def _plan(input, target=None, **features: Any) -> dict[str, Any]:
+    if _impl.native is None:
+        return {}
+    dim = 1 if input.dim() > 1 else 0
+    classes = input.shape[dim]
+    inner = input.shape[dim + 1 :].numel()
+    dtype = str(input.dtype).removeprefix("torch.")
+    plan = _impl.native.cross_entropy_plan(input.numel() // max(classes, 1), classes, inner > 1, dtype)
+    return {"isa": _impl.native.isa(), **plan}
+
+
+_REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
+
+
+@_impl.explainable("hetkern.cross_entropy", _OPS, _plan)
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    *,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    z_loss: float = 0.0,
+    return_stats: bool = False,
+    impl: str = "auto",
+) -> Tensor | tuple[Tensor, CrossEntropyStats]:
+    """Negative log-likelihood of ``target`` under ``softmax(z)``, in nats, without storing the softmax.
+
+    With ``z = softcap * tanh(scale * input / softcap)``, ``m = max z``, ``d = log sum_j exp(z_j - m)`` and
+    ``log p_j = z_j - m - d``, a row's loss is ``-sum_j t_j log p_j + z_loss * (m + d)**2``, where
+
+    * class indices: ``t_j = (1 - eps) w_t [j == t] + eps / C w_j``,
+    * class probabilities: ``t_j = w_j ((1 - eps) target_j + eps / C)``,
+
+    ``eps`` is ``label_smoothing`` and ``w`` are the class weights. "mean" divides the first part as torch does (by
+    the sum of the counted rows' ``w_t``; class probabilities: by the number of rows) and the second by the number of
+    counted rows. Equals ``F.cross_entropy(input.float(), ...)`` without the keywords of ours; sums are float32.
+
+    Forward reads the logits once and allocates nothing of their size; it keeps ``m`` and ``d`` for backward, which
+    reads them once more and writes the gradient. Any derivative of second order and ``torch.func`` work.
+
+    Args:
+        input: logits ``(C)``, ``(N, C)`` or ``(N, C, d1, ...)``; float32, float64, float16 or bfloat16; any strides.
+        target: class indices of input's shape without C, int64 (or uint8), in ``[0, C)`` or ``ignore_index``; or
+            class probabilities of input's shape and dtype, which have a gradient.
+        weight: ``(C)`` class weights of input's dtype or the loss's; without a gradient; None for ones.
+        ignore_index: the class index of rows that do not count; need not be a class.
+        reduction: "none", "mean" or "sum".
+        label_smoothing: in [0, 1]; the share of the target that is spread over all classes.
+        scale: factor on the logits.
+        softcap: soft bound on the scaled logits, above 0; None for none.
+        z_loss: factor on the squared log-sum-exp of counted rows; class weights do not apply to it.
+        return_stats: also return one value a row of ``loss`` (before the reduction), ``lse``, ``z_loss``,
+            ``entropy`` (nats), ``log_prob`` and ``correct``; all but the last can be differentiated.
+        impl: "auto", "cpu", "cuda", "triton" or "reference"; a named one never falls back.
+
+    Returns:
+        The loss, float32 (float64 for float64), a scalar or, for "none", of input's shape without C; with
+        ``return_stats`` a pair of it and :class:`CrossEntropyStats`. A mean over no counted row is NaN, as torch's.
+
+    Raises:
+        ValueError: a dtype, shape or value does not fit; the message names op, argument, wanted and got.
+        IndexError: a target on the CPU is out of range.
+        NotImplementedError: the named implementation cannot run here, or a gradient of ``weight`` is asked for.
+
+    Source: Milakov & Gimelshein (2018), arXiv:1805.02867, Algorithm 3; z-loss: Chowdhery et al. (2022),
+    arXiv:2204.02311, section 5.
+    """
+    ops: SimpleNamespace | None = _impl.choose("hetkern.cross_entropy", _OPS, input, impl)
+    if _impl._state.logs:
+        _impl.note(cross_entropy, input=input, target=target, impl=impl)
+    if target.dtype is not torch.int64 or weight is not None:
+        input, target, weight = _matched(input, target, weight)
+    if reduction not in _REDUCTIONS:
+        raise ValueError(f"hetkern.cross_entropy: reduction: wanted 'none', 'mean' or 'sum', got {reduction!r}")
+    if softcap is not None and not softcap > 0:
+        raise ValueError(f"hetkern.cross_entropy: softcap: wanted a value above 0, or None, got {softcap}")
+    if ops is None:
+        return reference.cross_entropy(
+            input, target, weight, ignore_index, reduction, label_smoothing,
+            scale=scale, softcap=softcap, z_loss=z_loss, return_stats=return_stats,
+        )  # fmt: skip
+    arguments = (
+        input, target, weight, 1 if input.dim() > 1 else 0, ignore_index, _REDUCTIONS[reduction], label_smoothing,
+        scale, softcap or 0.0, z_loss,
+    )  # fmt: skip
+    if return_stats:
+        loss, _, _, *stats = ops.cross_entropy_stats(*arguments)
+        return loss, CrossEntropyStats(*stats)
+    return ops.cross_entropy(*arguments)[0]
+
+
+def _matched(input: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Bring what torch takes in other dtypes to those of the op; under autocast, what differs as well."""
+    op = "hetkern.cross_entropy"
+    autocast = torch.is_autocast_enabled(input.device.type)
+    if target.dtype == torch.uint8:
+        target = target.long()
+    elif target.is_floating_point() and target.dtype != input.dtype and autocast:
+        wide = torch.promote_types(torch.promote_types(input.dtype, target.dtype), torch.float32)
+        input, target = input.to(wide), target.to(wide)
+    if weight is not None:
+        accumulator = torch.float64 if input.dtype == torch.float64 else torch.float32
+        if not autocast and weight.dtype not in (input.dtype, accumulator):
+            raise ValueError(f"{op}: weight: wanted {input.dtype} or {accumulator}, got {weight.dtype}")
+        if torch.is_grad_enabled() and weight.requires_grad:
+            raise NotImplementedError(f"{op}: weight: class weights have no gradient, got a tensor that requires one")
+        weight = weight.to(accumulator)
+    return input, target, weight
