@@ -48,12 +48,13 @@ def softmax(
 
     Raises:
         IndexError: ``dim`` is out of range.
-        ValueError: x is not floating, mask is not boolean, bias, mask or sink do not broadcast to
-            x, or ``causal`` with another ``dim`` than the last or fewer than two dimensions.
+        ValueError: x is not floating, softcap is not above 0, mask is not boolean, bias, mask or
+            sink do not broadcast to x, or ``causal`` with another ``dim`` than the last or fewer
+            than two dimensions.
     """
     if dtype is not None:
         x = x.to(dtype)
-    dim = _checked_dim(x, dim, mask, causal)
+    dim = _checked_dim(x, dim, softcap, mask, causal)
     if x.dim() == 0:
         return softmax(
             x[None], 0, scale=scale, softcap=softcap, bias=bias, mask=mask, sink=sink, log=log
@@ -83,19 +84,23 @@ def softmax(
     return y.to(x.dtype)
 
 
-def _checked_dim(x: Tensor, dim: int, mask: Tensor | None, causal: bool) -> int:
+def _checked_dim(
+    x: Tensor, dim: int, softcap: float | None, mask: Tensor | None, causal: bool
+) -> int:
     """``dim`` counted from the front, once the arguments agree with one another."""
     dims = max(x.dim(), 1)
     if not -dims <= dim < dims:
-        raise IndexError(f"softmax: dim must be in [{-dims}, {dims - 1}], got {dim}")
+        raise IndexError(f"softmax: dim: wanted one in [{-dims}, {dims - 1}], got {dim}")
     if not x.is_floating_point():
-        raise ValueError(f"softmax: x must be floating point, got {x.dtype}")
+        raise ValueError(f"softmax: x: wanted a floating dtype, got {x.dtype}")
+    if softcap is not None and not softcap > 0.0:
+        raise ValueError(f"softmax: softcap: wanted a value above 0 or None, got {softcap}")
     if mask is not None and mask.dtype != torch.bool:
-        raise ValueError(f"softmax: mask must be torch.bool (True keeps), got {mask.dtype}")
+        raise ValueError(f"softmax: mask: wanted torch.bool (True keeps), got {mask.dtype}")
     if causal and (x.dim() < 2 or dim % dims != dims - 1):
         raise ValueError(
-            "softmax: causal needs at least two dimensions and dim = -1, "
-            f"got {x.dim()} dimensions and dim = {dim}"
+            "softmax: causal: wanted dim = -1 and at least two dimensions, "
+            f"got dim = {dim} of shape {tuple(x.shape)}"
         )
     return dim % dims
 
@@ -105,7 +110,8 @@ def _broadcast(name: str, tensor: Tensor, shape: torch.Size) -> Tensor:
     sizes = zip(reversed(tensor.shape), reversed(shape), strict=False)
     if tensor.dim() > len(shape) or any(size not in (1, wanted) for size, wanted in sizes):
         raise ValueError(
-            f"softmax: {name} must broadcast to {tuple(shape)}, got {tuple(tensor.shape)}"
+            f"softmax: {name}: wanted a shape that broadcasts to {tuple(shape)}, "
+            f"got {tuple(tensor.shape)}"
         )
     return tensor.expand(shape)
 
