@@ -38,13 +38,13 @@ def assert_close_to_exact(
         actual: the result under test; any floating dtype, any shape.
         exact: the float64 value, of the same shape; or a function that runs the reference with its
             floating inputs cast to the dtype that it is given.
-        baseline: the torch computation's result. None calls ``exact(dtype)``; for float64 results it
-            calls ``exact(torch.float32)``, since float64 cannot judge itself. The error of a
+        baseline: the torch computation's result. None calls ``exact(dtype)``; for a float64
+            result ``exact(torch.float32)``, since float64 cannot judge itself. The error of a
             baseline coarser than the result counts in units of eps (its inputs must be the same
             values: draw them in float32).
         dim: the dimension, or dimensions, that make up a row; ``()`` makes each element its own.
         dtype: of the inputs; None for the dtype of ``actual``.
-        name: what the failure calls the result.
+        name: what a failure calls the result.
         seed: printed by a failure.
         repro: one line that reproduces the failure, printed by it.
 

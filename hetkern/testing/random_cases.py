@@ -20,7 +20,7 @@ from hetkern.testing.calls import Op
 from hetkern.testing.check import DTYPES, Case, Summary, check_op
 from hetkern.testing.layouts import LAYOUTS
 
-#: Elements of one tensor: usually, and in one configuration of ten. 10^5 must run within an hour or so.
+#: Elements of a tensor: usually, and in one configuration of ten. 10^5 must run in about an hour.
 USUAL_ELEMENTS, MOST_ELEMENTS = 1 << 12, 1 << 17
 
 
