@@ -23,11 +23,11 @@ class _Replaced(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, value: Callable, gradient: Callable) -> Tensor:
         ctx.gradient = gradient
-        return value(x.clone())
+        return value(x.clone(memory_format=torch.contiguous_format))
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.gradient(upstream.clone()), None, None
+        return ctx.gradient(upstream.clone(memory_format=torch.contiguous_format)), None, None
 
 
 def _same(t: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ def unwritten_tile(t: Tensor) -> Tensor:
 
 def dropped_element(t: Tensor) -> Tensor:
     """The very last element was never written."""
-    t.reshape(-1)[-1:] = 0
+    t.view(-1)[-1:] = 0
     return t
 
 
