@@ -9,6 +9,12 @@ import torch
 import hetkern
 from hetkern import reference
 from hetkern.testing import Case, check_op, inputs
+from hetkern.testing.families import (
+    cross_entropy_op,
+    exact_softmax,
+    softmax_op,
+    target_classes,
+)
 from hetkern.testing.mutants import (
     SPOILED,
     dropped_target_term,
@@ -18,12 +24,6 @@ from hetkern.testing.mutants import (
     spoiled_value,
     stale_row,
     zeros,
-)
-from hetkern.testing.random_cases import (
-    cross_entropy_op,
-    exact_softmax,
-    softmax_op,
-    target_classes,
 )
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -60,9 +60,7 @@ def test_a_spoiled_softmax_is_caught(impl, spoil, dtype):
 def test_a_log_softmax_of_zeros_or_with_a_stale_row_is_caught(impl, kind):
     op, case = softmax_op(impl.name), softmax_case(kind, log=True)
     for spoil in (zeros, stale_row):
-        assert_caught(
-            op, exact_softmax, case, torch.float32, lambda op, f=spoil: spoiled_value(op, f)
-        )
+        assert_caught(op, exact_softmax, case, torch.float32, lambda op, f=spoil: spoiled_value(op, f))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

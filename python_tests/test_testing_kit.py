@@ -172,9 +172,7 @@ def test_repro_command_fails_and_names_the_seed_of_a_planted_error(capsys, monke
     monkeypatch.setattr(
         "hetkern.cross_entropy",
         lambda *args, impl, **options: (
-            honest(*args, **options, scale=1.1)
-            if "scale" not in options
-            else honest(*args, **options)
+            honest(*args, **options, scale=1.1) if "scale" not in options else honest(*args, **options)
         ),
     )
     assert repro.main(["softmax", "--seed", "4", "--count", "3", "--impl", "reference"]) == 1
@@ -215,9 +213,7 @@ def test_an_implementation_that_cannot_run_says_why(monkeypatch):
 
     monkeypatch.setattr(importlib, "import_module", lambda name: Native)
     assert Implementation("cpu", "avx2").why_absent() is None
-    assert "this machine has no avx512: it runs base, avx2" in (
-        Implementation("cpu", "avx512").why_absent() or ""
-    )
+    assert "this machine has no avx512: it runs base, avx2" in (Implementation("cpu", "avx512").why_absent() or "")
 
     def missing(name):
         raise ImportError(name)

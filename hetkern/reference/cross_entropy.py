@@ -78,7 +78,7 @@ def cross_entropy(
     """
     _check(input, target, weight, ignore_index, reduction, label_smoothing, softcap)
     class_dim = min(1, input.dim() - 1)
-    z = scaled_scores(input, scale, softcap).movedim(class_dim, -1)
+    z = scaled_scores(input, scale, softcap).movedim(class_dim, -1).contiguous()
     w = None if weight is None else weight.to(z.dtype)
 
     # The row's own terms. An ignored row is replaced before it can spoil a gradient.
@@ -156,9 +156,7 @@ def _by_index(
     return log_prob, row, divisor.sum()
 
 
-def _by_probability(
-    log_q: Tensor, p: Tensor, w: Tensor | None, label_smoothing: float
-) -> tuple[Tensor, Tensor]:
+def _by_probability(log_q: Tensor, p: Tensor, w: Tensor | None, label_smoothing: float) -> tuple[Tensor, Tensor]:
     """``sum_j p_j log q_j`` and the row's term."""
     classes = log_q.shape[-1]
     log_prob = (p * log_q).sum(-1)

@@ -39,7 +39,8 @@ def run(op: Op, call: Call, *, constant: Collection[str] = (), upstream: Op) -> 
         op: returns a tensor or a (nested) tuple of tensors.
         call: its arguments; floating tensors get a gradient.
         constant: names of tensors that get none.
-        upstream: ``upstream(index, output)`` gives the gradient that enters at an output.
+        upstream: ``upstream(index, output)`` gives the gradient that enters at the output of that
+            place among all outputs.
 
     Returns:
         ``{"output": …}`` (a named tuple's fields under their own names, other tuples' as
@@ -47,16 +48,17 @@ def run(op: Op, call: Call, *, constant: Collection[str] = (), upstream: Op) -> 
     """
     call = call.map(lambda t: t.detach())
     leaves = {
-        name: t.requires_grad_()
-        for name, t in call.tensors().items()
-        if t.is_floating_point() and name not in constant
+        name: t.requires_grad_() for name, t in call.tensors().items() if t.is_floating_point() and name not in constant
     }
     results = _named(op(*call.args, **call.kwargs), "output")
-    differentiable = [y for y in results.values() if y.requires_grad]
-    if differentiable and leaves:
-        given = [upstream(i, y) for i, y in enumerate(differentiable)]
+    entering = [(y, upstream(i, y)) for i, y in enumerate(results.values()) if y.requires_grad]
+    if entering and leaves:
         gradients = torch.autograd.grad(
-            differentiable, list(leaves.values()), given, allow_unused=True, materialize_grads=True
+            [y for y, _ in entering],
+            list(leaves.values()),
+            [dy for _, dy in entering],
+            allow_unused=True,
+            materialize_grads=True,
         )
         results |= {f"gradient of {name}": g for name, g in zip(leaves, gradients, strict=True)}
     return {name: value.detach() for name, value in results.items()}

@@ -1,16 +1,17 @@
 """``check_op``: an operation and its gradients against the float64 reference, case by case."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hetkern.testing.budget import Dims, assert_close_to_exact
+from hetkern.testing.budget import Dims, assert_within_budget, error_of
 from hetkern.testing.calls import Call, Op, random_upstream, run, same_bits
 from hetkern.testing.layouts import LAYOUTS
 
+DRAWS = 16
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -58,6 +59,7 @@ def check_op(
     cases: Iterable[Case],
     dtypes: Sequence[torch.dtype] = DTYPES,
     *,
+    baseline: Op | None = None,
     layouts: Sequence[str] = ("dense",),
     seed: int = 0,
 ) -> Summary:
@@ -69,11 +71,18 @@ def check_op(
     outputs without that dimension element by element; other gradients, being sums over many rows,
     whole.
 
+    A result that is over its budget gets a second look, in which torch's own error and the largest
+    magnitude are the worst of ``DRAWS`` draws: the same call with its numbers scaled by up to a
+    quarter, under other upstream gradients. In a short row one draw may be exact, or cancel, by luck.
+
     Args:
         op: the operation under test; returns a tensor or a tuple of tensors.
         reference: takes the same arguments in any floating dtype and is differentiable.
         cases: the calls.
         dtypes: floating dtypes of the inputs.
+        baseline: the torch computation whose error is the yardstick. None for ``reference`` in the
+            dtype under test, in float32 for float64; one that is given must take another way than
+            ``reference`` does in float64.
         layouts: names from ``hetkern.testing.layouts.LAYOUTS``, for all tensors at once and for the
             upstream gradient.
         seed: of the upstream gradients.
@@ -88,13 +97,14 @@ def check_op(
     for case in cases:
         for dtype in dtypes:
             for layout in layouts:
-                _check(op, reference, case, dtype, layout, seed, summary)
+                _check(op, reference, baseline, case, dtype, layout, seed, summary)
     return summary
 
 
 def _check(
     op: Op,
     reference: Op,
+    baseline: Op | None,
     case: Case,
     dtype: torch.dtype,
     layout: str,
@@ -103,22 +113,14 @@ def _check(
 ) -> None:
     """One case in one dtype and layout."""
     where = f"{case.name}, {dtype}, {layout}"
-    repro = case.repro or (
-        f"check_op(op, reference, [{case.name!r}], [{dtype}], layouts=[{layout!r}], seed={seed})"
-    )
+    repro = case.repro or (f"check_op(op, reference, [{case.name!r}], [{dtype}], layouts=[{layout!r}], seed={seed})")
     call = Call(case.args, case.kwargs).map(_cast(torch.float32)).map(_cast(dtype))
     call = call.map(LAYOUTS[layout])
 
     # The operation, twice.
     before = call.map(torch.clone)
-    upstream = random_upstream(seed, LAYOUTS[layout])
-    given: list[Tensor] = []
-
-    def recorded(index: int, output: Tensor) -> Tensor:
-        given.append(upstream(index, output))
-        return given[-1]
-
-    results = run(op, call, constant=case.constant, upstream=recorded)
+    upstream = _upstream(seed, layout, case.dim)
+    results = run(op, call, constant=case.constant, upstream=upstream)
     again = run(op, call, constant=case.constant, upstream=upstream)
     for name, value in call.tensors().items():
         if not same_bits(value, before.tensors()[name]):
@@ -127,40 +129,83 @@ def _check(
         if not same_bits(value, again[name]):
             raise AssertionError(f"{where}: {name} has other bits on a second run\nrepro: {repro}")
 
-    # The exact value, and the same computation by torch.
-    def referred(working: torch.dtype) -> dict[str, Tensor]:
+    # The exact value, and the same computation by torch. The upstream gradient is rounded as the
+    # operation's own outputs are.
+    types = [value.dtype for value in results.values()]
+    yardstick = torch.float32 if dtype == torch.float64 and baseline is None else dtype
+
+    def referred(by: Op, working: torch.dtype, draw: int) -> dict[str, Tensor]:
+        given = _upstream(seed + 1000 * draw, layout, case.dim)
         return run(
-            reference,
-            call.map(_cast(working)),
+            by,
+            call.map(_scaled(1.0 + draw / 64)).map(_cast(working)),
             constant=case.constant,
-            upstream=lambda index, output: given[index].to(output.dtype),
+            upstream=lambda i, y: given(i, y.to(types[i])).to(y.dtype),
         )
 
-    exact = referred(torch.float64)
-    baseline = referred(torch.float32 if dtype == torch.float64 else dtype)
-    if results.keys() != exact.keys():
-        raise AssertionError(
-            f"{where}: got {sorted(results)}, wanted {sorted(exact)}\nrepro: {repro}"
-        )
-    shape = call.args[0].shape
-    parts: list[tuple[Tensor, ...]]
-    for name, value in results.items():
-        label = f"{where}: {name}"
-        if not value.is_floating_point():
-            if not (torch.equal(value, exact[name]) or torch.equal(value, baseline[name])):
-                raise AssertionError(f"{label} differs from the reference\nrepro: {repro}")
-            summary.add(0.0, label)
-            continue
-        triple = (value, exact[name], baseline[name])
-        parts = [triple]
-        if case.apart and name == "gradient of argument 0":
-            apart = case.apart(call)
-            parts = [tuple(torch.where(part, t, 0.0) for t in triple) for part in (apart, ~apart)]
-        for part in parts:
-            ratio = assert_close_to_exact(
-                *part, dim=_rows(name, value, shape, case.dim), name=label, seed=seed, repro=repro
-            )
-            summary.add(ratio, label)
+    exact: list[dict[str, Tensor]] = []
+    by_torch: list[dict[str, Tensor]] = []
+
+    def look(draws: int) -> Iterator[tuple[str, float]]:
+        for draw in range(len(exact), draws):
+            exact.append(referred(reference, torch.float64, draw))
+            by_torch.append(referred(baseline or reference, yardstick, draw))
+        if results.keys() != exact[0].keys():
+            raise AssertionError(f"{where}: got {sorted(results)}, wanted {sorted(exact[0])}\nrepro: {repro}")
+        for name, value in results.items():
+            wanted = [run_exactly[name] for run_exactly in exact]
+            yardsticks = [run_by_torch[name] for run_by_torch in by_torch]
+            for part in _parts(name, call, case):
+                rows = _rows(name, value, call.args[0].shape, case.dim)
+                told = {"name": f"{where}: {name}", "seed": seed, "repro": repro}
+                yield f"{where}: {name}", _judged(value, wanted, yardsticks, part, rows, told)
+
+    try:
+        ratios = list(look(1))
+    except AssertionError:
+        ratios = list(look(DRAWS))
+    for label, ratio in ratios:
+        summary.add(ratio, label)
+
+
+def _judged(
+    value: Tensor,
+    exact: Sequence[Tensor],
+    by_torch: Sequence[Tensor],
+    part: Tensor | None,
+    rows: Dims,
+    told: dict[str, Any],
+) -> float:
+    """Error ÷ limit of one result, or of a part of it, where there is one exact value a draw."""
+    if value.shape != exact[0].shape or not value.is_floating_point():
+        if not any(torch.equal(value, wanted) for wanted in (exact[0], by_torch[0])):
+            raise AssertionError("{name} differs from the reference\nrepro: {repro}".format(**told))
+        return 0.0
+    errors = [error_of(by, wanted, value.dtype) for by, wanted in zip(by_torch, exact, strict=True)]
+    judged = [value, exact[0], torch.stack(errors).amax(0)]
+    judged.append(torch.stack([wanted.abs() for wanted in exact]).amax(0))
+    if part is not None:
+        judged = [torch.where(part, t, 0.0) for t in judged]
+    return assert_within_budget(*judged, dim=rows, **told)
+
+
+def _parts(name: str, call: Call, case: Case) -> list[Tensor | None]:
+    """The parts of a result that are judged on their own; None for the whole."""
+    if case.apart is None or name != "gradient of argument 0":
+        return [None]
+    apart = case.apart(call)
+    return [apart, ~apart]
+
+
+def _upstream(seed: int, layout: str, dim: Dims) -> Op:
+    """Random upstream gradients in a layout, never the same all along a row: softmax's is then 0."""
+    along = (dim,) if isinstance(dim, int) else dim
+
+    def laid_out(dy: Tensor) -> Tensor:
+        constant = layout == "expanded" and any(d % max(dy.dim(), 1) == 0 for d in along)
+        return dy if constant else LAYOUTS[layout](dy)
+
+    return random_upstream(seed, laid_out)
 
 
 def _rows(name: str, value: Tensor, shape: torch.Size, dim: Dims) -> Dims:
@@ -168,6 +213,10 @@ def _rows(name: str, value: Tensor, shape: torch.Size, dim: Dims) -> Dims:
     if value.shape == shape:
         return dim
     return tuple(range(value.dim())) if name.startswith("gradient") else ()
+
+
+def _scaled(factor: float) -> Callable[[Tensor], Tensor]:
+    return lambda t: t * factor if t.is_floating_point() else t
 
 
 def _cast(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:

@@ -2,7 +2,7 @@
 
 A test that takes ``impl`` runs once with each implementation active; one that cannot run on this
 machine skips with its reason. ``generator`` is a seeded ``torch.Generator``. Tests marked ``proof``
-run with ``--proof`` alone.
+are long: they run where ``-m`` names them, as in ``pytest -m proof``.
 """
 
 from collections.abc import Iterator
@@ -13,23 +13,18 @@ import torch
 from hetkern.testing.implementations import IMPLEMENTATIONS, Implementation
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add ``--proof``."""
-    parser.addoption("--proof", action="store_true", help="run the long tests too")
-
-
 def pytest_configure(config: pytest.Config) -> None:
     """Declare the marker ``proof``."""
-    config.addinivalue_line("markers", "proof: takes long or much memory; runs with --proof")
+    config.addinivalue_line("markers", "proof: takes long or much memory; runs where -m names it")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip what is marked ``proof`` unless asked for."""
-    if config.getoption("--proof"):
+    if "proof" in config.option.markexpr:
         return
     for item in items:
         if item.get_closest_marker("proof"):
-            item.add_marker(pytest.mark.skip(reason="long: runs with --proof"))
+            item.add_marker(pytest.mark.skip(reason="long: pytest -m proof runs it"))
 
 
 @pytest.fixture(params=IMPLEMENTATIONS, ids=str)

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from hetkern import reference
-from hetkern.testing import inputs
-from hetkern.testing.calls import Call, Op
+from hetkern.testing import families, inputs
+from hetkern.testing.calls import Op
 from hetkern.testing.check import DTYPES, Case, Summary, check_op
 from hetkern.testing.layouts import LAYOUTS
 
@@ -53,7 +53,7 @@ def softmax(seed: int) -> Configuration:
     if draw.random() < 0.25:
         options["softcap"] = draw.choice([2.0, 30.0])
     if draw.random() < 0.4:
-        options["bias"] = torch.randn(_broadcastable(draw, shape), generator=generator)
+        options["bias"] = torch.randn(_bias_shape(draw, shape, dim), generator=generator)
     if draw.random() < 0.4:
         options["mask"] = torch.rand(_broadcastable(draw, shape), generator=generator) < 0.7
     if dims >= 2 and dim == dims - 1 and draw.random() < 0.4:
@@ -64,9 +64,7 @@ def softmax(seed: int) -> Configuration:
     if dtype in (torch.bfloat16, torch.float16) and draw.random() < 0.2:
         options["dtype"] = torch.float32
     x = inputs.logits(kind, shape, dim, generator)
-    case = Case(
-        f"softmax({kind}, {_text(options)})", (x,), options, dim, repro=_repro("softmax", seed)
-    )
+    case = Case(f"softmax({kind}, {_text(options)})", (x,), options, dim, repro=_repro("softmax", seed))
     return Configuration(case, dtype, draw.choice(list(LAYOUTS)), seed)
 
 
@@ -102,48 +100,8 @@ def cross_entropy(seed: int) -> Configuration:
         options["return_stats"] = True
     name = f"cross_entropy({kind}, {target_kind}, {_text(options)})"
     repro = _repro("cross_entropy", seed)
-    case = Case(name, (x, target), options, dim, ("weight",), target_classes, repro)
+    case = Case(name, (x, target), options, dim, ("weight",), families.target_classes, repro)
     return Configuration(case, draw.choice(DTYPES), draw.choice(list(LAYOUTS)), seed)
-
-
-def target_classes(call: Call) -> Tensor:
-    """Where a cross-entropy's likeliest target stands, in the shape of its logits."""
-    x, target = call.args[:2]
-    dim = min(1, x.dim() - 1)
-    if target.is_floating_point():
-        return target > 0.5
-    classes = torch.arange(x.shape[dim]).reshape(-1, *[1] * (x.dim() - dim - 1))
-    return target.unsqueeze(dim) == classes
-
-
-def softmax_op(impl: str) -> Op:
-    """The public softmax and log-softmax behind one signature."""
-    import hetkern
-
-    def op(x: Tensor, *, log: bool = False, **options: Any) -> Tensor:
-        public = hetkern.log_softmax if log else hetkern.softmax
-        return public(x, impl=impl, **options)
-
-    return op
-
-
-def cross_entropy_op(impl: str) -> Op:
-    """The public cross-entropy."""
-    import hetkern
-
-    def op(input: Tensor, target: Tensor, **options: Any) -> Any:
-        return hetkern.cross_entropy(input, target, impl=impl, **options)
-
-    return op
-
-
-def exact_softmax(x: Tensor, *, dtype: torch.dtype | None = None, **options: Any) -> Tensor:
-    """The reference, whose ``dtype=`` rounds x but keeps float64 as the working dtype."""
-    if dtype is not None and x.dtype == torch.float64:
-        rounded = x.to(dtype).double()
-        x = torch.where(rounded == x, x, x + (rounded - x).detach())
-        dtype = None
-    return reference.softmax(x, dtype=dtype, **options)
 
 
 @dataclass(frozen=True)
@@ -153,11 +111,14 @@ class Family:
     configure: Callable[[int], Configuration]
     op: Callable[[str], Op]  #: takes the implementation's name
     reference: Op
+    baseline: Op  #: the torch computation, whose error is the yardstick
 
 
 FAMILIES = {
-    "softmax": Family(softmax, softmax_op, exact_softmax),
-    "cross_entropy": Family(cross_entropy, cross_entropy_op, reference.cross_entropy),
+    "softmax": Family(softmax, families.softmax_op, families.exact_softmax, families.torch_softmax),
+    "cross_entropy": Family(
+        cross_entropy, families.cross_entropy_op, reference.cross_entropy, families.torch_cross_entropy
+    ),
 }
 
 
@@ -170,6 +131,7 @@ def check_seed(family: str, seed: int, impl: str = "auto") -> Summary:
         known.reference,
         [drawn.case],
         [drawn.dtype],
+        baseline=known.baseline,
         layouts=[drawn.layout],
         seed=seed,
     )
@@ -197,11 +159,20 @@ def _broadcastable(draw: random.Random, shape: Sequence[int]) -> tuple[int, ...]
     return tuple(draw.choice([size, 1]) for size in kept)
 
 
+def _bias_shape(draw: random.Random, shape: Sequence[int], dim: int) -> tuple[int, ...]:
+    """A shape that broadcasts to ``shape`` and is whole along ``dim``.
+
+    A bias that is the same along a row changes nothing: its gradient is 0, and rounding alone.
+    """
+    first = draw.randint(0, dim)
+    kept = enumerate(shape[first:], first)
+    return tuple(size if i == dim or draw.random() < 0.5 else 1 for i, size in kept)
+
+
 def _text(options: dict[str, Any]) -> str:
     """Options on one line; a tensor as its shape."""
     return ", ".join(
-        f"{name}={tuple(value.shape) if isinstance(value, Tensor) else value}"
-        for name, value in options.items()
+        f"{name}={tuple(value.shape) if isinstance(value, Tensor) else value}" for name, value in options.items()
     )
 
 

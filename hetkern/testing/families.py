@@ -1,0 +1,145 @@
+"""Softmax and cross-entropy as ``check_op`` wants them: operation, exact value, and torch's own computation.
+
+The torch computation is the yardstick of the error budget. Below float64 it is the reference's arithmetic in the
+dtype under test; in float64, where that would be the exact value itself, it takes another route to the same value.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hetkern import reference
+from hetkern.reference.cross_entropy import CrossEntropyStats
+from hetkern.reference.softmax import row_scores
+from hetkern.testing.calls import Call, Op
+
+
+def softmax_op(impl: str) -> Op:
+    """The public softmax and log-softmax behind one signature."""
+    import hetkern
+
+    def op(x: Tensor, *, log: bool = False, **options: Any) -> Tensor:
+        public = hetkern.log_softmax if log else hetkern.softmax
+        return public(x, impl=impl, **options)
+
+    return op
+
+
+def cross_entropy_op(impl: str) -> Op:
+    """The public cross-entropy."""
+    import hetkern
+
+    def op(input: Tensor, target: Tensor, **options: Any) -> Any:
+        return hetkern.cross_entropy(input, target, impl=impl, **options)
+
+    return op
+
+
+def exact_softmax(x: Tensor, *, dtype: torch.dtype | None = None, **options: Any) -> Tensor:
+    """The reference, whose ``dtype=`` rounds x but keeps float64 as the working dtype."""
+    if dtype is not None and x.dtype == torch.float64:
+        rounded = x.to(dtype).double()
+        x = torch.where(rounded == x, x, x + (rounded - x).detach())
+        dtype = None
+    return reference.softmax(x, dtype=dtype, **options)
+
+
+def torch_softmax(
+    x: Tensor,
+    *,
+    dim: int = -1,
+    dtype: torch.dtype | None = None,
+    log: bool = False,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    **options: Any,
+) -> Tensor:
+    """The torch computation: as ``torch.softmax`` does, it keeps for backward y as it was rounded.
+
+    To y it adds a linear function of z that is 0 and has softmax's derivative at the rounded p,
+    dz_j = p_j (dy_j - sum_k p_k dy_k), or dy_j - p_j sum_k dy_k for the logarithm. In float64, log y is
+    z - logsumexp z, and y its exponential.
+    """
+    if dtype is not None:
+        x = x.to(dtype)
+    columns = x.shape[dim]
+    if x.dtype == torch.float64 and softcap:
+        x, scale, softcap = _capped(x, scale, softcap), 1.0, None
+    absent: dict[str, Any] = {"bias": None, "mask": None, "causal": False, "sink": None}
+    z, emptied = row_scores(x, dim % x.dim(), scale=scale, softcap=softcap, **(absent | options))
+    shifted = z.detach().movedim(dim, -1).contiguous()
+    if x.dtype == torch.float64:
+        log_y = shifted - shifted.logsumexp(-1, keepdim=True)
+        y = log_y if log else log_y.exp()
+    else:
+        y = shifted.log_softmax(-1) if log else shifted.softmax(-1)
+    y = y.movedim(-1, dim)
+    p = y.narrow(dim, 0, columns).to(x.dtype).to(z.dtype)
+    p = torch.cat([p, y.narrow(dim, columns, y.shape[dim] - columns)], dim)
+    p = p.exp() if log else p
+
+    nothing = _Nothing.apply(z)
+    linear = nothing - (p * nothing).sum(dim, keepdim=True)
+    linear = (linear if log else p * linear) + y
+    if emptied is not None:
+        linear = torch.where(emptied, -torch.inf if log else 0.0, linear)
+    return linear.narrow(dim, 0, columns).to(x.dtype)
+
+
+def torch_cross_entropy(input: Tensor, target: Tensor, **options: Any) -> Any:
+    """The torch computation: the reference below float64, torch's own functions in float64."""
+    if input.dtype != torch.float64:
+        return reference.cross_entropy(input, target, **options)
+    return_stats, z_loss = options.pop("return_stats", False), options.pop("z_loss", 0.0)
+    scale, softcap = options.pop("scale", 1.0), options.pop("softcap", None)
+    reduction, ignore_index = options.pop("reduction", "mean"), options.get("ignore_index", -100)
+    z = _capped(input, scale, softcap) if softcap else scale * input
+    dim = min(1, z.dim() - 1)
+    loss = F.cross_entropy(z, target, reduction=reduction, **options)
+    lse = z.logsumexp(dim)
+    counted = torch.ones_like(lse, dtype=torch.bool)
+    if not target.is_floating_point():
+        counted = target != ignore_index
+    z_term = torch.where(counted, z_loss * lse.square(), 0.0)
+    if z_loss:
+        total = {"none": z_term, "sum": z_term.sum(), "mean": z_term.sum() / counted.sum()}
+        loss = loss + total[reduction]
+    if not return_stats:
+        return loss
+    rows = F.cross_entropy(z, target, reduction="none", **options) + z_term
+    plain = {name: value for name, value in options.items() if name == "ignore_index"}
+    log_prob = -F.cross_entropy(z, target, reduction="none", **plain)
+    log_q = z.log_softmax(dim)
+    entropy = -(log_q.exp() * torch.where(log_q == -torch.inf, 0.0, log_q)).sum(dim)
+    wanted = target.argmax(dim) if target.is_floating_point() else target
+    correct = (z.argmax(dim) == wanted) & counted & ~log_prob.isnan()
+    return loss, CrossEntropyStats(rows, lse, z_term, entropy, log_prob, correct)
+
+
+def target_classes(call: Call) -> Tensor:
+    """Where a cross-entropy's likeliest target stands, in the shape of its logits."""
+    x, target = call.args[:2]
+    dim = min(1, x.dim() - 1)
+    if target.is_floating_point():
+        return target > 0.5
+    classes = torch.arange(x.shape[dim]).reshape(-1, *[1] * (x.dim() - dim - 1))
+    return target.unsqueeze(dim) == classes
+
+
+def _capped(x: Tensor, scale: float, softcap: float) -> Tensor:
+    """``softcap tanh(scale x / softcap)`` by way of exp."""
+    return softcap * (1.0 - 2.0 / (1.0 + torch.exp(x * (2.0 * scale / softcap))))
+
+
+class _Nothing(torch.autograd.Function):
+    """0 in the place of x, with the gradient of x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Tensor:
+        return upstream
