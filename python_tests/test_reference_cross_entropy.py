@@ -30,7 +30,9 @@ def test_reference_equals_torch_over_its_argument_matrix(shape, target_kind, red
         "indices": indices,
         "some ignored": indices.masked_fill(indices < 3, -100),
         "all ignored": torch.full_like(indices, -100),
-        "probabilities": torch.randn(shape, generator=generator, dtype=F64).softmax(min(1, x.dim() - 1)),
+        "probabilities": torch.randn(shape, generator=generator, dtype=F64).softmax(
+            min(1, x.dim() - 1)
+        ),
     }[target_kind]
     leaves = [x.requires_grad_()]
     if target_kind == "probabilities":
@@ -66,7 +68,9 @@ def test_reference_statistics_are_what_their_names_say():
     target = x.argmax(1)
     target[0, 0], target[1, 1] = -100, (target[1, 1] + 1) % 5
     z = 3.0 * torch.tanh(0.7 * x / 3.0)
-    loss, stats = cross_entropy(x, target, label_smoothing=0.2, scale=0.7, softcap=3.0, z_loss=0.1, return_stats=True)
+    loss, stats = cross_entropy(
+        x, target, label_smoothing=0.2, scale=0.7, softcap=3.0, z_loss=0.1, return_stats=True
+    )
     counted = target != -100
     log_q = z.log_softmax(1)
     smoothed = F.cross_entropy(z, target, reduction="none", label_smoothing=0.2)

@@ -91,7 +91,9 @@ def test_budget_works_on_scalars_and_empty_results():
 def test_budget_failure_names_seed_and_repro():
     exact = torch.ones(3, dtype=torch.float64)
     told = {"name": "softmax y", "seed": 7, "repro": "python -m thing --seed 7"}
-    with pytest.raises(AssertionError, match=r"^softmax y: .*seed 7\nrepro: python -m thing --seed 7"):
+    with pytest.raises(
+        AssertionError, match=r"^softmax y: .*seed 7\nrepro: python -m thing --seed 7"
+    ):
         assert_close_to_exact(torch.zeros(3), exact, exact.float(), **told)
     with pytest.raises(AssertionError, match=r"softmax y: shape \(2,\).*wanted \(3,\)"):
         assert_close_to_exact(torch.zeros(2), exact, exact.float(), **told)

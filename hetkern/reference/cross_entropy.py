@@ -156,7 +156,9 @@ def _by_index(
     return log_prob, row, divisor.sum()
 
 
-def _by_probability(log_q: Tensor, p: Tensor, w: Tensor | None, label_smoothing: float) -> tuple[Tensor, Tensor]:
+def _by_probability(
+    log_q: Tensor, p: Tensor, w: Tensor | None, label_smoothing: float
+) -> tuple[Tensor, Tensor]:
     """``sum_j p_j log q_j`` and the row's term."""
     classes = log_q.shape[-1]
     log_prob = (p * log_q).sum(-1)

@@ -56,10 +56,14 @@ def softmax(
         x = x.to(dtype)
     dim = _checked_dim(x, dim, softcap, mask, causal)
     if x.dim() == 0:
-        return softmax(x[None], 0, scale=scale, softcap=softcap, bias=bias, mask=mask, sink=sink, log=log)[0]
+        return softmax(
+            x[None], 0, scale=scale, softcap=softcap, bias=bias, mask=mask, sink=sink, log=log
+        )[0]
 
-    z, emptied = row_scores(x, dim, scale=scale, softcap=softcap, bias=bias, mask=mask, causal=causal, sink=sink)
-    # Rows side by side: along another dimension torch sums without care (63 eps off at 50257 terms).
+    z, emptied = row_scores(
+        x, dim, scale=scale, softcap=softcap, bias=bias, mask=mask, causal=causal, sink=sink
+    )
+    # Rows side by side: torch sums along another dimension without care (63 eps off at 50257).
     z = z.movedim(dim, -1).contiguous()
     y = torch.log_softmax(z, -1) if log else torch.softmax(z, -1)
     y = y.movedim(-1, dim).narrow(dim, 0, x.shape[dim])
@@ -99,7 +103,9 @@ def row_scores(
     return z, emptied
 
 
-def _checked_dim(x: Tensor, dim: int, softcap: float | None, mask: Tensor | None, causal: bool) -> int:
+def _checked_dim(
+    x: Tensor, dim: int, softcap: float | None, mask: Tensor | None, causal: bool
+) -> int:
     """``dim`` counted from the front, once the arguments agree with one another."""
     dims = max(x.dim(), 1)
     if not -dims <= dim < dims:
@@ -112,7 +118,8 @@ def _checked_dim(x: Tensor, dim: int, softcap: float | None, mask: Tensor | None
         raise ValueError(f"softmax: mask: wanted torch.bool (True keeps), got {mask.dtype}")
     if causal and (x.dim() < 2 or dim % dims != dims - 1):
         raise ValueError(
-            f"softmax: causal: wanted dim = -1 and at least two dimensions, got dim = {dim} of shape {tuple(x.shape)}"
+            "softmax: causal: wanted dim = -1 and at least two dimensions, "
+            f"got dim = {dim} of shape {tuple(x.shape)}"
         )
     return dim % dims
 
@@ -122,7 +129,8 @@ def _broadcast(name: str, tensor: Tensor, shape: torch.Size) -> Tensor:
     sizes = zip(reversed(tensor.shape), reversed(shape), strict=False)
     if tensor.dim() > len(shape) or any(size not in (1, wanted) for size, wanted in sizes):
         raise ValueError(
-            f"softmax: {name}: wanted a shape that broadcasts to {tuple(shape)}, got {tuple(tensor.shape)}"
+            f"softmax: {name}: wanted a shape that broadcasts to {tuple(shape)}, "
+            f"got {tuple(tensor.shape)}"
         )
     return tensor.expand(shape)
 

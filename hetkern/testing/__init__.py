@@ -12,6 +12,7 @@ It needs torch and pytest alone, not hetkern's native library, and works on oper
 ``inputs``, ``layouts``   sizes, logits, targets and strides that have broken kernels before
 ``guard``                 ``assert_stays_inside``: inputs between bands of poison
 ``random_cases``          random configurations by seed; ``repro`` reruns them from a shell
+``families``              ``check_op`` made ready for softmax and for cross-entropy
 ``mutants``               planted errors, to prove that a test can fail
 ``implementations``       what can run on this machine
 ``pytest_plugin``         the ``impl`` fixture and the ``proof`` marker

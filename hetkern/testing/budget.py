@@ -101,7 +101,7 @@ def assert_within_budget(
     seed: int | None = None,
     repro: str | None = None,
 ) -> float:
-    """``assert_close_to_exact`` for a known torch error and magnitude, element by element in float64."""
+    """``assert_close_to_exact`` for a known torch error and magnitude, element by element."""
     told = _told(seed, repro)
     actual, exact = actual.detach(), exact.detach().double()
     if actual.numel() == 0:

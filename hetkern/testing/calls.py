@@ -48,7 +48,9 @@ def run(op: Op, call: Call, *, constant: Collection[str] = (), upstream: Op) -> 
     """
     call = call.map(lambda t: t.detach())
     leaves = {
-        name: t.requires_grad_() for name, t in call.tensors().items() if t.is_floating_point() and name not in constant
+        name: t.requires_grad_()
+        for name, t in call.tensors().items()
+        if t.is_floating_point() and name not in constant
     }
     results = _named(op(*call.args, **call.kwargs), "output")
     entering = [(y, upstream(i, y)) for i, y in enumerate(results.values()) if y.requires_grad]

@@ -73,7 +73,7 @@ def check_op(
 
     A result that is over its budget gets a second look, in which torch's own error and the largest
     magnitude are the worst of ``DRAWS`` draws: the same call with its numbers scaled by up to a
-    quarter, under other upstream gradients. In a short row one draw may be exact, or cancel, by luck.
+    quarter, under other upstream gradients. In a short row one may be exact, or cancel, by luck.
 
     Args:
         op: the operation under test; returns a tensor or a tuple of tensors.
@@ -113,7 +113,9 @@ def _check(
 ) -> None:
     """One case in one dtype and layout."""
     where = f"{case.name}, {dtype}, {layout}"
-    repro = case.repro or (f"check_op(op, reference, [{case.name!r}], [{dtype}], layouts=[{layout!r}], seed={seed})")
+    repro = case.repro or (
+        f"check_op(op, reference, [{case.name!r}], [{dtype}], layouts=[{layout!r}], seed={seed})"
+    )
     call = Call(case.args, case.kwargs).map(_cast(torch.float32)).map(_cast(dtype))
     call = call.map(LAYOUTS[layout])
 
@@ -151,7 +153,9 @@ def _check(
             exact.append(referred(reference, torch.float64, draw))
             by_torch.append(referred(baseline or reference, yardstick, draw))
         if results.keys() != exact[0].keys():
-            raise AssertionError(f"{where}: got {sorted(results)}, wanted {sorted(exact[0])}\nrepro: {repro}")
+            raise AssertionError(
+                f"{where}: got {sorted(results)}, wanted {sorted(exact[0])}\nrepro: {repro}"
+            )
         for name, value in results.items():
             wanted = [run_exactly[name] for run_exactly in exact]
             yardsticks = [run_by_torch[name] for run_by_torch in by_torch]
@@ -198,7 +202,7 @@ def _parts(name: str, call: Call, case: Case) -> list[Tensor | None]:
 
 
 def _upstream(seed: int, layout: str, dim: Dims) -> Op:
-    """Random upstream gradients in a layout, never the same all along a row: softmax's is then 0."""
+    """Random upstream gradients in a layout, never constant along a row: softmax's is 0 then."""
     along = (dim,) if isinstance(dim, int) else dim
 
     def laid_out(dy: Tensor) -> Tensor:

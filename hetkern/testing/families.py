@@ -1,7 +1,8 @@
-"""Softmax and cross-entropy as ``check_op`` wants them: operation, exact value, and torch's own computation.
+"""Softmax and cross-entropy as ``check_op`` wants them: operation, exact value, torch's own.
 
-The torch computation is the yardstick of the error budget. Below float64 it is the reference's arithmetic in the
-dtype under test; in float64, where that would be the exact value itself, it takes another route to the same value.
+The torch computation is the yardstick of the error budget. Below float64 it is the reference's
+arithmetic in the dtype under test; in float64, where that would be the exact value itself, it takes
+another route to the same value.
 """
 
 from typing import Any
@@ -14,6 +15,7 @@ from hetkern import reference
 from hetkern.reference.cross_entropy import CrossEntropyStats
 from hetkern.reference.softmax import row_scores
 from hetkern.testing.calls import Call, Op
+from hetkern.testing.check import Case, Summary, check_op
 
 
 def softmax_op(impl: str) -> Op:
@@ -59,8 +61,8 @@ def torch_softmax(
     """The torch computation: as ``torch.softmax`` does, it keeps for backward y as it was rounded.
 
     To y it adds a linear function of z that is 0 and has softmax's derivative at the rounded p,
-    dz_j = p_j (dy_j - sum_k p_k dy_k), or dy_j - p_j sum_k dy_k for the logarithm. In float64, log y is
-    z - logsumexp z, and y its exponential.
+    dz_j = p_j (dy_j - sum_k p_k dy_k), or dy_j - p_j sum_k dy_k for the logarithm. In float64,
+    log y is z - logsumexp z, and y its exponential.
     """
     if dtype is not None:
         x = x.to(dtype)
@@ -116,6 +118,22 @@ def torch_cross_entropy(input: Tensor, target: Tensor, **options: Any) -> Any:
     wanted = target.argmax(dim) if target.is_floating_point() else target
     correct = (z.argmax(dim) == wanted) & counted & ~log_prob.isnan()
     return loss, CrossEntropyStats(rows, lse, z_term, entropy, log_prob, correct)
+
+
+def check_softmax(impl: str, *cases: Case, **options: Any) -> Summary:
+    """``check_op`` for the public softmax; ``log=True`` in a case asks for log-softmax."""
+    return check_op(softmax_op(impl), exact_softmax, cases, baseline=torch_softmax, **options)
+
+
+def check_cross_entropy(impl: str, *cases: Case, **options: Any) -> Summary:
+    """``check_op`` for the public cross-entropy."""
+    return check_op(
+        cross_entropy_op(impl),
+        reference.cross_entropy,
+        cases,
+        baseline=torch_cross_entropy,
+        **options,
+    )
 
 
 def target_classes(call: Call) -> Tensor:

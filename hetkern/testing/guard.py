@@ -40,7 +40,9 @@ class Guarded:
         if same_bits(self._buffer, self._before) and self.tensor._version == self._version:
             return
         changed = [
-            i - self._first for i in range(self._buffer.numel()) if not same_bits(self._buffer[i], self._before[i])
+            i - self._first
+            for i in range(self._buffer.numel())
+            if not same_bits(self._buffer[i], self._before[i])
         ]
         last = self.tensor.numel() - 1
         raise AssertionError(
@@ -50,7 +52,9 @@ class Guarded:
         )
 
 
-def assert_stays_inside(op: Op, *args: object, constant: Collection[str] = (), seed: int = 0, **kwargs: object) -> None:
+def assert_stays_inside(
+    op: Op, *args: object, constant: Collection[str] = (), seed: int = 0, **kwargs: object
+) -> None:
     """Run ``op`` and its backward with every tensor between guard bands, aligned and unaligned.
 
     Args:

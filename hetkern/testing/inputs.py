@@ -130,7 +130,9 @@ LOGITS: dict[str, Callable[[int, int, Generator], Tensor]] = {
     )
 }
 #: The kinds whose softmax is finite.
-FINITE_LOGITS = tuple(kind for kind in LOGITS if kind not in ("nan_row", "plus_inf", "minus_inf_row"))
+FINITE_LOGITS = tuple(
+    kind for kind in LOGITS if kind not in ("nan_row", "plus_inf", "minus_inf_row")
+)
 
 
 def logits(kind: str, shape: Sequence[int], dim: int, generator: Generator) -> Tensor:
@@ -143,7 +145,9 @@ def logits(kind: str, shape: Sequence[int], dim: int, generator: Generator) -> T
     return LOGITS[kind](rows, columns, generator).reshape(*others, columns).movedim(-1, dim)
 
 
-def targets(kind: str, logits: Tensor, dim: int, generator: Generator, ignore_index: int = -100) -> Tensor:
+def targets(
+    kind: str, logits: Tensor, dim: int, generator: Generator, ignore_index: int = -100
+) -> Tensor:
     """Class indices for ``logits``, int64, of its shape without ``dim``.
 
     Args:

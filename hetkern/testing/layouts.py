@@ -49,7 +49,9 @@ def expanded(x: Tensor) -> Tensor:
 def odd_strides(x: Tensor) -> Tensor:
     """Strides of dimensions of size 1 are nonsense, as they may be."""
     x = dense(x)
-    strides = [12345 if size == 1 else stride for size, stride in zip(x.shape, x.stride(), strict=True)]
+    strides = [
+        12345 if size == 1 else stride for size, stride in zip(x.shape, x.stride(), strict=True)
+    ]
     return x.as_strided(x.shape, strides)
 
 
@@ -65,4 +67,6 @@ def _inside(x: Tensor, before: int, after: int, step: int) -> Tensor:
 
 
 #: Every layout, by name. ``expanded`` alone changes the values.
-LAYOUTS: dict[str, Layout] = {make.__name__: make for make in (dense, permuted, sliced, step2, expanded, odd_strides)}
+LAYOUTS: dict[str, Layout] = {
+    make.__name__: make for make in (dense, permuted, sliced, step2, expanded, odd_strides)
+}

@@ -14,10 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hetkern import reference
 from hetkern.testing import families, inputs
-from hetkern.testing.calls import Op
-from hetkern.testing.check import DTYPES, Case, Summary, check_op
+from hetkern.testing.check import DTYPES, Case, Summary
 from hetkern.testing.layouts import LAYOUTS
 
 #: Elements of a tensor: usually, and in one configuration of ten. 10^5 must run in about an hour.
@@ -64,7 +62,9 @@ def softmax(seed: int) -> Configuration:
     if dtype in (torch.bfloat16, torch.float16) and draw.random() < 0.2:
         options["dtype"] = torch.float32
     x = inputs.logits(kind, shape, dim, generator)
-    case = Case(f"softmax({kind}, {_text(options)})", (x,), options, dim, repro=_repro("softmax", seed))
+    case = Case(
+        f"softmax({kind}, {_text(options)})", (x,), options, dim, repro=_repro("softmax", seed)
+    )
     return Configuration(case, dtype, draw.choice(list(LAYOUTS)), seed)
 
 
@@ -109,31 +109,22 @@ class Family:
     """What random testing needs to know of an operation."""
 
     configure: Callable[[int], Configuration]
-    op: Callable[[str], Op]  #: takes the implementation's name
-    reference: Op
-    baseline: Op  #: the torch computation, whose error is the yardstick
+    check: Callable[
+        ..., Summary
+    ]  #: takes the implementation's name, cases, and ``check_op``'s options
 
 
 FAMILIES = {
-    "softmax": Family(softmax, families.softmax_op, families.exact_softmax, families.torch_softmax),
-    "cross_entropy": Family(
-        cross_entropy, families.cross_entropy_op, reference.cross_entropy, families.torch_cross_entropy
-    ),
+    "softmax": Family(softmax, families.check_softmax),
+    "cross_entropy": Family(cross_entropy, families.check_cross_entropy),
 }
 
 
 def check_seed(family: str, seed: int, impl: str = "auto") -> Summary:
     """Check the configuration that ``seed`` names; AssertionError carries the one-line repro."""
-    known = FAMILIES[family]
-    drawn = known.configure(seed)
-    return check_op(
-        known.op(impl),
-        known.reference,
-        [drawn.case],
-        [drawn.dtype],
-        baseline=known.baseline,
-        layouts=[drawn.layout],
-        seed=seed,
+    drawn = FAMILIES[family].configure(seed)
+    return FAMILIES[family].check(
+        impl, drawn.case, dtypes=[drawn.dtype], layouts=[drawn.layout], seed=seed
     )
 
 
@@ -172,7 +163,8 @@ def _bias_shape(draw: random.Random, shape: Sequence[int], dim: int) -> tuple[in
 def _text(options: dict[str, Any]) -> str:
     """Options on one line; a tensor as its shape."""
     return ", ".join(
-        f"{name}={tuple(value.shape) if isinstance(value, Tensor) else value}" for name, value in options.items()
+        f"{name}={tuple(value.shape) if isinstance(value, Tensor) else value}"
+        for name, value in options.items()
     )
 
 

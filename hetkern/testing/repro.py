@@ -53,7 +53,9 @@ class Progress:
         saved = Progress(**json.loads(state.read_text()))
         for name in ("family", "implementation", "first", "count"):
             if getattr(saved, name) != getattr(self, name):
-                raise ValueError(f"{state}: {name}: wanted {getattr(self, name)!r}, got {getattr(saved, name)!r}")
+                raise ValueError(
+                    f"{state}: {name}: wanted {getattr(self, name)!r}, got {getattr(saved, name)!r}"
+                )
         return saved
 
     def save(self, state: Path) -> None:
