@@ -11,7 +11,7 @@ from hetkern.testing.budget import Dims, assert_within_budget, error_of
 from hetkern.testing.calls import Call, Op, random_upstream, run, same_bits
 from hetkern.testing.layouts import LAYOUTS
 
-DRAWS = 16
+DRAWS = (1, 4, 32)  #: in which torch's error is sampled, as long as a result is over its budget
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -71,9 +71,9 @@ def check_op(
     outputs without that dimension element by element; other gradients, being sums over many rows,
     whole.
 
-    A result that is over its budget gets a second look, in which torch's own error and the largest
-    magnitude are the worst of ``DRAWS`` draws: the same call with its numbers scaled by up to a
-    quarter, under other upstream gradients. In a short row one may be exact, or cancel, by luck.
+    A result that is over its budget gets another look, in which torch's own error and the largest
+    magnitude are the worst of up to 32 draws: the same call with all its numbers, the upstream
+    gradient's too, scaled by up to three hundredths. In one draw a short row may be exact by luck.
 
     Args:
         op: the operation under test; returns a tensor or a tuple of tensors.
@@ -137,12 +137,12 @@ def _check(
     yardstick = torch.float32 if dtype == torch.float64 and baseline is None else dtype
 
     def referred(by: Op, working: torch.dtype, draw: int) -> dict[str, Tensor]:
-        given = _upstream(seed + 1000 * draw, layout, case.dim)
+        scaled = _scaled(1.0 + draw / 1024)
         return run(
             by,
-            call.map(_scaled(1.0 + draw / 64)).map(_cast(working)),
+            call.map(scaled).map(_cast(working)),
             constant=case.constant,
-            upstream=lambda i, y: given(i, y.to(types[i])).to(y.dtype),
+            upstream=lambda i, y: scaled(upstream(i, y.to(types[i]))).to(y.dtype),
         )
 
     exact: list[dict[str, Tensor]] = []
@@ -164,10 +164,14 @@ def _check(
                 told = {"name": f"{where}: {name}", "seed": seed, "repro": repro}
                 yield f"{where}: {name}", _judged(value, wanted, yardsticks, part, rows, told)
 
-    try:
-        ratios = list(look(1))
-    except AssertionError:
-        ratios = list(look(DRAWS))
+    for draws in DRAWS:
+        try:
+            ratios = list(look(draws))
+        except AssertionError:
+            if draws == DRAWS[-1]:
+                raise
+        else:
+            break
     for label, ratio in ratios:
         summary.add(ratio, label)
 

@@ -58,36 +58,53 @@ def torch_softmax(
     softcap: float | None = None,
     **options: Any,
 ) -> Tensor:
-    """The torch computation: as ``torch.softmax`` does, it keeps for backward y as it was rounded.
-
-    To y it adds a linear function of z that is 0 and has softmax's derivative at the rounded p,
-    dz_j = p_j (dy_j - sum_k p_k dy_k), or dy_j - p_j sum_k dy_k for the logarithm. In float64,
-    log y is z - logsumexp z, and y its exponential.
-    """
+    """The torch computation: like ``torch.softmax`` it keeps for backward y as it was rounded."""
     if dtype is not None:
         x = x.to(dtype)
     columns = x.shape[dim]
     if x.dtype == torch.float64 and softcap:
         x, scale, softcap = _capped(x, scale, softcap), 1.0, None
     absent: dict[str, Any] = {"bias": None, "mask": None, "causal": False, "sink": None}
-    z, emptied = row_scores(x, dim % x.dim(), scale=scale, softcap=softcap, **(absent | options))
-    shifted = z.detach().movedim(dim, -1).contiguous()
-    if x.dtype == torch.float64:
-        log_y = shifted - shifted.logsumexp(-1, keepdim=True)
-        y = log_y if log else log_y.exp()
-    else:
-        y = shifted.log_softmax(-1) if log else shifted.softmax(-1)
-    y = y.movedim(-1, dim)
-    p = y.narrow(dim, 0, columns).to(x.dtype).to(z.dtype)
-    p = torch.cat([p, y.narrow(dim, columns, y.shape[dim] - columns)], dim)
-    p = p.exp() if log else p
-
-    nothing = _Nothing.apply(z)
-    linear = nothing - (p * nothing).sum(dim, keepdim=True)
-    linear = (linear if log else p * linear) + y
+    dim %= x.dim()
+    z, emptied = row_scores(x, dim, scale=scale, softcap=softcap, **(absent | options))
+    y = _KeptRounded.apply(z, dim, log, columns, x.dtype).narrow(dim, 0, columns)
     if emptied is not None:
-        linear = torch.where(emptied, -torch.inf if log else 0.0, linear)
-    return linear.narrow(dim, 0, columns).to(x.dtype)
+        y = torch.where(emptied, -torch.inf if log else 0.0, y)
+    return y.to(x.dtype)
+
+
+class _KeptRounded(torch.autograd.Function):
+    """Softmax of z whose first columns are rounded to a dtype; what follows them is the sink's.
+
+    In float64 log y is z - logsumexp z, y its exponential, and dz is p dy - p sum p dy.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, z: Tensor, dim: int, log: bool, columns: int, dtype: torch.dtype
+    ) -> Tensor:
+        if z.dtype == torch.float64:
+            y = z - z.logsumexp(dim, keepdim=True)
+            y = y if log else y.exp()
+        else:
+            y = z.log_softmax(dim) if log else z.softmax(dim)
+        y.narrow(dim, 0, columns).copy_(y.narrow(dim, 0, columns).to(dtype))
+        ctx.save_for_backward(y)
+        ctx.options = dim, log
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        (y,) = ctx.saved_tensors
+        dim, log = ctx.options
+        if y.dtype == torch.float64:
+            p = y.exp() if log else y
+            dz = (dy if log else p * dy) - p * (dy if log else p * dy).sum(dim, keepdim=True)
+        elif log:
+            dz = torch._log_softmax_backward_data(dy, y, dim, y.dtype)
+        else:
+            dz = torch._softmax_backward_data(dy, y, dim, y.dtype)
+        return dz, None, None, None, None
 
 
 def torch_cross_entropy(input: Tensor, target: Tensor, **options: Any) -> Any:
@@ -149,15 +166,3 @@ def target_classes(call: Call) -> Tensor:
 def _capped(x: Tensor, scale: float, softcap: float) -> Tensor:
     """``softcap tanh(scale x / softcap)`` by way of exp."""
     return softcap * (1.0 - 2.0 / (1.0 + torch.exp(x * (2.0 * scale / softcap))))
-
-
-class _Nothing(torch.autograd.Function):
-    """0 in the place of x, with the gradient of x."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return torch.zeros_like(x)
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> Tensor:
-        return upstream
