@@ -15,7 +15,7 @@ loss, lse and entropy and is never correct; an ignored row has no gradient from 
 it holds.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -76,9 +76,9 @@ def cross_entropy(
         ValueError: shapes, dtypes or option values that do not fit.
         IndexError: a target is out of range and neither is on a GPU.
     """
-    _check(input, target, weight, ignore_index, reduction, label_smoothing)
+    _check(input, target, weight, ignore_index, reduction, label_smoothing, softcap)
     class_dim = min(1, input.dim() - 1)
-    z = scaled_scores(input, scale, softcap).movedim(class_dim, -1)
+    z = scaled_scores(input, scale, softcap).movedim(class_dim, -1).contiguous()
     w = None if weight is None else weight.to(z.dtype)
 
     # The row's own terms. An ignored row is replaced before it can spoil a gradient.
@@ -185,42 +185,32 @@ def _check(
     ignore_index: int,
     reduction: str,
     label_smoothing: float,
+    softcap: float | None,
 ) -> None:
     """Raise ValueError, naming the argument, unless the arguments fit together."""
     shape = tuple(input.shape)
     if not input.is_floating_point():
-        raise ValueError(f"cross_entropy: input must be floating point, got {input.dtype}")
-    if input.dim() == 0:
-        raise ValueError("cross_entropy: input must have a class dimension, got a scalar")
+        _refuse("input", "a floating dtype", input.dtype)
     class_dim = min(1, input.dim() - 1)
-    classes = shape[class_dim]
-    if classes == 0:
-        raise ValueError(f"cross_entropy: input must have at least one class, got shape {shape}")
+    if input.dim() == 0 or shape[class_dim] == 0:
+        _refuse("input", "at least one class, (C), (N, C) or (N, C, d1, …)", shape)
+    rows = shape[:class_dim] + shape[class_dim + 1 :]
     if target.is_floating_point():
         if tuple(target.shape) != shape:
-            raise ValueError(
-                f"cross_entropy: target of class probabilities must have input's shape {shape}, "
-                f"got {tuple(target.shape)}"
-            )
+            _refuse("target", f"class probabilities of shape {shape}", tuple(target.shape))
         if ignore_index >= 0:
-            raise ValueError(
-                "cross_entropy: ignore_index does not apply to class probabilities, "
-                f"got {ignore_index}"
-            )
-    else:
-        rows = shape[:class_dim] + shape[class_dim + 1 :]
-        if tuple(target.shape) != rows:
-            raise ValueError(
-                f"cross_entropy: target of class indices must have shape {rows} for input {shape}, "
-                f"got {tuple(target.shape)}"
-            )
-    if weight is not None and tuple(weight.shape) != (classes,):
-        raise ValueError(
-            f"cross_entropy: weight must have shape ({classes},), got {tuple(weight.shape)}"
-        )
+            _refuse("ignore_index", "none for class probabilities", ignore_index)
+    elif tuple(target.shape) != rows:
+        _refuse("target", f"class indices of shape {rows}", tuple(target.shape))
+    if weight is not None and tuple(weight.shape) != (shape[class_dim],):
+        _refuse("weight", f"shape ({shape[class_dim]},)", tuple(weight.shape))
     if reduction not in ("none", "mean", "sum"):
-        raise ValueError(
-            f"cross_entropy: reduction must be 'none', 'mean' or 'sum', got {reduction!r}"
-        )
+        _refuse("reduction", "'none', 'mean' or 'sum'", repr(reduction))
     if not 0.0 <= label_smoothing <= 1.0:
-        raise ValueError(f"cross_entropy: label_smoothing must be in [0, 1], got {label_smoothing}")
+        _refuse("label_smoothing", "a value in [0, 1]", label_smoothing)
+    if softcap is not None and not softcap > 0.0:
+        _refuse("softcap", "a value above 0 or None", softcap)
+
+
+def _refuse(argument: str, wanted: str, got: object) -> NoReturn:
+    raise ValueError(f"cross_entropy: {argument}: wanted {wanted}, got {got}")

@@ -48,18 +48,46 @@ def softmax(
 
     Raises:
         IndexError: ``dim`` is out of range.
-        ValueError: x is not floating, mask is not boolean, bias, mask or sink do not broadcast to
-            x, or ``causal`` with another ``dim`` than the last or fewer than two dimensions.
+        ValueError: x is not floating, softcap is not above 0, mask is not boolean, bias, mask or
+            sink do not broadcast to x, or ``causal`` with another ``dim`` than the last or fewer
+            than two dimensions.
     """
     if dtype is not None:
         x = x.to(dtype)
-    dim = _checked_dim(x, dim, mask, causal)
+    dim = _checked_dim(x, dim, softcap, mask, causal)
     if x.dim() == 0:
         return softmax(
             x[None], 0, scale=scale, softcap=softcap, bias=bias, mask=mask, sink=sink, log=log
         )[0]
 
-    # Scores. What is not kept is zeroed before them: tanh would make a NaN there a NaN gradient.
+    z, emptied = row_scores(
+        x, dim, scale=scale, softcap=softcap, bias=bias, mask=mask, causal=causal, sink=sink
+    )
+    # Rows side by side: torch sums along another dimension without care (63 eps off at 50257).
+    z = z.movedim(dim, -1).contiguous()
+    y = torch.log_softmax(z, -1) if log else torch.softmax(z, -1)
+    y = y.movedim(-1, dim).narrow(dim, 0, x.shape[dim])
+    if emptied is not None:
+        y = torch.where(emptied, -torch.inf if log else 0.0, y)
+    return y.to(x.dtype)
+
+
+def row_scores(
+    x: Tensor,
+    dim: int,
+    *,
+    scale: float,
+    softcap: float | None,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    causal: bool,
+    sink: Tensor | None,
+) -> tuple[Tensor, Tensor | None]:
+    """``z`` in the accumulation dtype, the sink as one more column, and which rows are emptied.
+
+    Emptied rows hold 0 instead of -inf, so that nothing that follows is NaN; None stands for none.
+    """
+    # What is not kept is zeroed before the scores: tanh would make a NaN there a NaN gradient.
     keep = _kept(x, mask, causal)
     z = scaled_scores(x if keep is None else torch.where(keep, x, 0.0), scale, softcap)
     if bias is not None:
@@ -69,33 +97,29 @@ def softmax(
         emptied = ~keep.any(dim, keepdim=True)
         z = torch.where(keep, z, -torch.inf)
         z = torch.where(emptied, 0.0, z)
-
-    # The sink is one more column, which is not returned.
-    columns = x.shape[dim]
     if sink is not None:
         row_shape = x.shape[:dim] + x.shape[dim + 1 :]
         z = torch.cat([z, _broadcast("sink", sink, row_shape).to(z.dtype).unsqueeze(dim)], dim)
-    y = torch.log_softmax(z, dim) if log else torch.softmax(z, dim)
-    y = y.narrow(dim, 0, columns)
-
-    if emptied is not None:
-        y = torch.where(emptied, -torch.inf if log else 0.0, y)
-    return y.to(x.dtype)
+    return z, emptied
 
 
-def _checked_dim(x: Tensor, dim: int, mask: Tensor | None, causal: bool) -> int:
+def _checked_dim(
+    x: Tensor, dim: int, softcap: float | None, mask: Tensor | None, causal: bool
+) -> int:
     """``dim`` counted from the front, once the arguments agree with one another."""
     dims = max(x.dim(), 1)
     if not -dims <= dim < dims:
-        raise IndexError(f"softmax: dim must be in [{-dims}, {dims - 1}], got {dim}")
+        raise IndexError(f"softmax: dim: wanted one in [{-dims}, {dims - 1}], got {dim}")
     if not x.is_floating_point():
-        raise ValueError(f"softmax: x must be floating point, got {x.dtype}")
+        raise ValueError(f"softmax: x: wanted a floating dtype, got {x.dtype}")
+    if softcap is not None and not softcap > 0.0:
+        raise ValueError(f"softmax: softcap: wanted a value above 0 or None, got {softcap}")
     if mask is not None and mask.dtype != torch.bool:
-        raise ValueError(f"softmax: mask must be torch.bool (True keeps), got {mask.dtype}")
+        raise ValueError(f"softmax: mask: wanted torch.bool (True keeps), got {mask.dtype}")
     if causal and (x.dim() < 2 or dim % dims != dims - 1):
         raise ValueError(
-            "softmax: causal needs at least two dimensions and dim = -1, "
-            f"got {x.dim()} dimensions and dim = {dim}"
+            "softmax: causal: wanted dim = -1 and at least two dimensions, "
+            f"got dim = {dim} of shape {tuple(x.shape)}"
         )
     return dim % dims
 
@@ -105,7 +129,8 @@ def _broadcast(name: str, tensor: Tensor, shape: torch.Size) -> Tensor:
     sizes = zip(reversed(tensor.shape), reversed(shape), strict=False)
     if tensor.dim() > len(shape) or any(size not in (1, wanted) for size, wanted in sizes):
         raise ValueError(
-            f"softmax: {name} must broadcast to {tuple(shape)}, got {tuple(tensor.shape)}"
+            f"softmax: {name}: wanted a shape that broadcasts to {tuple(shape)}, "
+            f"got {tuple(tensor.shape)}"
         )
     return tensor.expand(shape)
 

@@ -1,0 +1,38 @@
+"""The test kit: what holds an operation to its reference. For anyone who writes kernels.
+
+It needs torch and pytest alone, not hetkern's native library, and works on operations from outside:
+
+    from hetkern.testing import Case, check_op
+
+    print(check_op(my_softmax, torch.softmax, [Case("plain", (torch.randn(8, 1000), -1))]))
+
+========================  =======================================================================
+``budget``                ``assert_close_to_exact``: the error budget, row by row, against float64
+``check``                 ``check_op``: values, gradients, determinism, over dtypes and layouts
+``inputs``, ``layouts``   sizes, logits, targets and strides that have broken kernels before
+``guard``                 ``assert_stays_inside``: inputs between bands of poison
+``random_cases``          random configurations by seed; ``repro`` reruns them from a shell
+``families``              ``check_op`` made ready for softmax and for cross-entropy
+``mutants``               planted errors, to prove that a test can fail
+``implementations``       what can run on this machine
+``pytest_plugin``         the ``impl`` fixture and the ``proof`` marker
+========================  =======================================================================
+"""
+
+from hetkern.testing.budget import assert_close_to_exact
+from hetkern.testing.check import Case, Summary, check_op
+from hetkern.testing.guard import Guarded, assert_stays_inside
+from hetkern.testing.implementations import IMPLEMENTATIONS, Implementation
+from hetkern.testing.random_cases import check_seed
+
+__all__ = [
+    "IMPLEMENTATIONS",
+    "Case",
+    "Guarded",
+    "Implementation",
+    "Summary",
+    "assert_close_to_exact",
+    "assert_stays_inside",
+    "check_op",
+    "check_seed",
+]

@@ -1,0 +1,62 @@
+"""The implementations that a test can run on this machine, and why the others cannot."""
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+#: Every level of the CPU kernels, from the one that runs anywhere.
+ISA_LEVELS = ("base", "avx2", "avx512")
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One way to run an operation: what ``impl=`` takes, and for the CPU the instruction set."""
+
+    name: str  #: "reference" or "cpu"
+    isa: str | None = None  #: "base", "avx2" or "avx512" for "cpu"
+
+    def __str__(self) -> str:
+        """``reference`` or ``cpu-avx2``."""
+        return f"{self.name}-{self.isa}" if self.isa else self.name
+
+    def why_absent(self) -> str | None:
+        """Why it cannot run here; None if it can."""
+        if self.isa is None:
+            return None
+        try:
+            levels = _native().isa_levels()
+        except ImportError:
+            return "hetkern._C is not built"
+        if self.isa not in levels:
+            return f"this machine has no {self.isa}: it runs {', '.join(levels)}"
+        return None
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Make it the one that ``impl="auto"`` takes, and clamp the instruction set to its own."""
+        import hetkern
+
+        if self.isa is None:
+            with hetkern.use(self.name):
+                yield
+            return
+        native = _native()
+        before = native.isa()
+        if (level := native.set_isa(self.isa)) != self.isa:
+            raise AssertionError(f"asked for {self.isa}, {level} is in force")
+        try:
+            with hetkern.use(self.name):
+                yield
+        finally:
+            native.set_isa(before)
+
+
+def _native() -> Any:
+    """hetkern._C: what the native library knows of itself."""
+    return importlib.import_module("hetkern._C")
+
+
+#: Every implementation, in the order of a report.
+IMPLEMENTATIONS = (Implementation("reference"), *(Implementation("cpu", isa) for isa in ISA_LEVELS))

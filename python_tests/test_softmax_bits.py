@@ -1,0 +1,105 @@
+"""Softmax gives the same bits whatever surrounds a row: threads, neighbours, layout."""
+
+import pytest
+import torch
+
+import hetkern
+from hetkern.testing.calls import Call, random_upstream, run, same_bits
+from hetkern.testing.families import softmax_op
+from hetkern.testing.layouts import LAYOUTS
+
+# Shapes (M, N), whether rows lie along dimension 0, and the plan's path on two threads.
+PATHS = [
+    ((4096, 257), False, "whole_rows"),
+    ((1, 262145), False, "split_rows"),
+    ((64, 1000), True, "columns"),
+]
+DTYPES = [torch.float32, torch.bfloat16, torch.float64]
+
+
+@pytest.fixture(autouse=True)
+def restore_threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def normal(*shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def results(impl, x, dim, *, log=False, upstream=None, **options):
+    """Everything that comes out of one call: y and the gradients."""
+    call = Call((x,), {"dim": dim, "log": log, **options})
+    return run(softmax_op(impl.name), call, upstream=upstream or random_upstream(0))
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        assert same_bits(a[name], b[name]), f"{name} has other bits"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("shape, columns, path", PATHS)
+def test_softmax_bits_do_not_depend_on_the_thread_count(native, shape, columns, path, log, dtype):
+    from hetkern import _C
+
+    plan = _C.softmax_plan(*shape, columns, "float32", "float32", threads=2)
+    assert plan["path"] == path, "the test does not reach the path that it claims to"
+    x = normal(*shape).to(dtype)
+    dim = 1
+    if columns:
+        x, dim = x.t().contiguous(), 0
+    seen = []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        sink = torch.zeros(shape[0], dtype=dtype)
+        seen.append(results(native, x, dim, log=log, sink=sink))
+    assert_same(seen[0], seen[1])
+    assert_same(seen[0], seen[2])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("length", [3, 64, 257, 5000])
+@pytest.mark.parametrize("log", [False, True])
+def test_softmax_bits_of_a_row_do_not_depend_on_its_neighbours(native, log, length, dtype):
+    x, dy = normal(4096, length).to(dtype), normal(4096, length).to(dtype)
+    for dim in (1, 0):
+        turned, dy_turned = (t.movedim(1, dim).contiguous() for t in (x, dy))
+        many = results(native, turned, dim, log=log, upstream=lambda i, y, d=dy_turned: d)
+        for row in (0, 1, 2047, 4095):
+            one, dy_one = (t.select(1 - dim, row).unsqueeze(1 - dim) for t in (turned, dy_turned))
+            alone = results(native, one, dim, log=log, upstream=lambda i, y, d=dy_one: d)
+            for name, value in alone.items():
+                assert same_bits(value.select(1 - dim, 0), many[name].select(1 - dim, row)), name
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("rows, length", [(7, 63), (300, 65), (3, 4097)])
+def test_softmax_bits_do_not_depend_on_the_layout(native, rows, length, log, dtype):
+    x, dy = normal(rows, length).to(dtype), normal(rows, length).to(dtype)
+    wanted = results(native, x, 1, log=log, upstream=lambda i, y: dy)
+    for name, layout in LAYOUTS.items():
+        if name != "expanded":
+            got = results(native, layout(x), 1, log=log, upstream=lambda i, y, f=layout: f(dy))
+            assert_same(wanted, got)
+    turned = results(
+        native, x.t().contiguous(), 0, log=log, upstream=lambda i, y: dy.t().contiguous()
+    )
+    assert_same(wanted, {name: value.t() for name, value in turned.items()})
+
+
+def test_softmax_bits_do_not_depend_on_features_that_do_nothing(native):
+    x = normal(50, 300)
+    wanted = hetkern.softmax(x)
+    assert torch.equal(wanted, hetkern.softmax(x, mask=torch.ones(300, dtype=torch.bool)))
+    assert torch.equal(wanted, hetkern.softmax(x, bias=torch.zeros(50, 1)))
+    assert torch.equal(wanted, hetkern.softmax(x, sink=torch.full((50,), -torch.inf)))
+
+
+def test_softmax_bits_repeat(native):
+    x = normal(300, 1000)
+    assert_same(results(native, x, 1), results(native, x, 1))

@@ -1,0 +1,133 @@
+"""Softmax and log-softmax, values and gradients, within the error budget of the reference."""
+
+import pytest
+import torch
+
+import hetkern
+from hetkern.testing import Case, check_seed, inputs
+from hetkern.testing.check import DTYPES
+from hetkern.testing.families import check_softmax
+from hetkern.testing.layouts import LAYOUTS
+
+SHORT = [n for n in inputs.LENGTHS if n <= 4097]
+LONG = [n for n in inputs.LENGTHS if n > 4097]
+FEATURES = {
+    "scale": {"scale": 0.125},
+    "negative scale": {"scale": -2.0},
+    "softcap": {"softcap": 2.0},
+    "bias": {"bias": torch.linspace(-2, 2, 4 * 65).reshape(4, 65)},
+    "mask": {"mask": torch.arange(65) % 3 > 0},
+    "causal": {"causal": True},
+    "sink": {"sink": torch.tensor([[-1.0], [0.5], [3.0]])},
+}
+EVERYTHING = {name: value for options in FEATURES.values() for name, value in options.items()}
+
+
+def case(kind, shape, dim=-1, **options):
+    x = inputs.logits(kind, shape, dim, torch.Generator().manual_seed(0))
+    return Case(f"{kind} {shape} {options}", (x,), {"dim": dim, **options}, dim)
+
+
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("length", SHORT)
+def test_softmax_is_within_budget_at_every_length_and_dtype(impl, length, log):
+    check_softmax(impl.name, case("normal", (3, length), log=log))
+    check_softmax(impl.name, case("normal", (length, 3), dim=0, log=log))
+
+
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("length", LONG)
+def test_softmax_is_within_budget_in_long_rows(impl, length, log):
+    dtypes = [torch.float32, torch.bfloat16]
+    check_softmax(impl.name, case("normal", (2, length), log=log), dtypes=dtypes)
+    check_softmax(impl.name, case("flat", (length, 1), dim=0, log=log), dtypes=dtypes)
+
+
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("kind", inputs.LOGITS)
+def test_softmax_is_within_budget_on_adversarial_logits(impl, kind, log):
+    check_softmax(impl.name, case(kind, (5, 257), log=log), case(kind, (257, 5), dim=0, log=log))
+
+
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("feature", FEATURES)
+def test_softmax_is_within_budget_with_each_feature(impl, feature, log):
+    check_softmax(impl.name, case("normal", (3, 4, 65), log=log, **FEATURES[feature]))
+
+
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("left_out", [None, *EVERYTHING])
+def test_softmax_is_within_budget_with_all_features_and_with_all_but_one(impl, left_out, log):
+    options = {name: value for name, value in EVERYTHING.items() if name != left_out}
+    check_softmax(impl.name, case("normal", (3, 4, 65), log=log, **options))
+
+
+@pytest.mark.parametrize("dim", [0, 1, 2, 3, -2])
+def test_softmax_is_within_budget_along_any_dimension(impl, dim):
+    shape = (6, 5, 33, 4)
+    rows = torch.Size(size for i, size in enumerate(shape) if i != dim % 4)
+    options = {"bias": torch.ones(1, 5, 33, 1).cumsum(2) / 9, "sink": torch.zeros(rows)}
+    options["mask"] = torch.arange(6 * 33).reshape(6, 1, 33, 1) % 7 > 0
+    check_softmax(impl.name, case("normal", shape, dim), case("normal", shape, dim, **options))
+
+
+@pytest.mark.parametrize("dim", [0, 1, 2])
+def test_softmax_is_within_budget_in_every_layout(impl, dim):
+    layouts = list(LAYOUTS)
+    check_softmax(impl.name, case("normal", (5, 1, 40), dim), layouts=layouts)
+    options = {"bias": torch.ones(5, 1, 40).cumsum(dim), "mask": torch.arange(40) % 5 > 0}
+    check_softmax(impl.name, case("normal", (5, 6, 40), dim, **options), layouts=layouts)
+
+
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("shape", [(), (1,), (4, 1), (1, 4), (0,), (0, 4), (4, 0), (2, 0, 3)])
+def test_softmax_is_right_on_tiny_and_empty_tensors(impl, shape, log):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    ours, torchs = (
+        (hetkern.log_softmax, torch.log_softmax) if log else (hetkern.softmax, torch.softmax)
+    )
+    y, wanted = ours(x), torchs(x, -1)
+    assert y.shape == wanted.shape
+    torch.testing.assert_close(y, wanted)
+    dx, dx_wanted = (torch.autograd.grad(result.sum(), x)[0] for result in (y, wanted))
+    torch.testing.assert_close(dx, dx_wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_softmax_of_16_bit_logits_is_float32_when_asked(impl, dtype):
+    check_softmax(impl.name, case("normal", (4, 100), dtype=torch.float32), dtypes=[dtype])
+    x = torch.randn(4, 100, generator=torch.Generator().manual_seed(0)).to(dtype)
+    assert hetkern.softmax(x, dtype=torch.float32).dtype == torch.float32
+
+
+@pytest.mark.parametrize("given", [torch.float32, torch.float64, torch.bfloat16, torch.int64])
+@pytest.mark.parametrize("wanted", DTYPES)
+def test_softmax_casts_x_first_as_torch_does(impl, given, wanted):
+    x = (9 * torch.randn(4, 100, generator=torch.Generator().manual_seed(0))).to(given)
+    y = hetkern.softmax(x, dtype=wanted)
+    assert y.dtype == wanted
+    torch.testing.assert_close(y, torch.softmax(x, -1, wanted))
+
+
+@pytest.mark.parametrize("seed", range(150))
+def test_softmax_is_within_budget_in_random_configurations(impl, seed):
+    check_seed("softmax", seed, impl.name)
+
+
+def test_softmax_rows_sum_to_one_with_their_sink(impl):
+    x = torch.randn(9, 1000, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(hetkern.softmax(x).sum(-1), torch.ones(9))
+    with_sink = hetkern.softmax(x, sink=x.logsumexp(-1))
+    torch.testing.assert_close(with_sink.sum(-1), torch.full((9,), 0.5))
+
+
+def test_softmax_is_shift_invariant_to_the_last_bit_where_the_shift_is_exact(impl):
+    x = torch.randint(-20, 20, (9, 300), generator=torch.Generator().manual_seed(0)).float()
+    assert torch.equal(hetkern.softmax(x), hetkern.softmax(x + 4096))
+
+
+def test_sum_of_softmax_has_no_gradient_but_rounding(impl):
+    x = torch.randn(9, 300, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    y = hetkern.softmax(x)
+    (dx,) = torch.autograd.grad(y.sum(), x)
+    assert (dx.abs() <= 4 * torch.finfo(torch.float32).eps * y).all()

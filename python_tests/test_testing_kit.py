@@ -1,0 +1,217 @@
+"""Every piece of the kit fails when it should: each is shown a planted error."""
+
+import json
+
+import pytest
+import torch
+
+import hetkern
+from hetkern.testing import (
+    IMPLEMENTATIONS,
+    Case,
+    Guarded,
+    Implementation,
+    assert_stays_inside,
+    check_op,
+    check_seed,
+    inputs,
+    layouts,
+    repro,
+)
+from hetkern.testing.calls import same_bits
+from hetkern.testing.mutants import planted, spoiled_value, zeros
+from hetkern.testing.random_cases import FAMILIES
+
+
+def normal(*shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("kind", inputs.LOGITS)
+@pytest.mark.parametrize("shape, dim", [((4, 9), 1), ((3, 5, 2), 1), ((6,), 0), ((0, 3), 1)])
+def test_logits_have_the_shape_asked_for_and_repeat_by_seed(kind, shape, dim):
+    a, b = (inputs.logits(kind, shape, dim, torch.Generator().manual_seed(3)) for _ in range(2))
+    assert a.shape == shape and a.dtype == torch.float32 and same_bits(a, b)
+    finite = a.softmax(dim).isfinite().all()
+    assert finite or kind not in inputs.FINITE_LOGITS
+
+
+def test_confident_logits_give_the_winner_p_of_999_in_1000():
+    x = inputs.logits("confident", (5, 1000), 1, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(x.softmax(1).amax(1), torch.full((5,), 0.999), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("layout", layouts.LAYOUTS)
+@pytest.mark.parametrize("shape", [(), (5,), (3, 4), (2, 1, 5), (0, 3)])
+def test_layout_keeps_values_and_only_expanded_changes_them(layout, shape):
+    x = normal(*shape)
+    y = layouts.LAYOUTS[layout](x)
+    assert y.shape == x.shape
+    wanted = x[:1].expand(shape) if layout == "expanded" and shape else x
+    assert torch.equal(y, wanted)
+
+
+def test_layouts_are_what_their_names_say():
+    x = normal(3, 1, 4)
+    assert layouts.permuted(x).stride() == (1, 3, 3)
+    assert layouts.sliced(x).storage_offset() == 1 and layouts.sliced(x).stride(0) == 7
+    assert layouts.step2(x).stride(-1) == 2
+    assert layouts.expanded(x).stride(0) == 0
+    assert layouts.odd_strides(x).stride() == (4, 12345, 1)
+
+
+def sums_past_the_end(x):
+    """A planted error: the sum takes along the element after the last, if memory has one."""
+    end = x.storage_offset() + x.numel()
+    there = end < x.untyped_storage().nbytes() // x.element_size()
+    past = x.detach().as_strided((1,), (1,), end).exp() if there else 0.0
+    return x.exp() / (x.exp().sum() + past)
+
+
+def writes_its_input(x):
+    """A planted error: the result overwrites the input's first element."""
+    y = x.softmax(-1)
+    x.data.reshape(-1)[0] = 0
+    return y
+
+
+def writes_before_its_input(x):
+    """A planted error: one element in front of the input is written."""
+    if x.storage_offset():
+        x.detach().as_strided((1,), (1,), x.storage_offset() - 1).fill_(1.0)
+    return x.softmax(-1)
+
+
+def test_guard_bands_pass_an_honest_op():
+    assert_stays_inside(torch.softmax, normal(4, 33), -1)
+    target = torch.tensor([0, 32, 5, 7])
+    assert_stays_inside(torch.nn.functional.cross_entropy, normal(4, 33), target)
+
+
+def test_guard_bands_catch_a_read_past_the_end():
+    with pytest.raises(AssertionError, match="outside an input was read"):
+        assert_stays_inside(sums_past_the_end, normal(4, 33))
+
+
+def test_guard_bands_catch_a_write_before_the_input():
+    with pytest.raises(AssertionError, match=r"written to, at flat elements \[-1\]"):
+        assert_stays_inside(writes_before_its_input, normal(4, 33))
+
+
+def test_guard_bands_catch_a_write_into_the_input():
+    with pytest.raises(AssertionError, match=r"written to, at flat elements \[0\]"):
+        assert_stays_inside(writes_its_input, normal(4, 33))
+
+
+def test_guard_catches_a_version_counter_that_moved():
+    guarded = Guarded(torch.zeros(3))
+    guarded.tensor.zero_()
+    with pytest.raises(AssertionError, match="version counter moved"):
+        guarded.assert_intact("x")
+
+
+def test_check_op_passes_torch_on_its_own_softmax_and_counts():
+    case = Case("plain", (normal(4, 65), -1))
+    summary = check_op(torch.softmax, torch.softmax, [case], layouts=list(layouts.LAYOUTS))
+    assert summary.comparisons == 2 * 4 * len(layouts.LAYOUTS)
+    assert 0 < summary.worst <= 0.5 and "plain" in summary.where
+
+
+def test_check_op_catches_an_op_that_writes_its_input():
+    with pytest.raises(AssertionError, match=r"argument 0 was written to\nrepro: check_op"):
+        check_op(writes_its_input, lambda x: x.softmax(-1), [Case("plain", (normal(4, 65),))])
+
+
+def test_check_op_catches_other_bits_on_a_second_run():
+    calls = iter(range(100))
+    with pytest.raises(AssertionError, match="output has other bits on a second run"):
+        check_op(
+            lambda x: x.softmax(-1) * (1 + 1e-7 * next(calls)),
+            lambda x: x.softmax(-1),
+            [Case("plain", (normal(4, 65),))],
+            [torch.float64],
+        )
+
+
+def test_check_op_catches_a_missing_output():
+    with pytest.raises(AssertionError, match=r"got .*wanted"):
+        check_op(lambda x: (x, x), lambda x: x, [Case("plain", (normal(4),))])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_random_configuration_is_the_same_for_the_same_seed(family):
+    configure = FAMILIES[family].configure
+    texts = [str(configure(seed)) for seed in range(30)]
+    assert texts == [str(configure(seed)) for seed in range(30)]
+    assert len(set(texts)) == 30
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_random_configurations_reach_every_dtype_layout_and_option(family):
+    drawn = [FAMILIES[family].configure(seed) for seed in range(300)]
+    options = set().union(*(d.case.kwargs for d in drawn))
+    wanted = {
+        "softmax": {"dim", "log", "scale", "softcap", "bias", "mask", "causal", "sink", "dtype"},
+        "cross_entropy": {"reduction", "weight", "ignore_index", "label_smoothing"}
+        | {"scale", "softcap", "z_loss", "return_stats"},
+    }[family]
+    assert options == wanted
+    assert {d.layout for d in drawn} == set(layouts.LAYOUTS)
+    assert len({d.dtype for d in drawn}) == 4
+
+
+def test_repro_command_reruns_one_configuration(capsys):
+    assert repro.main(["softmax", "--seed", "12", "--impl", "reference"]) == 0
+    printed = capsys.readouterr().out
+    assert str(FAMILIES["softmax"].configure(12)) in printed and "none failed" in printed
+
+
+def test_repro_command_fails_and_names_the_seed_of_a_planted_error(capsys):
+    with planted(hetkern, "softmax", lambda op: spoiled_value(op, zeros)):
+        assert repro.main(["softmax", "--seed", "4", "--count", "6", "--impl", "reference"]) == 1
+    said = capsys.readouterr()
+    assert "FAILED seed" in said.err
+    assert "repro: python -m hetkern.testing.repro softmax --seed" in said.err
+
+
+def test_repro_command_resumes_from_its_state_file(tmp_path, capsys):
+    state = tmp_path / "deep" / "softmax.json"
+    command = ["softmax", "--count", "4", "--impl", "reference", "--state", str(state)]
+    assert repro.main(command) == 0
+    saved = json.loads(state.read_text())
+    assert saved["done"] == 4 and saved["comparisons"] >= 4
+    state.write_text(json.dumps(saved | {"done": 3, "comparisons": 1000}))
+    assert repro.main(command) == 0
+    resumed = json.loads(state.read_text())
+    assert resumed["done"] == 4 and 1000 < resumed["comparisons"] < 1000 + saved["comparisons"]
+    with pytest.raises(ValueError, match="count: wanted 5, got 4"):
+        repro.main([*command[:2], "5", *command[3:]])
+    assert "4 of 4 configurations" in capsys.readouterr().out
+
+
+def test_check_seed_reports_what_it_compared():
+    assert check_seed("softmax", 1, "reference").comparisons >= 1
+
+
+def test_an_implementation_that_cannot_run_says_why(monkeypatch):
+    import importlib
+
+    assert Implementation("reference").why_absent() is None
+    assert [str(i) for i in IMPLEMENTATIONS][:2] == ["reference", "cpu-base"]
+
+    class Native:
+        @staticmethod
+        def isa_levels():
+            return ["base", "avx2"]
+
+    monkeypatch.setattr(importlib, "import_module", lambda name: Native)
+    assert Implementation("cpu", "avx2").why_absent() is None
+    assert "this machine has no avx512: it runs base, avx2" in (
+        Implementation("cpu", "avx512").why_absent() or ""
+    )
+
+    def missing(name):
+        raise ImportError(name)
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    assert Implementation("cpu", "base").why_absent() == "hetkern._C is not built"
