@@ -26,7 +26,9 @@ def _fake(x, target, weight, dim, ignore_index, reduction, label_smoothing, scal
     accumulator = torch.float64 if x.dtype == torch.float64 else torch.float32
     dim = dim % x.dim()
     loss = x.new_empty([] if reduction else _without(x.shape, dim), dtype=accumulator)
-    saved = x.new_empty(_without(x.shape, dim, 4 if target.is_floating_point() else 2), dtype=accumulator)
+    saved = x.new_empty(
+        _without(x.shape, dim, 4 if target.is_floating_point() else 2), dtype=accumulator
+    )
     divisors = x.new_empty(_without([1] * x.dim(), dim, 2), dtype=accumulator)
     return loss, saved, divisors
 
@@ -88,7 +90,9 @@ def _plan(input, target=None, **features: Any) -> dict[str, Any]:
     classes = input.shape[dim]
     inner = input.shape[dim + 1 :].numel()
     dtype = str(input.dtype).removeprefix("torch.")
-    plan = _impl.native.cross_entropy_plan(input.numel() // max(classes, 1), classes, inner > 1, dtype)
+    plan = _impl.native.cross_entropy_plan(
+        input.numel() // max(classes, 1), classes, inner > 1, dtype
+    )
     return {"isa": _impl.native.isa(), **plan}
 
 
@@ -153,33 +157,50 @@ def cross_entropy(
     arXiv:2204.02311, section 5.
     """
     ops: SimpleNamespace | None = _impl.choose("hetkern.cross_entropy", _OPS, input, impl)
-    if _impl._state.logs:
-        _impl.note(cross_entropy, input=input, target=target, impl=impl)
+    given = input
     if target.dtype is not torch.int64 or weight is not None:
         input, target, weight = _matched(input, target, weight)
-    if reduction not in _REDUCTIONS:
-        raise ValueError(f"hetkern.cross_entropy: reduction: wanted 'none', 'mean' or 'sum', got {reduction!r}")
     if softcap is not None and not softcap > 0:
-        raise ValueError(f"hetkern.cross_entropy: softcap: wanted a value above 0, or None, got {softcap}")
+        raise ValueError(
+            f"hetkern.cross_entropy: softcap: wanted a value above 0, or None, got {softcap}"
+        )
+    if reduction not in _REDUCTIONS:
+        raise ValueError(
+            f"hetkern.cross_entropy: reduction: wanted 'none', 'mean' or 'sum', got {reduction!r}"
+        )
+    result: Tensor | tuple[Tensor, CrossEntropyStats]
     if ops is None:
-        return reference.cross_entropy(
-            input, target, weight, ignore_index, reduction, label_smoothing,
-            scale=scale, softcap=softcap, z_loss=z_loss, return_stats=return_stats,
-        )  # fmt: skip
-    arguments = (
-        input, target, weight, 1 if input.dim() > 1 else 0, ignore_index, _REDUCTIONS[reduction], label_smoothing,
-        scale, softcap or 0.0, z_loss,
-    )  # fmt: skip
-    if return_stats:
-        loss, _, _, *stats = ops.cross_entropy_stats(*arguments)
-        return loss, CrossEntropyStats(*stats)
-    return ops.cross_entropy(*arguments)[0]
+        result = reference.cross_entropy(
+            input,
+            target,
+            weight,
+            ignore_index,
+            reduction,
+            label_smoothing,
+            scale=scale,
+            softcap=softcap,
+            z_loss=z_loss,
+            return_stats=return_stats,
+        )
+    else:
+        dim = 1 if input.dim() > 1 else 0
+        options = (ignore_index, _REDUCTIONS[reduction], label_smoothing, scale, softcap or 0.0)
+        if return_stats:
+            outputs = ops.cross_entropy_stats(input, target, weight, dim, *options, z_loss)
+            result = outputs[0], CrossEntropyStats(*outputs[3:])
+        else:
+            result = ops.cross_entropy(input, target, weight, dim, *options, z_loss)[0]
+    if _impl.thread.logs:
+        _impl.note(cross_entropy, input=given, target=target, impl=impl)
+    return result
 
 
-def _matched(input: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+def _matched(
+    input: Tensor, target: Tensor, weight: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Bring what torch takes in other dtypes to those of the op; under autocast, what differs as well."""
     op = "hetkern.cross_entropy"
-    autocast = torch.is_autocast_enabled(input.device.type)
+    autocast = not input.is_meta and torch.is_autocast_enabled(input.device.type)
     if target.dtype == torch.uint8:
         target = target.long()
     elif target.is_floating_point() and target.dtype != input.dtype and autocast:
@@ -188,8 +209,12 @@ def _matched(input: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tens
     if weight is not None:
         accumulator = torch.float64 if input.dtype == torch.float64 else torch.float32
         if not autocast and weight.dtype not in (input.dtype, accumulator):
-            raise ValueError(f"{op}: weight: wanted {input.dtype} or {accumulator}, got {weight.dtype}")
+            raise ValueError(
+                f"{op}: weight: wanted {input.dtype} or {accumulator}, got {weight.dtype}"
+            )
         if torch.is_grad_enabled() and weight.requires_grad:
-            raise NotImplementedError(f"{op}: weight: class weights have no gradient, got a tensor that requires one")
+            raise NotImplementedError(
+                f"{op}: weight: class weights have no gradient, got a tensor that requires one"
+            )
         weight = weight.to(accumulator)
     return input, target, weight

@@ -113,7 +113,9 @@ def _rows(x, target, weight, dim, ignore_index, label_smoothing, scale, softcap,
         w = weight.reshape([-1 if d == dim % x.dim() else 1 for d in range(x.dim())])
     lse = torch.logsumexp(z, dim)
     entropy = -(p * _finite(log_p)).sum(dim)
-    return _Rows(log_p, p, slope, curve, counted, index, q, w, lse, entropy, dim, label_smoothing, z_loss)
+    return _Rows(
+        log_p, p, slope, curve, counted, index, q, w, lse, entropy, dim, label_smoothing, z_loss
+    )
 
 
 def _finite(log_p: Tensor) -> Tensor:
@@ -142,7 +144,9 @@ def _tangents(r: _Rows, x_t: Tensor | None, q_t: Tensor | None) -> _Tangents:
     if q_t is not None:
         row = row - (1 - r.label_smoothing) * (r.w * q_t * r.log_p).sum(r.dim)
         log_prob = log_prob + (q_t * r.log_p).sum(r.dim)
-    return _Tangents(r.count(row), r.count(2 * r.z_loss * r.lse * lse), lse, entropy, r.count(log_prob))
+    return _Tangents(
+        r.count(row), r.count(2 * r.z_loss * r.lse * lse), lse, entropy, r.count(log_prob)
+    )
 
 
 def _divisors(divisors: Tensor, dim: int) -> tuple[Tensor, Tensor]:
@@ -182,7 +186,14 @@ def double_backward(ops, ctx, g_dx, g_dq):
     # dx and dq are linear in what comes from above: its gradients are the terms' derivatives along g_dx and g_dq.
     if any(wants[:6]):
         t = _tangents(r, g_dx, g_dq)
-        along = (t.row / d0 + t.z_term / d1, t.row + t.z_term, t.lse, t.z_term, t.entropy, t.log_prob)
+        along = (
+            t.row / d0 + t.z_term / d1,
+            t.row + t.z_term,
+            t.lse,
+            t.z_term,
+            t.entropy,
+            t.log_prob,
+        )
         for i, (given, gradient) in enumerate(zip(upstream, along, strict=True)):
             if wants[i]:
                 gradients[i] = gradient.sum_to_size(given.shape)
@@ -233,7 +244,21 @@ def double_backward(ops, ctx, g_dx, g_dq):
 # ---- torch.vmap: the batch becomes one more dimension of rows. ----------------------------------------------------------
 
 
-def batch_forward(op, info, in_dims, x, target, weight, dim, ignore_index, reduction, label_smoothing, scale, softcap, z_loss):
+def batch_forward(
+    op,
+    info,
+    in_dims,
+    x,
+    target,
+    weight,
+    dim,
+    ignore_index,
+    reduction,
+    label_smoothing,
+    scale,
+    softcap,
+    z_loss,
+):
     """One call without reduction for the whole batch; each sample's rows are reduced after it."""
     if in_dims[2] is not None:
         raise NotImplementedError(f"{op.name()}: vmap over class weights is not implemented")
@@ -245,7 +270,9 @@ def batch_forward(op, info, in_dims, x, target, weight, dim, ignore_index, reduc
     dim = dim % (x.dim() - 1) + 1
     splits = reduction == 1 and z_loss != 0.0  # a mean divides the two terms by different numbers
     run = getattr(torch.ops, op.namespace).cross_entropy_stats.default if splits else op
-    loss, saved, ones, *stats = run(x, target, weight, dim, ignore_index, 0, label_smoothing, scale, softcap, z_loss)
+    loss, saved, ones, *stats = run(
+        x, target, weight, dim, ignore_index, 0, label_smoothing, scale, softcap, z_loss
+    )
     divisors = ones.expand(info.batch_size, *ones.shape[1:])
     if reduction == 1:
         by_index = not target.is_floating_point()
