@@ -51,8 +51,7 @@ def main():
             *inputs,
         )
         both_ways(lambda x, f=f: f(x[:, 1::2].t(), 0), leaf(9, 31, dtype=dtype))
-    if hasattr(hetkern, "cross_entropy"):
-        cross_entropies(dtypes)
+    cross_entropies(dtypes)
     print(f"{calls} calls on {native.threads()} threads")
 
 

@@ -90,8 +90,6 @@ def one_thread(monkeypatch):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_blocks_of_a_page_run(page, tmp_path, monkeypatch, command, one_thread):
-    if not hasattr(hetkern, "cross_entropy"):
-        pytest.skip("hetkern.cross_entropy is not in this build")
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)

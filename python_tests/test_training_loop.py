@@ -198,8 +198,6 @@ def test_ctrl_c_finishes_the_step_saves_and_says_what_to_do(tiny, tmp_path, monk
 
 
 def test_hetkern_and_torch_loss_curves_agree_to_rounding_over_50_steps(tiny):
-    if not hasattr(hetkern, "cross_entropy"):
-        pytest.skip("hetkern.cross_entropy is not in this build")
     curves = {
         kernels: [
             row.train_loss
