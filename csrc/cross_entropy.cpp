@@ -184,10 +184,11 @@ std::tuple<Tensor, Tensor> cross_entropy_backward(
   check_broadcasts(op, "divisors", divisors.sizes(), sizes_of(a.divisors));
   if (d_entropy && !entropy) value_error(op, ": entropy: wanted beside its gradient, got none");
   const std::pair<const char*, const OptionalTensor*> upstream[] = {
-      {"d_loss", &d_loss},       {"d_row_loss", &d_row_loss}, {"d_lse", &d_lse},   {"d_z_loss", &d_z_loss},
+      {"d_loss", &d_loss},       {"d_row_loss", &d_row_loss}, {"d_lse", &d_lse},    {"d_z_loss", &d_z_loss},
       {"d_entropy", &d_entropy}, {"d_log_prob", &d_log_prob}, {"entropy", &entropy}};
   for (const auto& [name, t] : upstream)
-    if (*t) check_like(op, name, **t, x_any, a.accumulator), check_broadcasts(op, name, (*t)->sizes(), sizes_of(a.rows));
+    if (*t)
+      check_like(op, name, **t, x_any, a.accumulator), check_broadcasts(op, name, (*t)->sizes(), sizes_of(a.rows));
 
   // Guard, allocate, return if empty.
   const OnDevice on(x_any);

@@ -42,12 +42,12 @@ constexpr int64_t saved_elements(bool probabilities) { return probabilities ? 4 
 
 struct CrossEntropyForward {
   Rows rows;
-  Operand x;      // x_type
+  Operand x;  // x_type
   Targets target;
-  Operand saved;  // A, rows of saved_elements
-  Operand loss;   // A, one a row; absent unless the reduction is none
-  void* reduced;  // A, one; null if the reduction is none
-  void* terms;    // A, workspace of a reduction: term_planes() times M; null if the reduction is none
+  Operand saved;   // A, rows of saved_elements
+  Operand loss;    // A, one a row; absent unless the reduction is none
+  void* reduced;   // A, one; null if the reduction is none
+  void* terms;     // A, workspace of a reduction: term_planes() times M; null if the reduction is none
   void* divisors;  // A, D_0 and D_1; ones unless the reduction is mean
   Operand row_loss, lse, z_loss, entropy, log_prob;  // A, one a row; all absent without statistics
   Operand correct;                                   // bool, one a row; likewise
@@ -63,12 +63,12 @@ struct CrossEntropyBackward {
   Rows rows;
   Operand x;  // x_type
   Targets target;
-  Operand saved;     // A
-  Operand divisors;  // A, rows of two
-  Operand entropy;   // A, one a row; present if d_entropy is
+  Operand saved;                                                       // A
+  Operand divisors;                                                    // A, rows of two
+  Operand entropy;                                                     // A, one a row; present if d_entropy is
   Operand d_loss, d_row_loss, d_lse, d_z_loss, d_entropy, d_log_prob;  // A, one a row; each may be absent
-  Operand dx;        // x_type
-  Operand d_target;  // x_type; may be absent
+  Operand dx;                                                          // x_type
+  Operand d_target;                                                    // x_type; may be absent
   double scale;
   double softcap;
   double z_loss_factor;
@@ -101,6 +101,8 @@ struct CrossEntropyKernels {
   BadTarget (*forward)(const CrossEntropyForward&, CrossEntropyPlan, void* stream);
   BadTarget (*backward)(const CrossEntropyBackward&, CrossEntropyPlan, void* stream);
 };
-namespace cpu { const CrossEntropyKernels& cross_entropy_kernels(); }  // of the instruction set in force
+namespace cpu {
+const CrossEntropyKernels& cross_entropy_kernels();
+}  // namespace cpu
 
 }  // namespace hetkern

@@ -12,9 +12,9 @@ namespace hetkern {
 
 HETKERN_EXPORT std::string compiler();
 HETKERN_EXPORT bool with_cuda();
-HETKERN_EXPORT std::vector<std::string> isa_levels();          // that this processor can run, lowest first
+HETKERN_EXPORT std::vector<std::string> isa_levels();  // that this processor can run, lowest first
 HETKERN_EXPORT std::string isa_in_force();
-HETKERN_EXPORT std::string clamp_isa(const std::string& most); // the level then in force
+HETKERN_EXPORT std::string clamp_isa(const std::string& most);  // the level then in force
 HETKERN_EXPORT int threads();
 
 // The CPU's plans; a size of 0 stands for this machine's own.

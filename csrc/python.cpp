@@ -50,11 +50,13 @@ PYBIND11_MODULE(_C, m) {
   m.def("threads", &threads);
   m.def(
       "softmax_plan",
-      [](int64_t M, int64_t N, bool columns, const std::string& x, const std::string& y, int threads, int64_t l2, int64_t l3) {
+      [](int64_t M, int64_t N, bool columns, const std::string& x, const std::string& y, int threads, int64_t l2,
+         int64_t l3) {
         return dict_of(softmax_plan_cpu({M, N, columns, dtype_of(x), dtype_of(y)}, {threads, l2, l3}));
       },
       py::arg("M"), py::arg("N"), py::arg("columns"), py::arg("x"), py::arg("y"), py::arg("threads") = 0,
-      py::arg("l2_bytes") = 0, py::arg("l3_bytes") = 0, "The CPU's plan for M rows of N; zeros stand for this machine.");
+      py::arg("l2_bytes") = 0, py::arg("l3_bytes") = 0,
+      "The CPU's plan for M rows of N; zeros stand for this machine.");
   m.def(
       "cross_entropy_plan",
       [](int64_t M, int64_t N, bool columns, const std::string& x, int threads, int64_t l2, int64_t l3) {

@@ -13,16 +13,16 @@ constexpr int64_t size_of(DType t) { return t == DType::f64 ? 8 : t == DType::f3
 constexpr int kMaxOuter = 8;
 
 struct Rows {
-  int64_t M, N;                // rows, elements a row
-  int outer_dims;              // 0: a single row
-  int64_t size[kMaxOuter];     // their product is M
+  int64_t M, N;             // rows, elements a row
+  int outer_dims;           // 0: a single row
+  int64_t size[kMaxOuter];  // their product is M
 };
 
 // One tensor; strides are in elements, 0 where it is broadcast.
 struct Operand {
-  void* data;                  // null: absent
-  int64_t step;                // from one element of a row to the next
-  int64_t stride[kMaxOuter];   // of the outer dimensions
+  void* data;                 // null: absent
+  int64_t step;               // from one element of a row to the next
+  int64_t stride[kMaxOuter];  // of the outer dimensions
   explicit operator bool() const { return data != nullptr; }
 };
 

@@ -32,9 +32,10 @@ int64_t checked_queries(const char* op, bool causal, int64_t dim, Sizes sizes) {
 
 // y, and y_sink if there is a sink.
 template <GetSoftmaxKernels kernels>
-std::pair<Tensor, OptionalTensor> softmax_of(const char* op, const Tensor& x_any, int64_t any_dim, std::optional<ScalarType> dtype,
-                                             double scale, double softcap, const OptionalTensor& bias, const OptionalTensor& mask,
-                                             bool causal, bool log, const OptionalTensor& sink) {
+std::pair<Tensor, OptionalTensor> softmax_of(const char* op, const Tensor& x_any, int64_t any_dim,
+                                             std::optional<ScalarType> dtype, double scale, double softcap,
+                                             const OptionalTensor& bias, const OptionalTensor& mask, bool causal,
+                                             bool log, const OptionalTensor& sink) {
   const Sizes sizes = x_any.sizes();
   const auto rank = static_cast<int64_t>(sizes.size());
 
@@ -65,8 +66,14 @@ std::pair<Tensor, OptionalTensor> softmax_of(const char* op, const Tensor& x_any
   const Layout layout(sizes, dim);
   Tensor x = layout.ready(x_any);
   const auto view = [&] {
-    return view_rows(sizes, dim, {{&x, &p.x}, {&y, &p.y}, {pointer(bias), &p.bias}, {pointer(mask), &p.mask},
-                                  {pointer(sink), &p.sink, false}, {pointer(y_sink), &p.y_sink, false}}, p.rows);
+    return view_rows(sizes, dim,
+                     {{&x, &p.x},
+                      {&y, &p.y},
+                      {pointer(bias), &p.bias},
+                      {pointer(mask), &p.mask},
+                      {pointer(sink), &p.sink, false},
+                      {pointer(y_sink), &p.y_sink, false}},
+                     p.rows);
   };
   if (!view()) {
     x = torch::stable::contiguous(x);
@@ -82,21 +89,24 @@ std::pair<Tensor, OptionalTensor> softmax_of(const char* op, const Tensor& x_any
 }
 
 template <GetSoftmaxKernels kernels>
-Tensor softmax(const Tensor& x, int64_t dim, std::optional<ScalarType> dtype, double scale, double softcap, OptionalTensor bias,
-               OptionalTensor mask, bool causal, bool log) {
-  return softmax_of<kernels>("hetkern::softmax", x, dim, dtype, scale, softcap, bias, mask, causal, log, std::nullopt).first;
+Tensor softmax(const Tensor& x, int64_t dim, std::optional<ScalarType> dtype, double scale, double softcap,
+               OptionalTensor bias, OptionalTensor mask, bool causal, bool log) {
+  return softmax_of<kernels>("hetkern::softmax", x, dim, dtype, scale, softcap, bias, mask, causal, log, std::nullopt)
+      .first;
 }
 
 template <GetSoftmaxKernels kernels>
-std::tuple<Tensor, Tensor> softmax_sink(const Tensor& x, int64_t dim, std::optional<ScalarType> dtype, double scale, double softcap,
-                                        OptionalTensor bias, OptionalTensor mask, bool causal, bool log, const Tensor& sink) {
-  auto [y, y_sink] = softmax_of<kernels>("hetkern::softmax", x, dim, dtype, scale, softcap, bias, mask, causal, log, sink);
+std::tuple<Tensor, Tensor> softmax_sink(const Tensor& x, int64_t dim, std::optional<ScalarType> dtype, double scale,
+                                        double softcap, OptionalTensor bias, OptionalTensor mask, bool causal, bool log,
+                                        const Tensor& sink) {
+  auto [y, y_sink] =
+      softmax_of<kernels>("hetkern::softmax", x, dim, dtype, scale, softcap, bias, mask, causal, log, sink);
   return {y, *y_sink};
 }
 
 template <GetSoftmaxKernels kernels>
-Tensor softmax_backward(const Tensor& dy_any, const Tensor& y_any, OptionalTensor x_any, int64_t any_dim, ScalarType x_type, double scale,
-                        double softcap, OptionalTensor mask, bool causal, bool log) {
+Tensor softmax_backward(const Tensor& dy_any, const Tensor& y_any, OptionalTensor x_any, int64_t any_dim,
+                        ScalarType x_type, double scale, double softcap, OptionalTensor mask, bool causal, bool log) {
   constexpr const char* op = "hetkern::softmax_backward";
   const Sizes sizes = y_any.sizes();
 
@@ -123,7 +133,8 @@ Tensor softmax_backward(const Tensor& dy_any, const Tensor& y_any, OptionalTenso
   OptionalTensor x;
   if (x_any) x = layout.ready(*x_any);
   const auto view = [&] {
-    return view_rows(sizes, dim, {{&dy, &p.dy}, {&y, &p.y}, {&dx, &p.dx}, {pointer(x), &p.x}, {pointer(mask), &p.mask}}, p.rows);
+    return view_rows(sizes, dim, {{&dy, &p.dy}, {&y, &p.y}, {&dx, &p.dx}, {pointer(x), &p.x}, {pointer(mask), &p.mask}},
+                     p.rows);
   };
   if (!view()) {
     dy = torch::stable::contiguous(dy), y = torch::stable::contiguous(y);
@@ -140,8 +151,8 @@ Tensor softmax_backward(const Tensor& dy_any, const Tensor& y_any, OptionalTenso
 }
 
 template <GetSoftmaxKernels kernels>
-std::tuple<Tensor, Tensor> softmax_double_backward(const Tensor& g_any, const Tensor& dy_any, const Tensor& y_any, int64_t any_dim,
-                                                   double scale, bool log) {
+std::tuple<Tensor, Tensor> softmax_double_backward(const Tensor& g_any, const Tensor& dy_any, const Tensor& y_any,
+                                                   int64_t any_dim, double scale, bool log) {
   constexpr const char* op = "hetkern::softmax_double_backward";
   const Sizes sizes = y_any.sizes();
 

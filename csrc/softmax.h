@@ -16,26 +16,26 @@ namespace hetkern {
 
 struct SoftmaxForward {
   Rows rows;
-  Operand x;          // x_type
-  Operand y;          // y_type
-  Operand bias;       // x_type; may be absent, as may the three below
-  Operand mask;       // bool, true = keep
-  Operand sink;       // x_type, one a row
-  Operand y_sink;     // float, double for double; one a row; present if sink is
+  Operand x;       // x_type
+  Operand y;       // y_type
+  Operand bias;    // x_type; may be absent, as may the three below
+  Operand mask;    // bool, true = keep
+  Operand sink;    // x_type, one a row
+  Operand y_sink;  // float, double for double; one a row; present if sink is
   double scale;
-  double softcap;     // 0: none
-  int64_t queries;    // L of a causal call; 0: not causal
+  double softcap;   // 0: none
+  int64_t queries;  // L of a causal call; 0: not causal
   DType x_type, y_type;
   bool log;
 };
 
 struct SoftmaxBackward {
   Rows rows;
-  Operand dy;         // y_type; its step may be 0: the gradient of a sum
-  Operand y;          // y_type
-  Operand dx;         // x_type
-  Operand x;          // x_type; present with a softcap
-  Operand mask;       // bool; used by log alone: where softmax is masked, y = 0 already stops the gradient
+  Operand dy;    // y_type; its step may be 0: the gradient of a sum
+  Operand y;     // y_type
+  Operand dx;    // x_type
+  Operand x;     // x_type; present with a softcap
+  Operand mask;  // bool; used by log alone: where softmax is masked, y = 0 already stops the gradient
   double scale;
   double softcap;
   int64_t queries;
@@ -59,15 +59,15 @@ struct SoftmaxDoubleBackward {
 // Which path runs.
 struct SoftmaxPlan {
   RowPath path;
-  int tasks;          // run in parallel
-  bool keep;          // exponentials wait in scratch memory for the row's sum, otherwise they are computed twice
-  bool stream;        // the output is past the caches: written without reading it first
+  int tasks;    // run in parallel
+  bool keep;    // exponentials wait in scratch memory for the row's sum, otherwise they are computed twice
+  bool stream;  // the output is past the caches: written without reading it first
 };
 
 // What the plan depends on.
 struct SoftmaxShape {
   int64_t M, N;
-  bool columns;       // neighbouring rows, not neighbouring elements, lie side by side
+  bool columns;  // neighbouring rows, not neighbouring elements, lie side by side
   DType x_type, y_type;
 };
 
@@ -78,6 +78,8 @@ struct SoftmaxKernels {
   void (*backward)(const SoftmaxBackward&, SoftmaxPlan, void* stream);
   void (*double_backward)(const SoftmaxDoubleBackward&, SoftmaxPlan, void* stream);
 };
-namespace cpu { const SoftmaxKernels& softmax_kernels(); }   // of the instruction set in force
+namespace cpu {
+const SoftmaxKernels& softmax_kernels();
+}  // namespace cpu
 
 }  // namespace hetkern

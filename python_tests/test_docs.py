@@ -14,8 +14,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import hetkern
-
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 RUN = ("python", "bash")

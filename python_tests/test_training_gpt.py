@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-import hetkern
 from hetkern.models import GPT, GPTShape, choose_kernels
 
 

@@ -10,7 +10,6 @@ import signal
 import pytest
 import torch
 
-import hetkern
 from hetkern.models import GPT
 from hetkern.training import TrainConfig, UserError, load, read_metrics, sample, train
 from hetkern.training import loop as loop_module

@@ -1,8 +1,9 @@
 // Errors that reach Python as ValueError, IndexError and NotImplementedError, with clean text: op, argument, wanted, got.
 #pragma once
+#include <torch/headeronly/util/HeaderOnlyArrayRef.h>
+
 #include <sstream>
 #include <stdexcept>
-#include <torch/headeronly/util/HeaderOnlyArrayRef.h>
 
 namespace hetkern {
 
@@ -22,9 +23,13 @@ std::string text(const A&... parts) {
 }
 
 template <class... A>
-[[noreturn]] void value_error(const A&... parts) { throw std::invalid_argument(text(parts...)); }
+[[noreturn]] void value_error(const A&... parts) {
+  throw std::invalid_argument(text(parts...));
+}
 
 template <class... A>
-[[noreturn]] void index_error(const A&... parts) { throw std::out_of_range(text(parts...)); }
+[[noreturn]] void index_error(const A&... parts) {
+  throw std::out_of_range(text(parts...));
+}
 
 }  // namespace hetkern

@@ -27,8 +27,7 @@ void check_softcap(const char* op, double softcap) {
 
 int64_t checked_dim(const char* op, int64_t dim, int64_t rank) {
   const int64_t dims = rank > 0 ? rank : 1;
-  if (dim < -dims || dim >= dims)
-    index_error(op, ": dim: wanted a value in [", -dims, ", ", dims - 1, "], got ", dim);
+  if (dim < -dims || dim >= dims) index_error(op, ": dim: wanted a value in [", -dims, ", ", dims - 1, "], got ", dim);
   return dim < 0 ? dim + dims : dim;
 }
 

@@ -12,7 +12,7 @@ bool view_rows(Sizes sizes, int64_t dim, std::initializer_list<View> views, Rows
   const auto stride_of = [&](const View& view, int64_t d) -> int64_t {
     const Sizes shape = view.tensor->sizes();
     const auto view_rank = static_cast<int64_t>(shape.size()) + (view.reduced ? 0 : 1);
-    int64_t at = d - (rank - view_rank);               // counted in the view, its missing reduced dimension put back
+    int64_t at = d - (rank - view_rank);  // counted in the view, its missing reduced dimension put back
     if (at < 0) return 0;
     if (!view.reduced && d > dim) --at;
     return at < 0 || shape[at] == 1 ? 0 : view.tensor->strides()[at];

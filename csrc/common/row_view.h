@@ -10,7 +10,7 @@ namespace hetkern {
 // A tensor that broadcasts to the reduced one's shape, and where its view goes. `reduced` says whether it has the reduced
 // dimension itself (a bias has, a sink has not); its size there is its own affair.
 struct View {
-  const Tensor* tensor;    // null: absent
+  const Tensor* tensor;  // null: absent
   Operand* operand;
   bool reduced = true;
 };
@@ -25,7 +25,7 @@ bool view_rows(Sizes sizes, int64_t dim, std::initializer_list<View> views, Rows
 // neighbouring rows.
 struct Layout {
   bool columns = false;
-  int64_t unit_dim;                        // the dimension along which kernels want unit stride
+  int64_t unit_dim;  // the dimension along which kernels want unit stride
   Layout(Sizes sizes, int64_t dim);
   // Copied only if its stride there is another; 0 will do for an operand whose kernel knows `broadcast_rows`.
   Tensor ready(const Tensor& t, bool broadcast_rows = false) const;

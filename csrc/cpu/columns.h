@@ -12,7 +12,9 @@ namespace {
 template <class A>
 struct ColumnGroups {
   int64_t runs, width, per_run;
-  explicit ColumnGroups(const Rows& rows) : runs(rows.M / rows.size[rows.outer_dims - 1]), width(rows.size[rows.outer_dims - 1]),
+  explicit ColumnGroups(const Rows& rows)
+      : runs(rows.M / rows.size[rows.outer_dims - 1]),
+        width(rows.size[rows.outer_dims - 1]),
         per_run(ceil_div(width, W<A>)) {}
   int64_t count() const { return runs * per_run; }
   int64_t first_row(int64_t group) const { return group / per_run * width + group % per_run * W<A>; }
@@ -29,7 +31,8 @@ struct Column {
   int64_t step, lane;
   Column(const Rows& rows, const Operand& operand, const RowIndex& index)
       : at(operand ? static_cast<T*>(operand.data) + offset(rows, operand, index) : nullptr),
-        step(operand.step), lane(operand.stride[rows.outer_dims - 1]) {}
+        step(operand.step),
+        lane(operand.stride[rows.outer_dims - 1]) {}
   template <class A>
   Vec<A> load(int64_t j, int64_t lanes) const {
     return load_strided<A>(at + j * step, lane, 0, lanes);
@@ -55,7 +58,8 @@ inline Vec<A> sum_columns(int64_t begin, int64_t end, const Term& term) {
 template <class A, class Value>
 inline Mask<A> first_equal(int64_t n, Vec<A> wanted, const Value& value) {
   Mask<A> first = {};
-  for (int64_t j = n - 1; j >= 0; --j) first = value(j) == wanted ? Mask<A>{} + static_cast<typename Bits<A>::type>(j) : first;
+  for (int64_t j = n - 1; j >= 0; --j)
+    first = value(j) == wanted ? Mask<A>{} + static_cast<typename Bits<A>::type>(j) : first;
   return first;
 }
 

@@ -54,7 +54,8 @@ struct LossRows {
     if (row.q || p.target.label_smoothing > 0) add_targets(row, chunk, largest, part);
     const Maxima<A> maxima(z, chunk.n, lanes, largest);
     if (!p.correct) {
-      part.exp = sum_beside_maxima(z, chunk.n, largest, maxima, [&](int64_t j, int, Vec<A>, Vec<A>) { prefetch(x + chunk.n + j); });
+      part.exp = sum_beside_maxima(z, chunk.n, largest, maxima,
+                                   [&](int64_t j, int, Vec<A>, Vec<A>) { prefetch(x + chunk.n + j); });
     } else {
       Lanes<A> moment(0);
       part.exp = sum_beside_maxima(z, chunk.n, largest, maxima,
@@ -150,9 +151,12 @@ struct GradientRows {
   Row row(int64_t r) const {
     const RowIndex at = row_index(p.rows, r);
     const RowGradient<A> gradient = row_gradient<A, X>(p, score, met, r, weight_sum);
-    return {row_of<const X>(p.rows, p.x, at), row_of<const X>(p.rows, p.target.probability, at),
-            row_of<X>(p.rows, p.dx, at),      row_of<X>(p.rows, p.d_target, at),
-            gradient,                         GradientFormula<A>(gradient)};
+    return {row_of<const X>(p.rows, p.x, at),
+            row_of<const X>(p.rows, p.target.probability, at),
+            row_of<X>(p.rows, p.dx, at),
+            row_of<X>(p.rows, p.d_target, at),
+            gradient,
+            GradientFormula<A>(gradient)};
   }
 
   void write(Row& row, int64_t c) const {
@@ -221,10 +225,18 @@ template <class Params, class Run>
 BadTarget typed(const Params& p, const Run& run) {
   Met met;
   switch (p.x_type) {
-    case DType::f32: run(float{}, float{}, met); break;
-    case DType::f64: run(double{}, double{}, met); break;
-    case DType::bf16: run(float{}, bf16{}, met); break;
-    case DType::f16: run(float{}, f16{}, met); break;
+    case DType::f32:
+      run(float{}, float{}, met);
+      break;
+    case DType::f64:
+      run(double{}, double{}, met);
+      break;
+    case DType::bf16:
+      run(float{}, bf16{}, met);
+      break;
+    case DType::f16:
+      run(float{}, f16{}, met);
+      break;
   }
   return bad_target(p.rows, p.target, met);
 }

@@ -25,7 +25,8 @@ struct LossColumns {
   Row row(int64_t group) const {
     const int64_t first = groups.first_row(group);
     const RowIndex at = row_index(p.rows, first);
-    return {first, groups.lanes(group), {p.rows, p.x, at}, {p.rows, p.target.probability, at}, static_cast<A*>(scratch())};
+    return {
+        first, groups.lanes(group), {p.rows, p.x, at}, {p.rows, p.target.probability, at}, static_cast<A*>(scratch())};
   }
 
   Total sum(Row& row, int64_t c) const {
@@ -54,7 +55,8 @@ struct LossColumns {
       if (largest[i] != -kInfinity<A>) part.lane[i].exp.sum += static_cast<A>(-equal[i] - 1);
     }
     if (p.correct) {
-      const Vec<A> moment = sum_columns<A>(0, chunk.n, [&](int64_t j) { return exp_nonpositive(shifted(j)) * bounded_below<A>(shifted(j)); });
+      const Vec<A> moment = sum_columns<A>(
+          0, chunk.n, [&](int64_t j) { return exp_nonpositive(shifted(j)) * bounded_below<A>(shifted(j)); });
       const Mask<A> first = first_equal<A>(chunk.n, largest, [&](int64_t j) { return load<A>(z + j * W<A>); });
       for (int i = 0; i < W<A>; ++i) part.lane[i].moment = moment[i], part.lane[i].first_max = chunk.begin + first[i];
     }
@@ -66,14 +68,15 @@ struct LossColumns {
   void add_targets(Row& row, const Chunk& chunk, const Shifted& shifted, Total& part) const {
     const auto w = [&](int64_t j) { return splat(weight ? weight[chunk.begin + j] : A(1)); };
     const auto q = [&](int64_t j) { return row.q.template load<A>(chunk.begin + j, row.lanes); };
-    const auto weighted = [&](Weighted<A> LossSum<A>::*sum, const auto& t) {
+    const auto weighted = [&](Weighted<A> LossSum<A>::* sum, const auto& t) {
       const Vec<A> dot = sum_columns<A>(0, chunk.n, [&](int64_t j) { return t(j) * shifted(j); });
       const Vec<A> all = sum_columns<A>(0, chunk.n, t);
       for (int i = 0; i < W<A>; ++i) part.lane[i].*sum = {dot[i], all[i]};
     };
     if (!row.q.at) return weighted(&LossSum<A>::target, w);
     weighted(&LossSum<A>::plain, q);
-    weighted(&LossSum<A>::target, [&](int64_t j) { return weight || p.target.label_smoothing > 0 ? term(q(j), w(j)) : q(j); });
+    weighted(&LossSum<A>::target,
+             [&](int64_t j) { return weight || p.target.label_smoothing > 0 ? term(q(j), w(j)) : q(j); });
     if (!p.correct) return;
     Vec<A> most = splat(-kInfinity<A>);
     for (int64_t j = 0; j < chunk.n; ++j) most = max(q(j), most);
@@ -108,8 +111,13 @@ struct GradientColumns {
   Row row(int64_t group) const {
     const int64_t first = groups.first_row(group);
     const RowIndex at = row_index(p.rows, first);
-    Row row{groups.lanes(group), {p.rows, p.x, at}, {p.rows, p.target.probability, at}, {p.rows, p.dx, at},
-            {p.rows, p.d_target, at}, GradientFormula<A>(RowGradient<A>{}), {}};
+    Row row{groups.lanes(group),
+            {p.rows, p.x, at},
+            {p.rows, p.target.probability, at},
+            {p.rows, p.dx, at},
+            {p.rows, p.d_target, at},
+            GradientFormula<A>(RowGradient<A>{}),
+            {}};
     for (int64_t i = 0; i < row.lanes; ++i) {
       row.gradient[i] = row_gradient<A, X>(p, score, met, first + i, weight_sum);
       row.formula.set(static_cast<int>(i), row.gradient[i]);
@@ -123,7 +131,8 @@ struct GradientColumns {
     const GradientFormula<A>& formula = row.formula;
     for (int64_t j = chunk.begin; j < chunk.begin + chunk.n; ++j) {
       const Vec<A> x = row.x.template load<A>(j, row.lanes), z = score(x), w = splat(weight ? weight[j] : A(1));
-      Vec<A> dz = plain ? formula.plain(z) : formula.full(z, row.q.at ? row.q.template load<A>(j, row.lanes) : Vec<A>{}, w);
+      Vec<A> dz =
+          plain ? formula.plain(z) : formula.full(z, row.q.at ? row.q.template load<A>(j, row.lanes) : Vec<A>{}, w);
       if (score.cap > 0) dz *= score.slope(x);
       row.dx.template store<A>(j, row.lanes, formula.nothing ? Vec<A>{} : dz);
       if (row.dq.at) row.dq.template store<A>(j, row.lanes, formula.target(z, w));

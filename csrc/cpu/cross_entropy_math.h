@@ -19,10 +19,10 @@ struct Weighted {
 template <class A>
 struct LossSum {
   RowSum<A> exp;
-  Weighted<A> target;      // of t_j (indices: of w_j, for the smoothing)
-  Weighted<A> plain;       // of q_j
-  A moment = 0;            // sum_j exp(z_j - max) (z_j - max)
-  int64_t first_max = 0;   // the first column whose score is max
+  Weighted<A> target;     // of t_j (indices: of w_j, for the smoothing)
+  Weighted<A> plain;      // of q_j
+  A moment = 0;           // sum_j exp(z_j - max) (z_j - max)
+  int64_t first_max = 0;  // the first column whose score is max
   A target_max = -kInfinity<A>;
   int64_t target_first_max = 0;
 };
@@ -49,12 +49,14 @@ inline LossSum<A> combine(const LossSum<A>& a, const LossSum<A>& b) {
 
 // exp underflows to 0 long before this; a product with it must not be NaN where z is -inf.
 template <class A>
-inline Vec<A> bounded_below(Vec<A> s) { return max(splat(A(-1e4)), s); }
+inline Vec<A> bounded_below(Vec<A> s) {
+  return max(splat(A(-1e4)), s);
+}
 
 // t_j of class probabilities, from q_j and w_j.
 template <class A>
 struct TargetTerm {
-  A keep, spread;   // 1 - eps, eps / N
+  A keep, spread;  // 1 - eps, eps / N
   TargetTerm(const Targets& target, int64_t N)
       : keep(static_cast<A>(1 - target.label_smoothing)), spread(static_cast<A>(target.label_smoothing / N)) {}
   Vec<A> operator()(Vec<A> q, Vec<A> w) const { return w * (keep * q + spread); }
@@ -64,8 +66,8 @@ struct TargetTerm {
 
 // What tasks report of the targets they met: the result does not depend on their order.
 struct Met {
-  int64_t first_bad = -1;   // row
-  int64_t ignored = 0;      // rows
+  int64_t first_bad = -1;  // row
+  int64_t ignored = 0;     // rows
 };
 
 inline void meet_bad(Met& met, int64_t row) {
@@ -97,7 +99,8 @@ inline void put(const Rows& rows, const Operand& operand, const RowIndex& at, A 
 }
 
 template <class A, class X>
-inline void finish_loss(const CrossEntropyForward& p, const Score<A>& score, Met& met, int64_t row, const LossSum<A>& total) {
+inline void finish_loss(const CrossEntropyForward& p, const Score<A>& score, Met& met, int64_t row,
+                        const LossSum<A>& total) {
   const RowIndex at = row_index(p.rows, row);
   const RowSum<A> sum = finished(total.exp);
   const A m = sum.max, d = sum.log_all(), lse = m + d;
@@ -158,9 +161,9 @@ inline bool has_plain_gradient(const CrossEntropyBackward& p) {
 template <class A>
 struct RowGradient {
   A m, d, f0, f1, c, k0, k1, h0, h1;
-  bool nothing;   // ignored, and no statistic of it is differentiated: zeros, whatever the row holds
-  int64_t at;     // the target's column, or -1
-  A dx_at;        // dx there
+  bool nothing;  // ignored, and no statistic of it is differentiated: zeros, whatever the row holds
+  int64_t at;    // the target's column, or -1
+  A dx_at;       // dx there
 };
 
 template <class A>
@@ -170,7 +173,8 @@ inline A upstream(const Rows& rows, const Operand& operand, const RowIndex& at) 
 
 // weight_sum: of the class weights.
 template <class A, class X>
-inline RowGradient<A> row_gradient(const CrossEntropyBackward& p, const Score<A>& score, Met& met, int64_t row, A weight_sum) {
+inline RowGradient<A> row_gradient(const CrossEntropyBackward& p, const Score<A>& score, Met& met, int64_t row,
+                                   A weight_sum) {
   const RowIndex at = row_index(p.rows, row);
   const A* const saved = row_of<const A>(p.rows, p.saved, at);
   const A* const divisors = row_of<const A>(p.rows, p.divisors, at);
@@ -192,7 +196,7 @@ inline RowGradient<A> row_gradient(const CrossEntropyBackward& p, const Score<A>
   }
   const A d_entropy = of(p.d_entropy);
   g.nothing = !counted && !p.d_lse && !p.d_entropy;
-  A rest = of(p.d_lse);                           // of a: what p_j is multiplied by, the target's own share left out
+  A rest = of(p.d_lse);  // of a: what p_j is multiplied by, the target's own share left out
   if (p.d_entropy) rest -= d_entropy * of(p.entropy);
   if (counted && p.z_loss_factor != 0) rest += 2 * static_cast<A>(p.z_loss_factor) * lse * v;
   const A c = u * share.spread;
@@ -227,8 +231,16 @@ struct GradientFormula {
   Vec<A> m, d, f0, f1, c, k0, k1, h0, h1;
   Mask<A> nothing;
   explicit GradientFormula(const RowGradient<A>& g)
-      : m(splat(g.m)), d(splat(g.d)), f0(splat(g.f0)), f1(splat(g.f1)), c(splat(g.c)), k0(splat(g.k0)), k1(splat(g.k1)),
-        h0(splat(g.h0)), h1(splat(g.h1)), nothing(Mask<A>{} - g.nothing) {}
+      : m(splat(g.m)),
+        d(splat(g.d)),
+        f0(splat(g.f0)),
+        f1(splat(g.f1)),
+        c(splat(g.c)),
+        k0(splat(g.k0)),
+        k1(splat(g.k1)),
+        h0(splat(g.h0)),
+        h1(splat(g.h1)),
+        nothing(Mask<A>{} - g.nothing) {}
   void set(int lane, const RowGradient<A>& g) {
     m[lane] = g.m, d[lane] = g.d, f0[lane] = g.f0, f1[lane] = g.f1, c[lane] = g.c, k0[lane] = g.k0, k1[lane] = g.k1;
     h0[lane] = g.h0, h1[lane] = g.h1, nothing[lane] = -static_cast<int>(g.nothing);

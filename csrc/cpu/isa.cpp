@@ -19,7 +19,8 @@ Isa detect() {
     return Isa::avx512;
 #endif
 #ifdef HETKERN_HAS_AVX2
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) return Isa::avx2;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
+    return Isa::avx2;
 #endif
   return kLeastBuilt;
 }
@@ -57,7 +58,8 @@ void clamp_isa(Isa most) { in_force().store(at_most(most), std::memory_order_rel
 
 Machine machine() {
 #ifdef _SC_LEVEL2_CACHE_SIZE
-  static const int64_t l2 = cache_bytes(_SC_LEVEL2_CACHE_SIZE, 1 << 20), l3 = cache_bytes(_SC_LEVEL3_CACHE_SIZE, 16 << 20);
+  static const int64_t l2 = cache_bytes(_SC_LEVEL2_CACHE_SIZE, 1 << 20),
+                       l3 = cache_bytes(_SC_LEVEL3_CACHE_SIZE, 16 << 20);
 #else
   static const int64_t l2 = 1 << 20, l3 = 16 << 20;
 #endif

@@ -15,14 +15,14 @@ constexpr Isa kLeastBuilt = Isa::avx2;
 constexpr Isa kLeastBuilt = Isa::avx512;
 #endif
 
-Isa best_isa();              // that was built and that this processor can run
-Isa isa();                   // in force: the best, clamped by HETKERN_ISA and clamp_isa
-void clamp_isa(Isa most);    // affects calls that start afterwards
+Isa best_isa();            // that was built and that this processor can run
+Isa isa();                 // in force: the best, clamped by HETKERN_ISA and clamp_isa
+void clamp_isa(Isa most);  // affects calls that start afterwards
 
 struct Machine {
-  int threads;               // torch's, now
-  int64_t l2_bytes;          // of one core
-  int64_t l3_bytes;          // shared
+  int threads;       // torch's, now
+  int64_t l2_bytes;  // of one core
+  int64_t l3_bytes;  // shared
 };
 Machine machine();
 

@@ -15,7 +15,7 @@
 
 namespace hetkern::cpu {
 
-#ifdef HETKERN_STD_THREADS   // the thread sanitizer reports races that are none through libgomp, and knows std::thread
+#ifdef HETKERN_STD_THREADS  // the thread sanitizer reports races that are none through libgomp, and knows std::thread
 
 int num_threads() { return 4; }
 

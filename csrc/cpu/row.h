@@ -13,11 +13,11 @@
 namespace hetkern::cpu {
 namespace {
 
-constexpr int64_t kChunk = 2048;                              // its scores and its part of x fit in a first-level cache
+constexpr int64_t kChunk = 2048;  // its scores and its part of x fit in a first-level cache
 template <class A>
 constexpr int kLanes = 256 / static_cast<int>(sizeof(A));
 template <class A>
-constexpr int kVectors = kLanes<A> / W<A>;                    // registers that hold one value a lane
+constexpr int kVectors = kLanes<A> / W<A>;  // registers that hold one value a lane
 static_assert(kChunk % kLanes<float> == 0 && kChunk % kLanes<double> == 0);
 
 // Chunk c of a row of n columns.
@@ -30,15 +30,19 @@ struct Chunk {
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 template <class A>
-inline int64_t padded(int64_t n) { return ceil_div(n, kLanes<A>) * kLanes<A>; }
+inline int64_t padded(int64_t n) {
+  return ceil_div(n, kLanes<A>) * kLanes<A>;
+}
 
 // One accumulator a lane.
 template <class A>
 struct Lanes {
   Vec<A> v[kVectors<A>];
-  explicit Lanes(A a) { for (auto& u : v) u = splat(a); }
+  explicit Lanes(A a) {
+    for (auto& u : v) u = splat(a);
+  }
   template <class Op>
-  A reduce(Op op) const {                                     // pairwise: lane i with lane i + half
+  A reduce(Op op) const {  // pairwise: lane i with lane i + half
     Vec<A> part[kVectors<A>];
     std::memcpy(part, v, sizeof(part));
     for (int half = kVectors<A> / 2; half > 0; half /= 2)
@@ -55,8 +59,12 @@ struct Lanes {
       return fold<bytes / 2>(op(half[0], half[1]), op);
     }
   }
-  A sum() const { return reduce([](auto a, auto b) { return a + b; }); }
-  A largest() const { return reduce([](auto a, auto b) { return a > b ? a : b; }); }
+  A sum() const {
+    return reduce([](auto a, auto b) { return a + b; });
+  }
+  A largest() const {
+    return reduce([](auto a, auto b) { return a > b ? a : b; });
+  }
 };
 
 // sum = the terms but one that equals max; a row without a finite or +inf score has max = -inf.
@@ -64,7 +72,7 @@ template <class A>
 struct RowSum {
   A max = -kInfinity<A>;
   A sum = 0;
-  bool kept = false;          // some column was not masked
+  bool kept = false;  // some column was not masked
   A all() const { return A(1) + sum; }
   A log_all() const { return std::log1p(sum); }
 };
@@ -95,9 +103,11 @@ inline RowSum<A> finished(RowSum<A> row) {
 template <class A>
 struct Score {
   A scale;
-  A cap, inverse_cap;   // 0: none
+  A cap, inverse_cap;  // 0: none
   Score(double scale_, double softcap)
-      : scale(static_cast<A>(scale_)), cap(static_cast<A>(softcap)), inverse_cap(softcap > 0 ? static_cast<A>(1 / softcap) : A(0)) {}
+      : scale(static_cast<A>(scale_)),
+        cap(static_cast<A>(softcap)),
+        inverse_cap(softcap > 0 ? static_cast<A>(1 / softcap) : A(0)) {}
   Vec<A> operator()(Vec<A> x) const {
     const Vec<A> z = x * scale;
     return cap > 0 ? tanh(z * inverse_cap) * cap : z;
@@ -112,11 +122,15 @@ struct Score {
 
 struct Unscaled {
   template <class V>
-  V operator()(V x) const { return x; }
+  V operator()(V x) const {
+    return x;
+  }
 };
 struct NothingMore {
   template <class V>
-  V operator()(V z, int64_t, int64_t) const { return z; }
+  V operator()(V z, int64_t, int64_t) const {
+    return z;
+  }
 };
 
 // Scores of x[0, n) into z, padded with -inf to a whole number of lanes; returns the largest of each lane.
@@ -245,7 +259,9 @@ struct Largest {
   template <class T>
   Largest(const T* from, int64_t n) {
     Vec<A> most = splat(value);
-    const auto at = [&](int64_t j) { return n - j < W<A> ? load_some<A>(from + j, n - j, -kInfinity<A>) : load<A>(from + j); };
+    const auto at = [&](int64_t j) {
+      return n - j < W<A> ? load_some<A>(from + j, n - j, -kInfinity<A>) : load<A>(from + j);
+    };
     for (int64_t j = 0; j < n; j += W<A>) most = max(at(j), most);
     for (int i = 0; i < W<A>; ++i) value = most[i] > value ? most[i] : value;
     for (int64_t j = 0; j < n; j += W<A>)

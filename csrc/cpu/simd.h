@@ -25,19 +25,29 @@ constexpr int kVectorBytes = 32;
 constexpr int kVectorBytes = 16;
 #endif
 
-struct bf16 { uint16_t bits; };
-struct f16 { uint16_t bits; };
+struct bf16 {
+  uint16_t bits;
+};
+struct f16 {
+  uint16_t bits;
+};
 
 template <class E, int bytes = kVectorBytes>
-struct VectorOf { typedef E type __attribute__((vector_size(bytes))); };
+struct VectorOf {
+  typedef E type __attribute__((vector_size(bytes)));
+};
 template <class A>
-using Vec = typename VectorOf<A>::type;                       // A: float or double
+using Vec = typename VectorOf<A>::type;  // A: float or double
 template <class A>
-struct Bits { typedef int32_t type; };
+struct Bits {
+  typedef int32_t type;
+};
 template <>
-struct Bits<double> { typedef int64_t type; };
+struct Bits<double> {
+  typedef int64_t type;
+};
 template <class A>
-using Mask = Vec<typename Bits<A>::type>;                     // all ones or zero a lane
+using Mask = Vec<typename Bits<A>::type>;  // all ones or zero a lane
 template <class A>
 constexpr int W = kVectorBytes / static_cast<int>(sizeof(A));  // lanes
 
@@ -47,7 +57,9 @@ template <class A>
 constexpr A kNaN = std::numeric_limits<A>::quiet_NaN();
 
 template <class A>
-inline Vec<A> splat(A a) { return a - Vec<A>{}; }
+inline Vec<A> splat(A a) {
+  return a - Vec<A>{};
+}
 
 template <class To, class From>
 inline To bit_cast(const From& from) {
@@ -110,7 +122,7 @@ inline uint32_t lane_bits(Mask<double> mask) {
 // ---- Loads and stores: every element type to and from vectors of A. -------------------------------------------------------
 
 template <class A, class T>
-struct Packed;   // the memory image of W<A> elements of T
+struct Packed;  // the memory image of W<A> elements of T
 template <class A>
 struct Packed<A, A> {
   Vec<A> v;
@@ -121,7 +133,7 @@ template <>
 struct Packed<float, bf16> {
   typename VectorOf<uint16_t, kVectorBytes / 2>::type v;
   Vec<float> unpack() const { return bit_cast<Vec<float>>(__builtin_convertvector(v, Vec<uint32_t>) << 16); }
-  static Packed pack(Vec<float> a) {   // to nearest, ties to even
+  static Packed pack(Vec<float> a) {  // to nearest, ties to even
     const Vec<uint32_t> u = bit_cast<Vec<uint32_t>>(a);
     const Vec<uint32_t> rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
     const Vec<uint32_t> nan = (u >> 16) | 0x40;
@@ -149,9 +161,10 @@ struct Packed<float, f16> {
   static Packed pack(Vec<float> a) {
     const Vec<uint32_t> u = bit_cast<Vec<uint32_t>>(a), sign = (u >> 16) & 0x8000, magnitude = u & 0x7fffffff;
     const Vec<uint32_t> normal = (magnitude - (112u << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
-    const Vec<uint32_t> tiny = bit_cast<Vec<uint32_t>>(bit_cast<Vec<float>>(magnitude) + 0.5f) - (126u << 23);   // the sum rounds at 2^-24
+    const Vec<uint32_t> tiny =
+        bit_cast<Vec<uint32_t>>(bit_cast<Vec<float>>(magnitude) + 0.5f) - (126u << 23);  // the sum rounds at 2^-24
     Vec<uint32_t> half = magnitude < (113u << 23) ? tiny : normal;
-    half = magnitude >= 0x477ff000u ? (half & 0) + 0x7c00 : half;          // 65520 and above
+    half = magnitude >= 0x477ff000u ? (half & 0) + 0x7c00 : half;  // 65520 and above
     half = magnitude > 0x7f800000u ? (half & 0) + 0x7e00 : half;
     return {__builtin_convertvector(half | sign, decltype(v))};
   }
@@ -194,12 +207,15 @@ inline void stream(T* to, Vec<A> v) {
   const auto packed = Packed<A, T>::pack(v);
 #if defined(__x86_64__)
 #if defined(__AVX512F__)
-  if constexpr (sizeof(packed) == 64) return _mm512_stream_si512(reinterpret_cast<__m512i*>(to), bit_cast<__m512i>(packed));
+  if constexpr (sizeof(packed) == 64)
+    return _mm512_stream_si512(reinterpret_cast<__m512i*>(to), bit_cast<__m512i>(packed));
 #endif
 #if defined(__AVX__)
-  if constexpr (sizeof(packed) == 32) return _mm256_stream_si256(reinterpret_cast<__m256i*>(to), bit_cast<__m256i>(packed));
+  if constexpr (sizeof(packed) == 32)
+    return _mm256_stream_si256(reinterpret_cast<__m256i*>(to), bit_cast<__m256i>(packed));
 #endif
-  if constexpr (sizeof(packed) == 16) return _mm_stream_si128(reinterpret_cast<__m128i*>(to), bit_cast<__m128i>(packed));
+  if constexpr (sizeof(packed) == 16)
+    return _mm_stream_si128(reinterpret_cast<__m128i*>(to), bit_cast<__m128i>(packed));
 #endif
   std::memcpy(to, &packed, sizeof(packed));
 }
@@ -215,23 +231,29 @@ inline void stream_end() {
 inline void prefetch(const void* at) { __builtin_prefetch(at); }
 
 template <class A, class T>
-inline A get(const T* from) { return load_some<A>(from, 1, A(0))[0]; }
+inline A get(const T* from) {
+  return load_some<A>(from, 1, A(0))[0];
+}
 template <>
-inline float get<float, float>(const float* from) { return *from; }
+inline float get<float, float>(const float* from) {
+  return *from;
+}
 template <>
-inline double get<double, double>(const double* from) { return *from; }
+inline double get<double, double>(const double* from) {
+  return *from;
+}
 
 // ---- exp and tanh. --------------------------------------------------------------------------------------------------------
 
 // exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln 2 / 2; error below 1.1 ulp where the result is normal.
 // Below -87.3 (float) the result is 0, or a denormal where the instruction set scales for nothing.
 inline Vec<float> exp(Vec<float> x) {
-  x = max(splat(-104.0f), x);   // NaN passes
+  x = max(splat(-104.0f), x);  // NaN passes
   const Vec<float> shifter = splat(0x1.8p23f);
   const Vec<float> shifted = fma(x, splat(0x1.715476p0f), shifter), n = shifted - shifter;
-  Vec<float> r = fma(n, splat(-0x1.62e4p-1f), x);           // ln 2 in two parts, the first short enough that n times it is exact
+  Vec<float> r = fma(n, splat(-0x1.62e4p-1f), x);  // ln 2 in two parts, the first short enough that n times it is exact
   r = fma(n, splat(-0x1.7f7d1cp-20f), r);
-  Vec<float> q = splat(0.001381454f);                       // (exp(r) - 1 - r) / r^2, minimax, relative error of exp 3e-9
+  Vec<float> q = splat(0.001381454f);  // (exp(r) - 1 - r) / r^2, minimax, relative error of exp 3e-9
   q = fma(q, r, splat(0.0083687451f));
   q = fma(q, r, splat(0.0416683908f));
   q = fma(q, r, splat(0.166665204f));
@@ -240,8 +262,8 @@ inline Vec<float> exp(Vec<float> x) {
 #if defined(__AVX512F__)
   return _mm512_scalef_ps(p, n);
 #else
-  const Vec<int32_t> exponent = bit_cast<Vec<int32_t>>(shifted) << 23;    // n in the low bits of the sum's mantissa
-  const Vec<float> half = bit_cast<Vec<float>>(exponent + (126 << 23));   // 2^(n-1): in range up to exp(88.7)
+  const Vec<int32_t> exponent = bit_cast<Vec<int32_t>>(shifted) << 23;   // n in the low bits of the sum's mantissa
+  const Vec<float> half = bit_cast<Vec<float>>(exponent + (126 << 23));  // 2^(n-1): in range up to exp(88.7)
   const Vec<float> e = (p * half) * 2.0f;
   const Vec<float> low = x < -87.0f ? Vec<float>{} : e;
   return x > 89.0f ? splat(kInfinity<float>) : low;
@@ -252,7 +274,8 @@ inline Vec<float> exp(Vec<float> x) {
 // = round(16 x / ln 2) / 16 and |r| <= ln 2 / 32; error below 1 ulp.
 inline Vec<float> exp_nonpositive(Vec<float> x) {
 #if defined(__AVX512F__)
-  alignas(64) static constexpr float kSixteenths[16] = {  // 2^(i/16)
+  alignas(64) static constexpr float kSixteenths[16] = {
+      // 2^(i/16)
       1.0f,        1.04427378f, 1.09050773f, 1.13878863f, 1.18920712f, 1.24185781f, 1.29683955f, 1.35425555f,
       1.41421356f, 1.47682615f, 1.54221083f, 1.61049033f, 1.68179283f, 1.7562521f,  1.83400809f, 1.91520656f};
   x = max(splat(-104.0f), x);
@@ -274,9 +297,10 @@ inline Vec<double> exp(Vec<double> x) {
   const Vec<double> shifted = fma(x, splat(0x1.71547652b82fep0), shifter), n = shifted - shifter;
   Vec<double> r = fma(n, splat(-0x1.62e42fefap-1), x);
   r = fma(n, splat(-0x1.cf79abc9e3b39p-40), r);
-  Vec<double> q = splat(1.0 / 6227020800.0);                // Taylor to r^13: 4e-18 at the end of the range
-  constexpr double inverse_factorials[] = {1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320, 1.0 / 5040,
-                                           1.0 / 720, 1.0 / 120, 1.0 / 24, 1.0 / 6, 0.5};
+  Vec<double> q = splat(1.0 / 6227020800.0);  // Taylor to r^13: 4e-18 at the end of the range
+  constexpr double inverse_factorials[] = {
+      1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320, 1.0 / 5040,
+      1.0 / 720,       1.0 / 120,      1.0 / 24,      1.0 / 6,      0.5};
   for (const double c : inverse_factorials) q = fma(q, r, splat(c));
   const Vec<double> p = fma(q, r * r, r) + 1.0;
 #if defined(__AVX512F__)
@@ -293,7 +317,9 @@ inline Vec<double> exp(Vec<double> x) {
 inline Vec<double> exp_nonpositive(Vec<double> x) { return exp(x); }
 
 template <class A>
-inline A exp_one(A x) { return exp(splat(x))[0]; }
+inline A exp_one(A x) {
+  return exp(splat(x))[0];
+}
 
 // Odd polynomial up to 0.625, 1 - 2 / (exp(2|x|) + 1) above; error below 2 ulp.
 inline Vec<float> tanh(Vec<float> x) {
@@ -309,7 +335,7 @@ inline Vec<float> tanh(Vec<float> x) {
   const Vec<float> far = 1.0f - 2.0f / (exp(2.0f * magnitude) + 1.0f);
   return magnitude < 0.625f ? near_zero : bit_cast<Vec<float>>(bit_cast<Vec<uint32_t>>(far) | sign);
 }
-inline Vec<double> tanh(Vec<double> x) {   // float64 is for proofs, not for speed
+inline Vec<double> tanh(Vec<double> x) {  // float64 is for proofs, not for speed
   for (int i = 0; i < W<double>; ++i) x[i] = std::tanh(x[i]);
   return x;
 }

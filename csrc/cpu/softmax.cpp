@@ -30,8 +30,8 @@ struct ForwardRows {
     const uint8_t* mask;
     const X* sink;
     A* y_sink;
-    int64_t kept;                     // columns before the causal edge
-    A* z;                             // scratch: the row's chunks side by side, or the one at hand
+    int64_t kept;  // columns before the causal edge
+    A* z;          // scratch: the row's chunks side by side, or the one at hand
     A chunk_max[kKeptChunks<A>];
   };
   const SoftmaxForward& p;
@@ -60,10 +60,10 @@ struct ForwardRows {
       largest = write_scores(row.x + chunk.begin, chunk.n, score, z, NothingMore{}).largest();
     } else {
       largest = write_scores(row.x + chunk.begin, chunk.n, score, z, [&](Vec<A> v, int64_t j, int64_t count) {
-        if (row.bias) v += load_strided<A>(row.bias, p.bias.step, chunk.begin + j, count);
-        if (row.mask) kept |= apply_mask<A>(v, row.mask, p.mask.step, chunk.begin + j, count);
-        return v;
-      }).largest();
+                  if (row.bias) v += load_strided<A>(row.bias, p.bias.step, chunk.begin + j, count);
+                  if (row.mask) kept |= apply_mask<A>(v, row.mask, p.mask.step, chunk.begin + j, count);
+                  return v;
+                }).largest();
     }
     RowSum<A> part = sum_exponentials<!log>(z, chunk.n, largest);
     part.kept = kept;
@@ -81,7 +81,7 @@ struct ForwardRows {
 
   void write(Row& row, int64_t c, const RowSum<A>& whole) const {
     const Chunk all(c, p.rows.N);
-    const int64_t n = whole.kept ? Chunk(c, row.kept).n : 0;      // an emptied row has nothing but its masked columns
+    const int64_t n = whole.kept ? Chunk(c, row.kept).n : 0;  // an emptied row has nothing but its masked columns
     Y* const y = row.y + all.begin;
     A* const z = plan.keep ? row.z + all.begin : row.z;
     A largest = whole.max;
@@ -113,8 +113,12 @@ struct BackwardRows {
 
   Row row(int64_t r) const {
     const RowIndex at = row_index(p.rows, r);
-    return {row_of<const Y>(p.rows, p.dy, at), row_of<const Y>(p.rows, p.y, at), row_of<X>(p.rows, p.dx, at),
-            row_of<const X>(p.rows, p.x, at), row_of<const uint8_t>(p.rows, p.mask, at), kept_columns(p.rows.N, p.queries, r)};
+    return {row_of<const Y>(p.rows, p.dy, at),
+            row_of<const Y>(p.rows, p.y, at),
+            row_of<X>(p.rows, p.dx, at),
+            row_of<const X>(p.rows, p.x, at),
+            row_of<const uint8_t>(p.rows, p.mask, at),
+            kept_columns(p.rows.N, p.queries, r)};
   }
 
   // sum dy y, log: sum dy.
@@ -135,16 +139,18 @@ struct BackwardRows {
       const Vec<A> sum = splat(total), scale = splat(score.scale);
       write_row<A>(dx, chunk.n, plan.stream, [&](int64_t at, int64_t count) {
         const int64_t j = all.begin + at;
-        return softmax_gradient<log, A>(load_strided<A>(row.dy, p.dy.step, j, count), load_at<A>(row.y, j, count), sum) * scale;
+        return softmax_gradient<log, A>(load_strided<A>(row.dy, p.dy.step, j, count), load_at<A>(row.y, j, count),
+                                        sum) *
+               scale;
       });
     } else {
       write_row<A>(dx, chunk.n, plan.stream, [&](int64_t at, int64_t count) {
-      const int64_t j = all.begin + at;
-      const Vec<A> dy = load_strided<A>(row.dy, p.dy.step, j, count), y = load_at<A>(row.y, j, count);
-      Vec<A> dz = softmax_gradient<log, A>(dy, y, splat(total));
-      if (log && row.mask) dz = kept_lanes<A>(dz, row.mask, p.mask.step, j, count);
-      return dz * (row.x ? score.slope(load_at<A>(row.x, j, count)) : splat(score.scale));
-    });
+        const int64_t j = all.begin + at;
+        const Vec<A> dy = load_strided<A>(row.dy, p.dy.step, j, count), y = load_at<A>(row.y, j, count);
+        Vec<A> dz = softmax_gradient<log, A>(dy, y, splat(total));
+        if (log && row.mask) dz = kept_lanes<A>(dz, row.mask, p.mask.step, j, count);
+        return dz * (row.x ? score.slope(load_at<A>(row.x, j, count)) : splat(score.scale));
+      });
     }
     write_row<A>(dx + chunk.n, all.n - chunk.n, plan.stream, [](int64_t, int64_t) { return Vec<A>{}; });
   }
@@ -177,11 +183,14 @@ struct DoubleBackwardRows {
       const Vec<A> y = load_at<A>(row.y, j, count);
       return log ? exp(y) : y;
     };
-    return {sum_chunk<A>(chunk.begin, end, [&](int64_t j, int64_t count) {
-              const Vec<A> dy = load_at<A>(row.dy, j, count);
-              return log ? dy : dy * load_at<A>(row.y, j, count);
-            }),
-            sum_chunk<A>(chunk.begin, end, [&](int64_t j, int64_t count) { return load_at<A>(row.g, j, count) * probability(j, count); })};
+    return {sum_chunk<A>(chunk.begin, end,
+                         [&](int64_t j, int64_t count) {
+                           const Vec<A> dy = load_at<A>(row.dy, j, count);
+                           return log ? dy : dy * load_at<A>(row.y, j, count);
+                         }),
+            sum_chunk<A>(chunk.begin, end, [&](int64_t j, int64_t count) {
+              return load_at<A>(row.g, j, count) * probability(j, count);
+            })};
   }
 
   TwoSums<A> finish(Row&, TwoSums<A> total) const { return total; }
@@ -191,37 +200,48 @@ struct DoubleBackwardRows {
     const A scale = static_cast<A>(p.scale);
     const auto both = [&](int64_t at, int64_t count) {
       const int64_t j = all.begin + at;
-      return softmax_second_gradient<log, A>(load_at<A>(row.g, j, count), load_at<A>(row.dy, j, count), load_at<A>(row.y, j, count),
+      return softmax_second_gradient<log, A>(load_at<A>(row.g, j, count), load_at<A>(row.dy, j, count),
+                                             load_at<A>(row.y, j, count),
                                              TwoSums<Vec<A>>{splat(total.dy), splat(total.g)}, scale);
     };
-    write_row<A>(row.g_dy + all.begin, all.n, plan.stream, [&](int64_t at, int64_t count) { return both(at, count).g_dy; });
-    write_row<A>(row.g_y + all.begin, all.n, plan.stream, [&](int64_t at, int64_t count) { return both(at, count).g_y; });
+    write_row<A>(row.g_dy + all.begin, all.n, plan.stream,
+                 [&](int64_t at, int64_t count) { return both(at, count).g_dy; });
+    write_row<A>(row.g_y + all.begin, all.n, plan.stream,
+                 [&](int64_t at, int64_t count) { return both(at, count).g_y; });
   }
 };
 
 // ---- Launchers. -----------------------------------------------------------------------------------------------------------
 
-template <template <bool, class, class, class> class RowsJob, template <bool, class, class, class> class ColumnsJob, bool log, class A,
-          class X, class Y, class Params>
+template <template <bool, class, class, class> class RowsJob, template <bool, class, class, class> class ColumnsJob,
+          bool log, class A, class X, class Y, class Params>
 void run(const Params& p, const SoftmaxPlan& plan) {
   const int64_t chunks = ceil_div(p.rows.N, kChunk);
   switch (plan.path) {
-    case RowPath::whole_rows: return run_whole_rows(RowsJob<log, A, X, Y>{p, plan}, p.rows.M, chunks, plan.tasks);
-    case RowPath::split_rows: return run_split_rows(RowsJob<log, A, X, Y>{p, plan}, p.rows.M, chunks, plan.tasks);
-    case RowPath::columns: return run_whole_rows(ColumnsJob<log, A, X, Y>{p, plan}, ColumnGroups<A>(p.rows).count(), chunks, plan.tasks);
+    case RowPath::whole_rows:
+      return run_whole_rows(RowsJob<log, A, X, Y>{p, plan}, p.rows.M, chunks, plan.tasks);
+    case RowPath::split_rows:
+      return run_split_rows(RowsJob<log, A, X, Y>{p, plan}, p.rows.M, chunks, plan.tasks);
+    case RowPath::columns:
+      return run_whole_rows(ColumnsJob<log, A, X, Y>{p, plan}, ColumnGroups<A>(p.rows).count(), chunks, plan.tasks);
   }
 }
 
 // The pairs of types: the same for x and y, or float32 y for 16-bit x.
-template <template <bool, class, class, class> class R, template <bool, class, class, class> class C, bool log, class Params>
+template <template <bool, class, class, class> class R, template <bool, class, class, class> class C, bool log,
+          class Params>
 void run_typed(const Params& p, const SoftmaxPlan& plan) {
   switch (p.x_type) {
-    case DType::f32: return run<R, C, log, float, float, float>(p, plan);
-    case DType::f64: return run<R, C, log, double, double, double>(p, plan);
+    case DType::f32:
+      return run<R, C, log, float, float, float>(p, plan);
+    case DType::f64:
+      return run<R, C, log, double, double, double>(p, plan);
     case DType::bf16:
-      return p.y_type == DType::f32 ? run<R, C, log, float, bf16, float>(p, plan) : run<R, C, log, float, bf16, bf16>(p, plan);
+      return p.y_type == DType::f32 ? run<R, C, log, float, bf16, float>(p, plan)
+                                    : run<R, C, log, float, bf16, bf16>(p, plan);
     case DType::f16:
-      return p.y_type == DType::f32 ? run<R, C, log, float, f16, float>(p, plan) : run<R, C, log, float, f16, f16>(p, plan);
+      return p.y_type == DType::f32 ? run<R, C, log, float, f16, float>(p, plan)
+                                    : run<R, C, log, float, f16, f16>(p, plan);
   }
 }
 

@@ -9,7 +9,8 @@ namespace {
 template <bool log, class A, class X, class Y>
 struct ForwardColumns {
   using Total = Each<RowSum<A>, W<A>>;
-  static constexpr int64_t kKept = kScratchBytes / (W<A> * static_cast<int64_t>(sizeof(A)));   // columns that scratch memory holds
+  static constexpr int64_t kKept =
+      kScratchBytes / (W<A> * static_cast<int64_t>(sizeof(A)));  // columns that scratch memory holds
   static_assert(kKept >= kChunk);
   struct Row {
     int64_t lanes;
@@ -28,7 +29,8 @@ struct ForwardColumns {
 
   Row row(int64_t group) const {
     const RowIndex at = row_index(p.rows, groups.first_row(group));
-    return {groups.lanes(group), {p.rows, p.x, at}, {p.rows, p.bias, at}, {p.rows, p.sink, at}, {p.rows, p.mask, at}, {p.rows, p.y, at},
+    return {groups.lanes(group),    {p.rows, p.x, at},          {p.rows, p.bias, at},
+            {p.rows, p.sink, at},   {p.rows, p.mask, at},       {p.rows, p.y, at},
             {p.rows, p.y_sink, at}, static_cast<A*>(scratch()), {}};
   }
 
@@ -89,7 +91,8 @@ struct ForwardColumns {
     A* const z = row.z + (keep ? chunk.begin * W<A> : 0);
     Vec<A> largest = {}, shift = {}, factor = {};
     Mask<A> emptied = {};
-    if (keep) largest = row.chunk_max[c];
+    if (keep)
+      largest = row.chunk_max[c];
     else if (const Total again = sum(row, c); true)
       for (int i = 0; i < W<A>; ++i) largest[i] = again.lane[i].max;
     for (int64_t i = 0; i < row.lanes; ++i) {
@@ -121,7 +124,8 @@ struct BackwardColumns {
 
   Row row(int64_t group) const {
     const RowIndex at = row_index(p.rows, groups.first_row(group));
-    return {groups.lanes(group), {p.rows, p.dy, at}, {p.rows, p.y, at}, {p.rows, p.dx, at}, {p.rows, p.x, at}, {p.rows, p.mask, at}};
+    return {groups.lanes(group), {p.rows, p.dy, at}, {p.rows, p.y, at},
+            {p.rows, p.dx, at},  {p.rows, p.x, at},  {p.rows, p.mask, at}};
   }
 
   Total sum(Row& row, int64_t c) const {
@@ -141,7 +145,8 @@ struct BackwardColumns {
       const Vec<A> dy = row.dy.template load<A>(j, row.lanes), y = row.y.template load<A>(j, row.lanes);
       Vec<A> dz = softmax_gradient<log, A>(dy, y, sum);
       if (log && row.mask.at) dz = kept_lanes<A>(dz, row.mask.at + j * row.mask.step, row.mask.lane, 0, row.lanes);
-      row.dx.template store<A>(j, row.lanes, dz * (row.x.at ? score.slope(row.x.template load<A>(j, row.lanes)) : splat(score.scale)));
+      row.dx.template store<A>(
+          j, row.lanes, dz * (row.x.at ? score.slope(row.x.template load<A>(j, row.lanes)) : splat(score.scale)));
     }
   }
 };
@@ -161,7 +166,8 @@ struct DoubleBackwardColumns {
 
   Row row(int64_t group) const {
     const RowIndex at = row_index(p.rows, groups.first_row(group));
-    return {groups.lanes(group), {p.rows, p.g, at}, {p.rows, p.dy, at}, {p.rows, p.y, at}, {p.rows, p.g_dy, at}, {p.rows, p.g_y, at}};
+    return {groups.lanes(group), {p.rows, p.g, at},    {p.rows, p.dy, at},
+            {p.rows, p.y, at},   {p.rows, p.g_dy, at}, {p.rows, p.g_y, at}};
   }
 
   Total sum(Row& row, int64_t c) const {
@@ -184,8 +190,9 @@ struct DoubleBackwardColumns {
     const Chunk chunk(c, p.rows.N);
     const TwoSums<Vec<A>> sum{bit_cast<Vec<A>>(total.dy), bit_cast<Vec<A>>(total.g)};
     for (int64_t j = chunk.begin; j < chunk.begin + chunk.n; ++j) {
-      const auto both = softmax_second_gradient<log, A>(row.g.template load<A>(j, row.lanes), row.dy.template load<A>(j, row.lanes),
-                                                        row.y.template load<A>(j, row.lanes), sum, static_cast<A>(p.scale));
+      const auto both =
+          softmax_second_gradient<log, A>(row.g.template load<A>(j, row.lanes), row.dy.template load<A>(j, row.lanes),
+                                          row.y.template load<A>(j, row.lanes), sum, static_cast<A>(p.scale));
       row.g_dy.template store<A>(j, row.lanes, both.g_dy);
       row.g_y.template store<A>(j, row.lanes, both.g_y);
     }

@@ -7,7 +7,7 @@ namespace hetkern::cpu {
 namespace {
 
 template <class A>
-constexpr int kKeptChunks = static_cast<int>(kScratchBytes / (kChunk * sizeof(A)));   // that scratch memory holds
+constexpr int kKeptChunks = static_cast<int>(kScratchBytes / (kChunk * sizeof(A)));  // that scratch memory holds
 
 // Columns that row r of a causal call sees: j <= i + N - queries.
 inline int64_t kept_columns(int64_t N, int64_t queries, int64_t r) {
@@ -22,7 +22,8 @@ struct Output {
   Vec<A> shift, factor;
   Output(A chunk_max, const RowSum<A>& row)
       : shift(splat(row.max)),
-        factor(splat(log ? row.log_all() : (chunk_max == -kInfinity<A> ? A(1) : exp_one(chunk_max - row.max)) / row.all())) {}
+        factor(splat(log ? row.log_all()
+                         : (chunk_max == -kInfinity<A> ? A(1) : exp_one(chunk_max - row.max)) / row.all())) {}
   Vec<A> operator()(Vec<A> z) const { return log ? z - shift - factor : z * factor; }
   A masked() const { return (*this)(splat(log ? -kInfinity<A> : A(0)))[0]; }
 };
@@ -45,7 +46,9 @@ struct TwoSums {
   S dy{}, g{};
 };
 template <class S>
-inline TwoSums<S> combine(const TwoSums<S>& a, const TwoSums<S>& b) { return {combine(a.dy, b.dy), combine(a.g, b.g)}; }
+inline TwoSums<S> combine(const TwoSums<S>& a, const TwoSums<S>& b) {
+  return {combine(a.dy, b.dy), combine(a.g, b.g)};
+}
 
 template <class A>
 struct SecondGradient {

@@ -64,7 +64,9 @@ def _hetkern_softmax_causal(scores: Tensor, scale: float, *, impl: str) -> Tenso
 def _hetkern_cross_entropy(logits: Tensor, targets: Tensor, reduction: str, *, impl: str) -> Tensor:
     import hetkern
 
-    return hetkern.cross_entropy(logits, targets, reduction=reduction, impl=impl)
+    loss = hetkern.cross_entropy(logits, targets, reduction=reduction, impl=impl)
+    assert isinstance(loss, Tensor)  # a pair only with return_stats
+    return loss
 
 
 def _torch_softmax_causal(scores: Tensor, scale: float) -> Tensor:

@@ -1,4 +1,7 @@
-"""The cross-entropy family: public function, schemas and shapes.  (derivatives: cross_entropy_derivatives.py)"""
+"""The cross-entropy family: public function, schemas and shapes.
+
+Its derivatives are in cross_entropy_derivatives.py.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,8 @@ from ..reference import CrossEntropyStats
 from . import cross_entropy_derivatives as derivatives
 from .family import Derivative, Op, register
 
-# ---- cross_entropy: … -> loss, saved, divisors;  cross_entropy_stats: the same, and one value a row of each statistic ----
+# ---- cross_entropy: … -> loss, saved, divisors
+# ---- cross_entropy_stats: the same, and one value a row of each statistic
 
 
 def _without(shape, dim, elements=None):
@@ -40,18 +44,20 @@ def _fake_stats(x, target, weight, dim, *options):
     return *outputs, *values, x.new_empty(rows, dtype=torch.bool)
 
 
-# ---- cross_entropy_backward: gradients of the loss and the statistics, … -> dx, d_target ---------------------------------
+# ---- cross_entropy_backward: gradients of the loss and the statistics, … -> dx, d_target ---------
 
 
 def _fake_backward(
-    d_loss, d_row_loss, d_lse, d_z_loss, d_entropy, d_log_prob, x, target, weight, saved, divisors, entropy, dim,
+    d_loss, d_row_loss, d_lse, d_z_loss, d_entropy, d_log_prob, x, target, weight, saved, divisors,
+    entropy, dim,
     ignore_index, label_smoothing, scale, softcap, z_loss, wants_d_target,
 ):  # fmt: skip
     return x.new_empty(x.shape), x.new_empty(x.shape if wants_d_target else [0])
 
 
 _ARGUMENTS = (
-    "Tensor x, Tensor target, Tensor? weight, int dim, int ignore_index, int reduction, float label_smoothing, "
+    "Tensor x, Tensor target, Tensor? weight, int dim, int ignore_index, int reduction, "
+    "float label_smoothing, "
     "float scale, float softcap, float z_loss"
 )
 _OPS = register(
@@ -62,16 +68,20 @@ _OPS = register(
         derivatives.batch_forward,
     ),
     Op(
-        f"cross_entropy_stats({_ARGUMENTS}) -> (Tensor loss, Tensor saved, Tensor divisors, Tensor row_loss, "
+        f"cross_entropy_stats({_ARGUMENTS}) -> (Tensor loss, Tensor saved, Tensor divisors, "
+        "Tensor row_loss, "
         "Tensor lse, Tensor z_loss, Tensor entropy, Tensor log_prob, Tensor correct)",
         _fake_stats,
         Derivative(derivatives.save, derivatives.backward, derivatives.jvp),
         derivatives.batch_forward,
     ),
     Op(
-        "cross_entropy_backward(Tensor? d_loss, Tensor? d_row_loss, Tensor? d_lse, Tensor? d_z_loss, "
-        "Tensor? d_entropy, Tensor? d_log_prob, Tensor x, Tensor target, Tensor? weight, Tensor saved, "
-        "Tensor divisors, Tensor? entropy, int dim, int ignore_index, float label_smoothing, float scale, "
+        "cross_entropy_backward(Tensor? d_loss, Tensor? d_row_loss, Tensor? d_lse, "
+        "Tensor? d_z_loss, "
+        "Tensor? d_entropy, Tensor? d_log_prob, Tensor x, Tensor target, Tensor? weight, "
+        "Tensor saved, "
+        "Tensor divisors, Tensor? entropy, int dim, int ignore_index, float label_smoothing, "
+        "float scale, "
         "float softcap, float z_loss, bool wants_d_target) -> (Tensor dx, Tensor d_target)",
         _fake_backward,
         Derivative(derivatives.save_backward, derivatives.double_backward),
@@ -80,7 +90,7 @@ _OPS = register(
 )
 
 
-# ---- Public function. ------------------------------------------------------------------------------------------------
+# ---- Public function. ----------------------------------------------------------------------------
 
 
 def _plan(input, target=None, **features: Any) -> dict[str, Any]:
@@ -114,46 +124,62 @@ def cross_entropy(
     return_stats: bool = False,
     impl: str = "auto",
 ) -> Tensor | tuple[Tensor, CrossEntropyStats]:
-    """Negative log-likelihood of ``target`` under ``softmax(z)``, in nats, without storing the softmax.
+    """Negative log-likelihood of ``target`` under ``softmax(z)``, in nats; stores no softmax.
 
-    With ``z = softcap * tanh(scale * input / softcap)``, ``m = max z``, ``d = log sum_j exp(z_j - m)`` and
+    With ``z = softcap * tanh(scale * input / softcap)``, ``m = max z``, ``d = log sum_j exp(z_j -
+    m)`` and
     ``log p_j = z_j - m - d``, a row's loss is ``-sum_j t_j log p_j + z_loss * (m + d)**2``, where
 
     * class indices: ``t_j = (1 - eps) w_t [j == t] + eps / C w_j``,
     * class probabilities: ``t_j = w_j ((1 - eps) target_j + eps / C)``,
 
-    ``eps`` is ``label_smoothing`` and ``w`` are the class weights. "mean" divides the first part as torch does (by
-    the sum of the counted rows' ``w_t``; class probabilities: by the number of rows) and the second by the number of
-    counted rows. Equals ``F.cross_entropy(input.float(), ...)`` without the keywords of ours; sums are float32.
+    ``eps`` is ``label_smoothing`` and ``w`` are the class weights. "mean" divides the first part
+    as torch does (by
+    the sum of the counted rows' ``w_t``; class probabilities: by the number of rows) and the
+    second by the number of
+    counted rows. Equals ``F.cross_entropy(input.float(), ...)`` without the keywords of ours; sums
+    are float32.
 
-    Forward reads the logits once and allocates nothing of their size; it keeps ``m`` and ``d`` for backward, which
-    reads them once more and writes the gradient. Any derivative of second order and ``torch.func`` work.
+    Forward reads the logits once and allocates nothing of their size; it keeps ``m`` and ``d`` for
+    backward, which
+    reads them once more and writes the gradient. Any derivative of second order and ``torch.func``
+    work.
 
     Args:
-        input: logits ``(C)``, ``(N, C)`` or ``(N, C, d1, ...)``; float32, float64, float16 or bfloat16; any strides.
-        target: class indices of input's shape without C, int64 (or uint8), in ``[0, C)`` or ``ignore_index``; or
+        input: logits ``(C)``, ``(N, C)`` or ``(N, C, d1, ...)``; float32, float64, float16 or
+            bfloat16; any strides.
+        target: class indices of input's shape without C, int64 (or uint8), in ``[0, C)`` or
+            ``ignore_index``; or
             class probabilities of input's shape and dtype, which have a gradient.
-        weight: ``(C)`` class weights of input's dtype or the loss's; without a gradient; None for ones.
+        weight: ``(C)`` class weights of input's dtype or the loss's; without a gradient; None for
+            ones.
         ignore_index: the class index of rows that do not count; need not be a class.
         reduction: "none", "mean" or "sum".
         label_smoothing: in [0, 1]; the share of the target that is spread over all classes.
         scale: factor on the logits.
         softcap: soft bound on the scaled logits, above 0; None for none.
         z_loss: factor on the squared log-sum-exp of counted rows; class weights do not apply to it.
-        return_stats: also return one value a row of ``loss`` (before the reduction), ``lse``, ``z_loss``,
-            ``entropy`` (nats), ``log_prob`` and ``correct``; all but the last can be differentiated.
+        return_stats: also return one value a row of ``loss`` (before the reduction), ``lse``,
+            ``z_loss``,
+            ``entropy`` (nats), ``log_prob`` and ``correct``; all but the last can be
+            differentiated.
         impl: "auto", "cpu", "cuda", "triton" or "reference"; a named one never falls back.
 
     Returns:
-        The loss, float32 (float64 for float64), a scalar or, for "none", of input's shape without C; with
-        ``return_stats`` a pair of it and :class:`CrossEntropyStats`. A mean over no counted row is NaN, as torch's.
+        The loss, float32 (float64 for float64), a scalar or, for "none", of input's shape without
+        C; with
+        ``return_stats`` a pair of it and :class:`CrossEntropyStats`. A mean over no counted row is
+        NaN, as torch's.
 
     Raises:
-        ValueError: a dtype, shape or value does not fit; the message names op, argument, wanted and got.
+        ValueError: a dtype, shape or value does not fit; the message names op, argument, wanted
+            and got.
         IndexError: a target on the CPU is out of range.
-        NotImplementedError: the named implementation cannot run here, or a gradient of ``weight`` is asked for.
+        NotImplementedError: the named implementation cannot run here, or a gradient of ``weight``
+            is asked for.
 
-    Source: Milakov & Gimelshein (2018), arXiv:1805.02867, Algorithm 3; z-loss: Chowdhery et al. (2022),
+    Source: Milakov & Gimelshein (2018), arXiv:1805.02867, Algorithm 3; z-loss: Chowdhery et al.
+        (2022),
     arXiv:2204.02311, section 5.
     """
     ops: SimpleNamespace | None = _impl.choose("hetkern.cross_entropy", _OPS, input, impl)
@@ -198,7 +224,7 @@ def cross_entropy(
 def _matched(
     input: Tensor, target: Tensor, weight: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Bring what torch takes in other dtypes to those of the op; under autocast, what differs as well."""
+    """Bring what torch takes in other dtypes to the op's; under autocast, what differs too."""
     op = "hetkern.cross_entropy"
     autocast = not input.is_meta and torch.is_autocast_enabled(input.device.type)
     if target.dtype == torch.uint8:

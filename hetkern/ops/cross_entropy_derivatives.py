@@ -1,7 +1,9 @@
-"""Derivatives and batching rules of the cross-entropy ops.  (the ops: cross_entropy.py; equations: csrc/cross_entropy.h)
+"""Derivatives and batching rules of the cross-entropy ops; the equations: csrc/cross_entropy.h.
 
-First order runs in the backward op. Forward mode and second order are composed here of torch's own differentiable
-operations on ``log_softmax(z)``, so that derivatives of any order exist; they need tensors of the logits' size.
+First order runs in the backward op. Forward mode and second order are composed here of torch's own
+differentiable
+operations on ``log_softmax(z)``, so that derivatives of any order exist; they need tensors of the
+logits' size.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from torch import Tensor
 from ..reference.scores import scaled_scores
 from .batching import batch_rows
 
-# ---- First order. ----------------------------------------------------------------------------------------------------
+# ---- First order. --------------------------------------------------------------------------------
 
 
 def save(ctx, inputs, output):
@@ -52,18 +54,18 @@ def save_backward(ctx, inputs, output):
     ctx.options = inputs[12:18]
 
 
-# ---- The rows' terms as functions of the logits. -----------------------------------------------------------------------
+# ---- The rows' terms as functions of the logits. -------------------------------------------------
 
 
 class _Rows(NamedTuple):
-    """What the equations of the contract are made of, in the accumulation dtype; rows lack the class dimension."""
+    """The terms of the contract's equations, in the accumulation dtype; rows lack the class dim."""
 
     log_p: Tensor
     p: Tensor
     slope: Tensor | float  # dz/dx
     curve: Tensor | float  # d²z/dx²
     counted: Tensor | None  # None: all
-    index: Tensor | None  # of the class, the class dimension kept; None for probabilities
+    class_index: Tensor | None  # of the class, the class dimension kept; None for probabilities
     q: Tensor | None  # class probabilities
     w: Tensor | float  # class weights, broadcasting to the logits
     lse: Tensor
@@ -72,14 +74,15 @@ class _Rows(NamedTuple):
     label_smoothing: float
     z_loss: float
 
-    def count(self, row: Tensor) -> Tensor:
+    def only_counted(self, row: Tensor) -> Tensor:
         """0 where the row is ignored."""
         return row if self.counted is None else torch.where(self.counted, row, 0.0)
 
     def along_q(self, g: Tensor) -> Tensor:
         """sum_j q_j g_j."""
-        if self.index is not None:
-            return g.gather(self.dim, self.index).squeeze(self.dim)
+        if self.class_index is not None:
+            return g.gather(self.dim, self.class_index).squeeze(self.dim)
+        assert self.q is not None  # without an index there are probabilities
         return (self.q * g).sum(self.dim)
 
     def along_t(self, g: Tensor) -> Tensor:
@@ -145,7 +148,11 @@ def _tangents(r: _Rows, x_t: Tensor | None, q_t: Tensor | None) -> _Tangents:
         row = row - (1 - r.label_smoothing) * (r.w * q_t * r.log_p).sum(r.dim)
         log_prob = log_prob + (q_t * r.log_p).sum(r.dim)
     return _Tangents(
-        r.count(row), r.count(2 * r.z_loss * r.lse * lse), lse, entropy, r.count(log_prob)
+        r.only_counted(row),
+        r.only_counted(2 * r.z_loss * r.lse * lse),
+        lse,
+        entropy,
+        r.only_counted(log_prob),
     )
 
 
@@ -155,7 +162,7 @@ def _divisors(divisors: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     return d0, d1
 
 
-# ---- Forward mode. ---------------------------------------------------------------------------------------------------
+# ---- Forward mode. -------------------------------------------------------------------------------
 
 
 def jvp(ops, ctx, x_t, q_t, *_constants):
@@ -172,18 +179,19 @@ def jvp(ops, ctx, x_t, q_t, *_constants):
     return loss, None, None, t.row + t.z_term, t.lse, t.z_term, t.entropy, t.log_prob, None
 
 
-# ---- Second order. ---------------------------------------------------------------------------------------------------
+# ---- Second order. -------------------------------------------------------------------------------
 
 
 def double_backward(ops, ctx, g_dx, g_dq):
-    """Gradients of ``sum g_dx dx + sum g_dq dq`` by the upstream gradients, the logits and the class probabilities."""
+    """Gradients of ``sum g_dx dx + sum g_dq dq`` by the upstream gradients, logits and targets."""
     *upstream, x, target, weight, divisors = ctx.saved_tensors
     wants = ctx.needs_input_grad
     r = _rows(x, target, weight, *ctx.options)
     d0, d1 = _divisors(divisors, r.dim)
     gradients: list[Any] = [None] * 19
 
-    # dx and dq are linear in what comes from above: its gradients are the terms' derivatives along g_dx and g_dq.
+    # dx and dq are linear in what comes from above: its gradients are the terms' derivatives along
+    # g_dx and g_dq.
     if any(wants[:6]):
         t = _tangents(r, g_dx, g_dq)
         along = (
@@ -203,9 +211,9 @@ def double_backward(ops, ctx, g_dx, g_dq):
     # The coefficients of the contract.
     d_loss, d_row, d_lse, d_z, d_entropy, d_log_prob = (0.0 if u is None else u for u in upstream)
     zero = torch.zeros_like(r.lse)
-    u = r.count(zero + d_loss / d0 + d_row)
-    v = r.count(zero + d_loss / d1 + d_row + d_z)
-    s = r.count(zero + d_log_prob)
+    u = r.only_counted(zero + d_loss / d0 + d_row)
+    v = r.only_counted(zero + d_loss / d1 + d_row + d_z)
+    s = r.only_counted(zero + d_log_prob)
     h = zero + d_entropy
     ones = torch.ones_like(r.p)
     a = u * r.along_t(ones) + 2 * r.z_loss * r.lse * v + d_lse - s * r.along_q(ones) - h * r.entropy
@@ -229,11 +237,12 @@ def double_backward(ops, ctx, g_dx, g_dq):
             dz = r.p * (a - h_all * log_p)
             if r.label_smoothing:
                 dz = dz - r.spread(u) * r.label_smoothing / dz.shape[r.dim] * r.w
-            if r.index is None:
+            if r.class_index is None:
+                assert r.q is not None
                 dz = dz + r.q * k
             else:
-                at_target = (k + torch.zeros_like(dz)).gather(r.dim, r.index)
-                dz = dz.scatter_add(r.dim, r.index, at_target)
+                at_target = (k + torch.zeros_like(dz)).gather(r.dim, r.class_index)
+                dz = dz.scatter_add(r.dim, r.class_index, at_target)
             by_x = by_x + g_dx * r.curve * dz
         gradients[6] = by_x.to(x.dtype)
     if wants[7]:
@@ -241,7 +250,7 @@ def double_backward(ops, ctx, g_dx, g_dq):
     return tuple(gradients)
 
 
-# ---- torch.vmap: the batch becomes one more dimension of rows. ----------------------------------------------------------
+# ---- torch.vmap: the batch becomes one more dimension of rows. -----------------------------------
 
 
 def batch_forward(

@@ -50,7 +50,8 @@ def backward_sink(ops, ctx, dy, dy_sink):
     # The sink's column is one more term of the row's sum, and gets its share of that sum.
     p_sink = y_sink.exp() if log else y_sink
     terms = dy if log else dy.to(p_sink.dtype) * y
-    total = terms.sum(dim, dtype=p_sink.dtype)
+    # Summed in float64: torch's order depends on the threads, and this hides it from float32.
+    total = terms.sum(dim, dtype=torch.float64).to(p_sink.dtype)
     from_sink = None
     if dy_sink is not None:
         from_sink = dy_sink if log else dy_sink * y_sink
