@@ -84,8 +84,7 @@ struct BadTarget {
 // Which path runs, forward and backward.
 struct CrossEntropyPlan {
   RowPath path;
-  int tasks;    // run in parallel
-  bool stream;  // the gradient is past the caches: written without reading it first
+  int tasks;  // run in parallel
 };
 
 // What the plan depends on.

@@ -51,7 +51,6 @@ cpu::Machine completed(const AnyMachine& any) {
   cpu::Machine machine = cpu::machine();
   if (any.threads) machine.threads = any.threads;
   if (any.l2_bytes) machine.l2_bytes = any.l2_bytes;
-  if (any.l3_bytes) machine.l3_bytes = any.l3_bytes;
   return machine;
 }
 }  // namespace

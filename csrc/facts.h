@@ -20,7 +20,7 @@ HETKERN_EXPORT int threads();
 // The CPU's plans; a size of 0 stands for this machine's own.
 struct AnyMachine {
   int threads;
-  int64_t l2_bytes, l3_bytes;
+  int64_t l2_bytes;
 };
 HETKERN_EXPORT SoftmaxPlan softmax_plan_cpu(const SoftmaxShape& shape, const AnyMachine& machine);
 HETKERN_EXPORT CrossEntropyPlan cross_entropy_plan_cpu(const CrossEntropyShape& shape, const AnyMachine& machine);

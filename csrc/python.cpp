@@ -26,7 +26,6 @@ py::dict dict_of(const SoftmaxPlan& plan) {
   d["path"] = name_of(plan.path);
   d["tasks"] = plan.tasks;
   d["keep"] = plan.keep;
-  d["stream"] = plan.stream;
   return d;
 }
 
@@ -34,7 +33,6 @@ py::dict dict_of(const CrossEntropyPlan& plan) {
   py::dict d;
   d["path"] = name_of(plan.path);
   d["tasks"] = plan.tasks;
-  d["stream"] = plan.stream;
   return d;
 }
 
@@ -50,18 +48,16 @@ PYBIND11_MODULE(_C, m) {
   m.def("threads", &threads);
   m.def(
       "softmax_plan",
-      [](int64_t M, int64_t N, bool columns, const std::string& x, const std::string& y, int threads, int64_t l2,
-         int64_t l3) {
-        return dict_of(softmax_plan_cpu({M, N, columns, dtype_of(x), dtype_of(y)}, {threads, l2, l3}));
+      [](int64_t M, int64_t N, bool columns, const std::string& x, const std::string& y, int threads, int64_t l2) {
+        return dict_of(softmax_plan_cpu({M, N, columns, dtype_of(x), dtype_of(y)}, {threads, l2}));
       },
       py::arg("M"), py::arg("N"), py::arg("columns"), py::arg("x"), py::arg("y"), py::arg("threads") = 0,
-      py::arg("l2_bytes") = 0, py::arg("l3_bytes") = 0,
-      "The CPU's plan for M rows of N; zeros stand for this machine.");
+      py::arg("l2_bytes") = 0, "The CPU's plan for M rows of N; zeros stand for this machine.");
   m.def(
       "cross_entropy_plan",
-      [](int64_t M, int64_t N, bool columns, const std::string& x, int threads, int64_t l2, int64_t l3) {
-        return dict_of(cross_entropy_plan_cpu({M, N, columns, dtype_of(x)}, {threads, l2, l3}));
+      [](int64_t M, int64_t N, bool columns, const std::string& x, int threads, int64_t l2) {
+        return dict_of(cross_entropy_plan_cpu({M, N, columns, dtype_of(x)}, {threads, l2}));
       },
       py::arg("M"), py::arg("N"), py::arg("columns"), py::arg("x"), py::arg("threads") = 0, py::arg("l2_bytes") = 0,
-      py::arg("l3_bytes") = 0, "The CPU's plan for M rows of N; zeros stand for this machine.");
+      "The CPU's plan for M rows of N; zeros stand for this machine.");
 }

@@ -59,9 +59,8 @@ struct SoftmaxDoubleBackward {
 // Which path runs.
 struct SoftmaxPlan {
   RowPath path;
-  int tasks;    // run in parallel
-  bool keep;    // exponentials wait in scratch memory for the row's sum, otherwise they are computed twice
-  bool stream;  // the output is past the caches: written without reading it first
+  int tasks;  // run in parallel
+  bool keep;  // exponentials wait in scratch memory for the row's sum, otherwise they are computed twice
 };
 
 // What the plan depends on.

@@ -169,17 +169,17 @@ struct GradientRows {
       return weight ? load_at<A>(weight + chunk.begin, j, count) : splat(A(1));
     };
     if (row.gradient.nothing) {
-      write_row<A>(dx, chunk.n, plan.stream, [](int64_t, int64_t) { return Vec<A>{}; });
+      write_row<A>(dx, chunk.n, [](int64_t, int64_t) { return Vec<A>{}; });
     } else if (has_plain_gradient(p) && !(score.cap > 0)) {
       const Vec<A> scale = splat(score.scale);
-      write_row<A>(dx, chunk.n, plan.stream,
+      write_row<A>(dx, chunk.n,
                    [&](int64_t j, int64_t count) { return formula.plain(load_at<A>(x, j, count) * scale); });
     } else if (has_plain_gradient(p)) {
-      write_row<A>(dx, chunk.n, plan.stream, [&](int64_t j, int64_t count) {
+      write_row<A>(dx, chunk.n, [&](int64_t j, int64_t count) {
         return formula.plain(z(j, count)) * score.slope(load_at<A>(x, j, count));
       });
     } else {
-      write_row<A>(dx, chunk.n, plan.stream, [&](int64_t j, int64_t count) {
+      write_row<A>(dx, chunk.n, [&](int64_t j, int64_t count) {
         const Vec<A> q = row.q ? load_at<A>(row.q + chunk.begin, j, count) : Vec<A>{};
         const Vec<A> dz = formula.full(z(j, count), q, w(j, count));
         return score.cap > 0 ? dz * score.slope(load_at<A>(x, j, count)) : dz;
@@ -189,7 +189,7 @@ struct GradientRows {
     if (row.gradient.at >= chunk.begin && row.gradient.at < chunk.begin + chunk.n)
       store_some<A>(row.dx + row.gradient.at, splat(row.gradient.dx_at), 1);
     if (row.dq)
-      write_row<A>(row.dq + chunk.begin, chunk.n, plan.stream,
+      write_row<A>(row.dq + chunk.begin, chunk.n,
                    [&](int64_t j, int64_t count) { return formula.target(z(j, count), w(j, count)); });
   }
 };

@@ -58,12 +58,11 @@ void clamp_isa(Isa most) { in_force().store(at_most(most), std::memory_order_rel
 
 Machine machine() {
 #ifdef _SC_LEVEL2_CACHE_SIZE
-  static const int64_t l2 = cache_bytes(_SC_LEVEL2_CACHE_SIZE, 1 << 20),
-                       l3 = cache_bytes(_SC_LEVEL3_CACHE_SIZE, 16 << 20);
+  static const int64_t l2 = cache_bytes(_SC_LEVEL2_CACHE_SIZE, 1 << 20);
 #else
-  static const int64_t l2 = 1 << 20, l3 = 16 << 20;
+  static const int64_t l2 = 1 << 20;
 #endif
-  return {num_threads(), l2, l3};
+  return {num_threads(), l2};
 }
 
 }  // namespace hetkern::cpu

@@ -22,7 +22,6 @@ void clamp_isa(Isa most);  // affects calls that start afterwards
 struct Machine {
   int threads;       // torch's, now
   int64_t l2_bytes;  // of one core
-  int64_t l3_bytes;  // shared
 };
 Machine machine();
 

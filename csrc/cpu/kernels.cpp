@@ -59,9 +59,8 @@ SoftmaxPlan softmax_plan(const SoftmaxShape& shape) { return softmax_plan(shape,
 SoftmaxPlan softmax_plan(const SoftmaxShape& shape, const Machine& machine) {
   const auto [path, tasks] = share_rows(shape.M, shape.N, shape.columns, machine);
   const int64_t row_bytes = shape.N * (shape.x_type == DType::f64 ? 8 : 4);
-  SoftmaxPlan plan{path, tasks, false, false};
+  SoftmaxPlan plan{path, tasks, false};
   plan.keep = path == RowPath::whole_rows && row_bytes <= kScratchBytes && row_bytes <= machine.l2_bytes / 2;
-  plan.stream = path != RowPath::columns && shape.M * shape.N * size_of(shape.y_type) >= machine.l3_bytes;
   return plan;
 }
 
@@ -69,8 +68,7 @@ CrossEntropyPlan cross_entropy_plan(const CrossEntropyShape& shape) { return cro
 
 CrossEntropyPlan cross_entropy_plan(const CrossEntropyShape& shape, const Machine& machine) {
   const auto [path, tasks] = share_rows(shape.M, shape.N, shape.columns, machine);
-  const bool stream = path != RowPath::columns && shape.M * shape.N * size_of(shape.x_type) >= machine.l3_bytes;
-  return {path, tasks, stream};
+  return {path, tasks};
 }
 
 }  // namespace hetkern::cpu

@@ -227,18 +227,11 @@ inline RowSum<A> sum_beside_maxima(const A* z, int64_t n, A max, const Maxima<A>
 
 // ---- Writing a row. -------------------------------------------------------------------------------------------------------
 
-// to[j] = value(j, count) for j in [0, n): whole vectors, then single elements. `past_caches` streams the aligned part.
+// to[j] = value(j, count) for j in [0, n): whole vectors, then single elements. Ordinary stores, also for outputs that no
+// cache holds: the pages of a fresh one have just been zeroed and still lie there, and streaming past them gained nothing.
 template <class A, class T, class Value>
-inline void write_row(T* to, int64_t n, bool past_caches, const Value& value) {
+inline void write_row(T* to, int64_t n, const Value& value) {
   int64_t j = 0;
-  if (past_caches) {
-    constexpr uintptr_t bytes = W<A> * sizeof(T);
-    const auto head = static_cast<int64_t>((bytes - reinterpret_cast<uintptr_t>(to) % bytes) % bytes / sizeof(T));
-    if (head <= n && reinterpret_cast<uintptr_t>(to) % sizeof(T) == 0) {
-      if (head > 0) store_some<A>(to, value(0, head), head);
-      for (j = head; j + W<A> <= n; j += W<A>) stream<A>(to + j, value(j, W<A>));
-    }
-  }
   for (; j + W<A> <= n; j += W<A>) store<A>(to + j, value(j, W<A>));
   if (j < n) store_some<A>(to + j, value(j, n - j), n - j);
   if (planted(Bug::out_of_bounds)) to[n] = to[n - 1];

@@ -44,7 +44,6 @@ void run_whole_rows(const Job& job, int64_t rows, int64_t chunks, int tasks) {
       if constexpr (kWrites<Job>)
         for (int64_t c = 0; c < chunks; ++c) job.write(row, c, total);
     }
-    stream_end();
   });
 }
 
@@ -68,7 +67,6 @@ void run_split_rows(const Job& job, int64_t rows, int64_t chunks, int tasks) {
         typename Job::Row row = job.row(r);
         const Share share(chunks, task, tasks);
         for (int64_t c = share.begin; c < share.end; ++c) job.write(row, c, total);
-        stream_end();
       });
   }
   std::free(parts);
@@ -83,7 +81,6 @@ void run_chunks(const Job& job, int64_t rows, int64_t chunks, int tasks) {
       typename Job::Row row = job.row(r);
       for (; i < end; ++i) job.write(row, i - r * chunks);
     }
-    stream_end();
   });
 }
 

@@ -201,32 +201,6 @@ inline void store_some(T* to, Vec<A> v, int64_t n) {
   for (int64_t i = 0; i < n; ++i) to[i] = lanes[i];
 }
 
-// Past the caches; `to` is aligned to the stored vector.
-template <class A, class T>
-inline void stream(T* to, Vec<A> v) {
-  const auto packed = Packed<A, T>::pack(v);
-#if defined(__x86_64__)
-#if defined(__AVX512F__)
-  if constexpr (sizeof(packed) == 64)
-    return _mm512_stream_si512(reinterpret_cast<__m512i*>(to), bit_cast<__m512i>(packed));
-#endif
-#if defined(__AVX__)
-  if constexpr (sizeof(packed) == 32)
-    return _mm256_stream_si256(reinterpret_cast<__m256i*>(to), bit_cast<__m256i>(packed));
-#endif
-  if constexpr (sizeof(packed) == 16)
-    return _mm_stream_si128(reinterpret_cast<__m128i*>(to), bit_cast<__m128i>(packed));
-#endif
-  std::memcpy(to, &packed, sizeof(packed));
-}
-
-// Orders streamed stores before what follows.
-inline void stream_end() {
-#if defined(__x86_64__)
-  _mm_sfence();
-#endif
-}
-
 // Asks for memory that is read soon; any address will do.
 inline void prefetch(const void* at) { __builtin_prefetch(at); }
 

@@ -87,10 +87,10 @@ struct ForwardRows {
     A largest = whole.max;
     if (n > 0) largest = plan.keep ? row.chunk_max[c] : sum(row, c).max;
     const Output<log, A> output(largest, whole);
-    write_row<A>(y, n, plan.stream, [&](int64_t j, int64_t count) { return output(load_at<A>(z, j, count)); });
+    write_row<A>(y, n, [&](int64_t j, int64_t count) { return output(load_at<A>(z, j, count)); });
     if (n == all.n) return;
     const Vec<A> masked = splat(whole.kept ? output.masked() : log ? -kInfinity<A> : A(0));
-    write_row<A>(y + n, all.n - n, plan.stream, [&](int64_t, int64_t) { return masked; });
+    write_row<A>(y + n, all.n - n, [&](int64_t, int64_t) { return masked; });
   }
 };
 
@@ -137,14 +137,14 @@ struct BackwardRows {
     X* const dx = row.dx + all.begin;
     if (!row.x && !row.mask) {
       const Vec<A> sum = splat(total), scale = splat(score.scale);
-      write_row<A>(dx, chunk.n, plan.stream, [&](int64_t at, int64_t count) {
+      write_row<A>(dx, chunk.n, [&](int64_t at, int64_t count) {
         const int64_t j = all.begin + at;
         return softmax_gradient<log, A>(load_strided<A>(row.dy, p.dy.step, j, count), load_at<A>(row.y, j, count),
                                         sum) *
                scale;
       });
     } else {
-      write_row<A>(dx, chunk.n, plan.stream, [&](int64_t at, int64_t count) {
+      write_row<A>(dx, chunk.n, [&](int64_t at, int64_t count) {
         const int64_t j = all.begin + at;
         const Vec<A> dy = load_strided<A>(row.dy, p.dy.step, j, count), y = load_at<A>(row.y, j, count);
         Vec<A> dz = softmax_gradient<log, A>(dy, y, splat(total));
@@ -152,7 +152,7 @@ struct BackwardRows {
         return dz * (row.x ? score.slope(load_at<A>(row.x, j, count)) : splat(score.scale));
       });
     }
-    write_row<A>(dx + chunk.n, all.n - chunk.n, plan.stream, [](int64_t, int64_t) { return Vec<A>{}; });
+    write_row<A>(dx + chunk.n, all.n - chunk.n, [](int64_t, int64_t) { return Vec<A>{}; });
   }
 };
 
@@ -204,10 +204,8 @@ struct DoubleBackwardRows {
                                              load_at<A>(row.y, j, count),
                                              TwoSums<Vec<A>>{splat(total.dy), splat(total.g)}, scale);
     };
-    write_row<A>(row.g_dy + all.begin, all.n, plan.stream,
-                 [&](int64_t at, int64_t count) { return both(at, count).g_dy; });
-    write_row<A>(row.g_y + all.begin, all.n, plan.stream,
-                 [&](int64_t at, int64_t count) { return both(at, count).g_y; });
+    write_row<A>(row.g_dy + all.begin, all.n, [&](int64_t at, int64_t count) { return both(at, count).g_dy; });
+    write_row<A>(row.g_y + all.begin, all.n, [&](int64_t at, int64_t count) { return both(at, count).g_y; });
   }
 };
 
