@@ -160,7 +160,7 @@ def test_reference_refuses_a_target_out_of_range(bad):
         ({"input": torch.zeros(2, 0)}, "input: wanted at least one class"),
         (
             {"target": torch.zeros(3, dtype=torch.long)},
-            "target: wanted class indices of shape .2,.",
+            "target: wanted integer class indices of shape .2,.",
         ),
         ({"target": torch.zeros(2)}, "target: wanted class probabilities of shape .2, 3."),
         ({"weight": torch.ones(2)}, "weight: wanted shape .3,., got .2,."),

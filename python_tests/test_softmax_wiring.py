@@ -148,9 +148,9 @@ class Rows(Dataset):
 
 
 @pytest.mark.parametrize("start", ["fork", "spawn"])
-def test_softmax_runs_in_dataloader_workers(impl, start):
+def test_softmax_runs_in_dataloader_workers(start):
     hetkern.softmax(normal(512, 1000))  # the parent's own threads run before it forks
-    rows = Rows(impl.name)
+    rows = Rows("auto")
     loader = DataLoader(
         rows, batch_size=4, num_workers=2, multiprocessing_context=start, timeout=120
     )

@@ -148,7 +148,10 @@ def _by_index(
     log_prob = -pick(flat, None)
     row = -log_prob if w is None else pick(flat, w)
     counted = target != ignore_index
-    divisor = counted if w is None else torch.where(counted, w[target.where(counted, 0)], 0.0)
+    divisor = counted
+    if w is not None:
+        w_target = w.gather(0, flat_target.where(counted.reshape(-1), 0)).reshape(target.shape)
+        divisor = torch.where(counted, w_target, 0.0)
     if label_smoothing:
         smooth = -(log_q if w is None else log_q * w).sum(-1)
         smooth = torch.where(counted, smooth, 0.0)
@@ -200,8 +203,9 @@ def _check(
             _refuse("target", f"class probabilities of shape {shape}", tuple(target.shape))
         if ignore_index >= 0:
             _refuse("ignore_index", "none for class probabilities", ignore_index)
-    elif tuple(target.shape) != rows:
-        _refuse("target", f"class indices of shape {rows}", tuple(target.shape))
+    elif target.dtype == torch.bool or tuple(target.shape) != rows:
+        got = f"{target.dtype} of shape {tuple(target.shape)}"
+        _refuse("target", f"integer class indices of shape {rows}", got)
     if weight is not None and tuple(weight.shape) != (shape[class_dim],):
         _refuse("weight", f"shape ({shape[class_dim]},)", tuple(weight.shape))
     if reduction not in ("none", "mean", "sum"):

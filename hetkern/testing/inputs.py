@@ -177,8 +177,8 @@ def targets(
 
 
 def probabilities(kind: str, logits: Tensor, dim: int, generator: Generator) -> Tensor:
-    """Class probabilities, float32, of the shape of ``logits``: "random" or "one_hot"."""
-    if kind == "random":
+    """Class probabilities, float32, of the shape of ``logits``: "dense" or "one_hot"."""
+    if kind == "dense":
         return torch.randn(logits.shape, generator=generator).softmax(dim)
     if kind == "one_hot":
         winner = logits.argmax(dim, keepdim=True)

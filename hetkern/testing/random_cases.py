@@ -79,7 +79,7 @@ def cross_entropy(seed: int) -> Configuration:
     x = inputs.logits(kind, shape, dim, generator)
     options: dict[str, Any] = {"reduction": draw.choice(["none", "mean", "sum"])}
     if draw.random() < 0.3:
-        target_kind = draw.choice(["random", "one_hot"])
+        target_kind = draw.choice(["dense", "one_hot"])
         target = inputs.probabilities(target_kind, x, dim, generator)
     else:
         target_kind = draw.choice(["random", "confident", "edges", "ignored", "all_ignored"])

@@ -1,0 +1,88 @@
+"""Cross-entropy gives the same bits whatever surrounds a row: threads, neighbours, layout."""
+
+import pytest
+import torch
+
+import hetkern
+from hetkern.testing.calls import Call, random_upstream, run, same_bits
+from hetkern.testing.families import cross_entropy_op
+from hetkern.testing.layouts import LAYOUTS
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float64]
+
+
+@pytest.fixture(autouse=True)
+def restore_threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def normal(*shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def results(impl, x, target, upstream=None, **options):
+    """Everything that comes out of one call: loss, statistics and the gradient."""
+    options = {"reduction": "none", "return_stats": True} | options
+    op = cross_entropy_op(impl.name)
+    return run(op, Call((x, target), options), upstream=upstream or random_upstream(0))
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        assert same_bits(a[name], b[name]), f"{name} has other bits"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("shape", [(4096, 257), (1, 262145), (3, 50257), (8, 1000, 64)])
+def test_cross_entropy_bits_do_not_depend_on_the_thread_count(native, shape, reduction, dtype):
+    x = normal(*shape).to(dtype)
+    rows = shape[:1] + shape[2:]
+    target = torch.randint(shape[1], rows, generator=torch.Generator().manual_seed(0))
+    seen = []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        seen.append(results(native, x, target, reduction=reduction, z_loss=1e-3))
+    assert_same(seen[0], seen[1])
+    assert_same(seen[0], seen[2])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("length", [3, 64, 257, 5000])
+def test_cross_entropy_bits_of_a_row_do_not_depend_on_its_neighbours(native, length, dtype):
+    x, target = normal(4096, length).to(dtype), torch.arange(4096) % length
+    many = results(native, x, target, upstream=lambda i, y: torch.ones_like(y))
+    for row in (0, 1, 2047, 4095):
+        one = x[row : row + 1], target[row : row + 1]
+        alone = results(native, *one, upstream=lambda i, y: torch.ones_like(y))
+        for name, value in alone.items():
+            assert same_bits(value[0], many[name][row]), name
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("rows, length", [(7, 63), (300, 65), (3, 4097)])
+def test_cross_entropy_bits_do_not_depend_on_the_layout(native, rows, length, dtype):
+    x, target = normal(rows, length).to(dtype), torch.arange(rows) % length
+    wanted = results(native, x, target)
+    for name, layout in LAYOUTS.items():
+        if name != "expanded":
+            assert_same(wanted, results(native, layout(x), layout(target)))
+    # The classes before the positions: (1, C, rows).
+    turned = results(native, x.t()[None].contiguous(), target[None])
+    for name, value in turned.items():
+        value = value[0].t() if value.dim() == 3 else value[0]
+        assert same_bits(value.contiguous(), wanted[name]), name
+
+
+def test_cross_entropy_bits_repeat(native):
+    x, target = normal(300, 1000), torch.arange(300)
+    assert_same(results(native, x, target), results(native, x, target))
+
+
+def test_cross_entropy_bits_of_the_loss_do_not_depend_on_a_gradient_being_wanted(native):
+    x, target = normal(300, 1000), torch.arange(300)
+    wanted = hetkern.cross_entropy(x, target, reduction="none")
+    assert torch.equal(wanted, hetkern.cross_entropy(x.requires_grad_(), target, reduction="none"))

@@ -1,0 +1,191 @@
+"""Every derivative of cross-entropy: first, second, forward mode, and under torch.func."""
+
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+
+import hetkern
+from hetkern import reference
+from hetkern.testing import Case, check_op
+from hetkern.testing.dispatched import ops_of
+
+F64 = torch.float64
+CLASSES = 5
+
+
+def random(*shape, seed=0, dtype=F64):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+INDICES = torch.tensor([0, 4, -100, 2])
+WEIGHT = torch.linspace(0.5, 2.0, CLASSES, dtype=F64)
+OPTIONS = {
+    "plain": {},
+    "sum": {"reduction": "sum"},
+    "none": {"reduction": "none"},
+    "weight": {"weight": WEIGHT},
+    "label smoothing": {"label_smoothing": 0.2},
+    "scale and softcap": {"scale": 0.7, "softcap": 1.5},
+    "z loss": {"z_loss": 0.1},
+    "everything": {
+        "weight": WEIGHT,
+        "label_smoothing": 0.2,
+        "scale": -0.7,
+        "softcap": 1.5,
+        "z_loss": 0.1,
+        "reduction": "none",
+    },
+}
+
+
+def function(options, impl="auto", stats=False):
+    """The public function of x and target; with statistics all differentiable outputs."""
+
+    def call(x, target):
+        if not stats:
+            return hetkern.cross_entropy(x, target, impl=impl, **options)
+        loss, s = hetkern.cross_entropy(x, target, impl=impl, return_stats=True, **options)
+        return loss, s.loss, s.lse, s.entropy, s.log_prob
+
+    return call
+
+
+@pytest.mark.parametrize("stats", [False, True])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_cross_entropy_first_and_second_gradients_are_right(impl, options, stats):
+    x, p = random(4, CLASSES).requires_grad_(), random(4, CLASSES, seed=1).softmax(1)
+    call = function(options, impl.name, stats)
+    assert gradcheck(lambda x: call(x, INDICES), (x,))
+    assert gradgradcheck(lambda x: call(x, INDICES), (x,))
+    assert gradcheck(call, (x, p.requires_grad_()))
+    assert gradgradcheck(call, (x, p))
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_cross_entropy_forward_mode_is_right(impl, options):
+    x, p = random(4, CLASSES).requires_grad_(), random(4, CLASSES, seed=1).softmax(1)
+    call = function(options, impl.name)
+    forward = {"check_forward_ad": True, "check_backward_ad": False}
+    assert gradcheck(lambda x: call(x, INDICES), (x,), **forward)
+    assert gradcheck(call, (x, p.requires_grad_()), **forward)
+
+
+def test_cross_entropy_statistics_carry_gradients_one_by_one(impl):
+    x = random(4, CLASSES).requires_grad_()
+    _, stats = hetkern.cross_entropy(x, INDICES, z_loss=0.1, return_stats=True, impl=impl.name)
+    for name in ("loss", "lse", "z_loss", "entropy", "log_prob"):
+
+        def one(x, name=name):
+            out = hetkern.cross_entropy(x, INDICES, z_loss=0.1, return_stats=True, impl=impl.name)
+            return getattr(out[1], name)
+
+        assert gradcheck(one, (x,)), name
+        assert gradgradcheck(one, (x,)), name
+    assert not stats.correct.requires_grad
+
+
+def test_cross_entropy_registered_ops_have_right_gradients_when_called_directly(native):
+    options = {"softcap": 1.5, "label_smoothing": 0.1, "z_loss": 0.1}
+    x, p = random(4, CLASSES), random(4, CLASSES, seed=1).softmax(1)
+    seen = ops_of(lambda x: function(options)(x, INDICES), x)
+    seen |= ops_of(function(options), x, p)
+    checked = 0
+    for name, (op, args) in seen.items():
+        variables = [i for i, a in enumerate(args) if torch.is_tensor(a) and a.is_floating_point()]
+
+        def call(*tensors, op=op, args=args, variables=variables):
+            given = list(args)
+            for i, tensor in zip(variables, tensors, strict=True):
+                given[i] = tensor
+            return op(*given)
+
+        if "double_backward" not in name:
+            assert gradcheck(call, [args[i].clone().requires_grad_() for i in variables]), name
+            checked += 1
+    assert checked >= 2
+
+
+@pytest.mark.parametrize("target", ["indices", "probabilities"])
+@pytest.mark.parametrize("kind", ["plain", "label smoothing", "scale and softcap", "z loss"])
+def test_cross_entropy_double_backward_is_within_budget(impl, kind, target):
+    """The backward, as an operation of x and dy, is held to the reference's like any other."""
+    length, rows = 300, 6
+    t = torch.arange(rows) % length
+    if target == "probabilities":
+        t = random(rows, length, seed=2, dtype=torch.float32).softmax(1)
+
+    def backward_of(cross_entropy):
+        def backward(x, dy):
+            x = x if x.requires_grad else x.detach().requires_grad_()
+            given = t.to(x.dtype) if t.is_floating_point() else t
+            loss = cross_entropy(x, given, reduction="none", **OPTIONS[kind])
+            return torch.autograd.grad(loss, x, dy, create_graph=True)[0]
+
+        return backward
+
+    def ours(*args, **options):
+        return hetkern.cross_entropy(*args, impl=impl.name, **options)
+
+    x, dy = random(rows, length, dtype=torch.float32), random(rows, seed=1, dtype=torch.float32)
+    exact = backward_of(reference.cross_entropy)
+    check_op(backward_of(ours), exact, [Case(kind, (x, dy))], [torch.float32])
+
+
+def test_cross_entropy_gradient_can_be_taken_twice_and_from_two_losses(impl):
+    """retain_graph, and two losses on the same logits: nothing was written over."""
+    x, other = random(4, CLASSES).requires_grad_(), torch.tensor([1, 1, 2, 3])
+    kept = x.detach().clone()
+    a = hetkern.cross_entropy(x, INDICES, impl=impl.name)
+    b = hetkern.cross_entropy(x, other, impl=impl.name, z_loss=0.1)
+    (first,) = torch.autograd.grad(a + b, x, retain_graph=True)
+    (again,) = torch.autograd.grad(a + b, x)
+    assert torch.equal(first, again) and torch.equal(x, kept)
+    parts = [
+        torch.autograd.grad(hetkern.cross_entropy(x, INDICES, impl=impl.name), x)[0],
+        torch.autograd.grad(hetkern.cross_entropy(x, other, impl=impl.name, z_loss=0.1), x)[0],
+    ]
+    torch.testing.assert_close(first, parts[0] + parts[1])
+
+
+def test_cross_entropy_takes_a_gradient_for_each_row(impl):
+    x, dy = random(4, CLASSES).requires_grad_(), random(4, seed=1)
+    loss = hetkern.cross_entropy(x, INDICES, reduction="none", impl=impl.name)
+    (dx,) = torch.autograd.grad(loss, x, dy)
+    onehot = torch.nn.functional.one_hot(INDICES.clamp_min(0), CLASSES)
+    wanted = dy[:, None] * (x.softmax(1) - onehot) * (INDICES != -100)[:, None]
+    torch.testing.assert_close(dx, wanted)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_cross_entropy_works_under_torch_func(impl, options):
+    """grad, vmap, per-sample gradients, jvp and jacrev agree with plain autograd."""
+    call = function(options, impl.name)
+    x, target = random(3, 4, CLASSES), torch.stack([INDICES, INDICES.flip(0), INDICES.roll(1)])
+    each = torch.stack([call(a, t) for a, t in zip(x, target, strict=True)])
+    torch.testing.assert_close(torch.func.vmap(call)(x, target), each)
+
+    def loss(a, t):
+        return call(a, t).sum()
+
+    per_sample = torch.func.vmap(torch.func.grad(loss))(x, target)
+    for a, t, got in zip(x, target, per_sample, strict=True):
+        a = a.clone().requires_grad_()
+        torch.testing.assert_close(got, torch.autograd.grad(loss(a, t), a)[0])
+    single = torch.func.vmap(torch.func.grad(loss), in_dims=(0, 0))
+    one_row = torch.tensor([1, 2, 3, 4])
+    rows = torch.stack([torch.func.grad(loss)(a, t) for a, t in zip(x[0], one_row, strict=True)])
+    torch.testing.assert_close(single(x[0], one_row), rows)
+
+    tangent = random(4, CLASSES, seed=1)
+    _, pushed = torch.func.jvp(lambda a: call(a, INDICES), (x[0],), (tangent,))
+    jacobian = torch.func.jacrev(lambda a: call(a, INDICES))(x[0])
+    torch.testing.assert_close(pushed, (jacobian * tangent).sum((-2, -1)))
+
+
+def test_cross_entropy_gradient_reaches_only_who_asks(impl):
+    for who in range(2):
+        x, p = random(4, CLASSES), random(4, CLASSES, seed=1).softmax(1)
+        inputs = [t.requires_grad_(i == who) for i, t in enumerate((x, p))]
+        hetkern.cross_entropy(*inputs, impl=impl.name).backward()
+        assert [t.grad is not None for t in inputs] == [i == who for i in range(2)]
+    assert not hetkern.cross_entropy(random(4, CLASSES), INDICES, impl=impl.name).requires_grad

@@ -1,0 +1,88 @@
+"""What bad input to cross-entropy gets: an error that names op, argument, wanted and got."""
+
+import pytest
+import torch
+
+import hetkern
+
+X, T = torch.zeros(2, 3), torch.tensor([0, 2])
+WRONG = {
+    "integer input": ({"input": X.long()}, r"input: wanted .*float.*got .*int64"),
+    "scalar input": ({"input": torch.tensor(0.0)}, r"input: wanted .*class.*got"),
+    "no classes": ({"input": torch.zeros(2, 0)}, r"input: wanted .*class.*got .*2, 0"),
+    "too few targets": ({"target": T[:1]}, r"target: wanted .*2.*got .*1"),
+    "a target too many": ({"target": torch.tensor([0, 1, 2])}, r"target: wanted .*2.*got .*3"),
+    "target of another rank": ({"target": T[:, None]}, r"target: wanted .*2.*got .*2, 1"),
+    "probabilities of another shape": (
+        {"target": torch.zeros(2, 4)},
+        r"target: wanted .*2, 3.*got .*2, 4",
+    ),
+    "boolean target": (
+        {"target": torch.zeros(2, dtype=torch.bool)},
+        r"target: wanted .*got .*bool",
+    ),
+    "short weight": ({"weight": torch.ones(2)}, r"weight: wanted .*3.*got .*2"),
+    "deep weight": ({"weight": torch.ones(1, 3)}, r"weight: wanted .*3.*got .*1, 3"),
+    "unknown reduction": ({"reduction": "average"}, r"reduction: wanted .*mean.*got '?average"),
+    "too much smoothing": ({"label_smoothing": 1.5}, r"label_smoothing: wanted .*got 1\.5"),
+    "negative smoothing": ({"label_smoothing": -0.1}, r"label_smoothing: wanted .*got -0\.1"),
+    "softcap of 0": ({"softcap": 0.0}, r"softcap: wanted .*above 0.*got 0"),
+    "ignored probabilities": (
+        {"target": X.softmax(1), "ignore_index": 1},
+        r"ignore_index: wanted .*got 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("wrong, message", WRONG.values(), ids=WRONG)
+def test_cross_entropy_refuses_by_name(impl, wrong, message, grad):
+    arguments = {"input": X, "target": T} | wrong
+    if grad and arguments["input"].is_floating_point():
+        arguments["input"] = arguments["input"].clone().requires_grad_()
+    with pytest.raises(ValueError, match=rf"cross_entropy: {message}"):
+        hetkern.cross_entropy(**arguments)
+
+
+@pytest.mark.parametrize("bad", [3, -1, 2**40, -(2**40), torch.iinfo(torch.int64).min])
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_cross_entropy_refuses_a_target_out_of_range_with_its_row(native, bad, reduction):
+    target = torch.tensor([0, 1, 2, 1, bad, 0])
+    for x in (torch.zeros(6, 3), torch.zeros(6, 3, requires_grad=True)):
+        with pytest.raises(IndexError, match=rf"cross_entropy: target: wanted .*3.*got {bad}.*4"):
+            hetkern.cross_entropy(x, target, reduction=reduction)
+
+
+def test_cross_entropy_refuses_a_target_out_of_range_on_every_thread(native):
+    target = torch.zeros(50_000, dtype=torch.long)
+    target[49_999] = 64
+    with pytest.raises(IndexError, match=r"cross_entropy: target: .*got 64.*49999"):
+        hetkern.cross_entropy(torch.zeros(50_000, 64), target)
+
+
+def test_cross_entropy_reference_refuses_a_target_out_of_range():
+    with pytest.raises(IndexError, match="3"):
+        hetkern.cross_entropy(X, torch.tensor([0, 3]), impl="reference")
+
+
+def test_cross_entropy_takes_an_ignored_index_that_would_be_out_of_range(impl):
+    x, target = torch.randn(3, 4), torch.tensor([0, 99, 3])
+    loss = hetkern.cross_entropy(x, target, ignore_index=99, impl=impl.name)
+    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(x[[0, 2]], target[[0, 2]]))
+
+
+def test_cross_entropy_refuses_an_unknown_implementation():
+    with pytest.raises(ValueError, match=r"cross_entropy: impl: wanted .*cpu.*got 'gpu'"):
+        hetkern.cross_entropy(X, T, impl="gpu")
+
+
+@pytest.mark.parametrize("name", ["cuda", "triton"])
+def test_cross_entropy_named_implementation_never_falls_back(name):
+    with pytest.raises(NotImplementedError, match=rf"impl: '{name}' cannot run here: \w+"):
+        hetkern.cross_entropy(X, T, impl=name)
+
+
+def test_cross_entropy_refuses_by_the_same_name_when_compiled(native):
+    compiled = torch.compile(lambda x, t: hetkern.cross_entropy(x, t), backend="aot_eager")
+    with pytest.raises(IndexError, match=r"cross_entropy: target: wanted .*got 3"):
+        compiled(X, torch.tensor([0, 3]))
