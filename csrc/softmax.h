@@ -35,7 +35,7 @@ struct SoftmaxBackward {
   Operand y;     // y_type
   Operand dx;    // x_type
   Operand x;     // x_type; present with a softcap
-  Operand mask;  // bool; used by log alone: where softmax is masked, y = 0 already stops the gradient
+  Operand mask;  // bool; may be absent
   double scale;
   double softcap;
   int64_t queries;

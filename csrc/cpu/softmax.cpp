@@ -147,9 +147,10 @@ struct BackwardRows {
       write_row<A>(dx, chunk.n, [&](int64_t at, int64_t count) {
         const int64_t j = all.begin + at;
         const Vec<A> dy = load_strided<A>(row.dy, p.dy.step, j, count), y = load_at<A>(row.y, j, count);
-        Vec<A> dz = softmax_gradient<log, A>(dy, y, splat(total));
-        if (log && row.mask) dz = kept_lanes<A>(dz, row.mask, p.mask.step, j, count);
-        return dz * (row.x ? score.slope(load_at<A>(row.x, j, count)) : splat(score.scale));
+        Vec<A> value = softmax_gradient<log, A>(dy, y, splat(total));
+        value *= row.x ? score.slope(load_at<A>(row.x, j, count)) : splat(score.scale);
+        if (row.mask) value = kept_lanes<A>(value, row.mask, p.mask.step, j, count);  // a masked x may be NaN
+        return value;
       });
     }
     write_row<A>(dx + chunk.n, all.n - chunk.n, [](int64_t, int64_t) { return Vec<A>{}; });

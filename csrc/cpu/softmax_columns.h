@@ -143,10 +143,10 @@ struct BackwardColumns {
     const Vec<A> sum = bit_cast<Vec<A>>(total);
     for (int64_t j = chunk.begin; j < chunk.begin + chunk.n; ++j) {
       const Vec<A> dy = row.dy.template load<A>(j, row.lanes), y = row.y.template load<A>(j, row.lanes);
-      Vec<A> dz = softmax_gradient<log, A>(dy, y, sum);
-      if (log && row.mask.at) dz = kept_lanes<A>(dz, row.mask.at + j * row.mask.step, row.mask.lane, 0, row.lanes);
-      row.dx.template store<A>(
-          j, row.lanes, dz * (row.x.at ? score.slope(row.x.template load<A>(j, row.lanes)) : splat(score.scale)));
+      Vec<A> value = softmax_gradient<log, A>(dy, y, sum);
+      value *= row.x.at ? score.slope(row.x.template load<A>(j, row.lanes)) : splat(score.scale);
+      if (row.mask.at) value = kept_lanes<A>(value, row.mask.at + j * row.mask.step, row.mask.lane, 0, row.lanes);
+      row.dx.template store<A>(j, row.lanes, value);
     }
   }
 };

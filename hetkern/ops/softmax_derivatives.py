@@ -49,6 +49,9 @@ def backward_sink(ops, ctx, dy, dy_sink):
         dy = torch.zeros_like(y)
     # The sink's column is one more term of the row's sum, and gets its share of that sum.
     p_sink = y_sink.exp() if log else y_sink
+    keep = _kept(y.shape, mask, ctx.options[4], y.device) if log else None
+    if keep is not None:  # the logarithm of an emptied row is -inf whatever the sink
+        p_sink = p_sink * keep.expand(y.shape).any(dim)
     terms = dy if log else dy.to(p_sink.dtype) * y
     # Summed in float64: torch's order depends on the threads, and this hides it from float32.
     total = terms.sum(dim, dtype=torch.float64).to(p_sink.dtype)
@@ -96,7 +99,7 @@ def double_backward(ops, ctx, g):
     if softcap:
         g_dz, factor = (g * _slope(x, dtype, scale, softcap)).to(g.dtype), 1.0
     keep = _kept(y.shape, mask, causal, y.device)
-    if log and keep is not None:
+    if keep is not None and (log or softcap):
         g_dz = g_dz.masked_fill(~keep, 0)
     g_dy, g_y = ops.softmax_double_backward(g_dz, dy, y, dim, factor, log)
     g_x = None
@@ -154,7 +157,12 @@ def _score_gradients(ops, ctx, dy, y, x, mask, from_sink=None):
     dz = ops.softmax_backward(dy, y, None, dim, dtype, 1.0, 0.0, mask, causal, log)
     if from_sink is not None:
         dz = dz - ((y.exp() if log else y) * from_sink.unsqueeze(dim)).to(dtype)
-    dx = (dz * _slope(x, dtype, scale, softcap)).to(dtype) if wants_dx else None
+    dx = None
+    if wants_dx:
+        dx = (dz * _slope(x, dtype, scale, softcap)).to(dtype)
+        keep = _kept(y.shape, mask, causal, y.device) if softcap else None
+        if keep is not None:  # what is masked may be NaN, and so its slope
+            dx = dx.masked_fill(~keep, 0)
     return dx, dz.sum_to_size(ctx.bias_shape) if wants_dbias else None
 
 
