@@ -100,9 +100,7 @@ def _call(x, dim, dtype, scale, softcap, bias, mask, causal, sink, log, impl) ->
     elif dtype is not x.dtype and not _casts_inside(x.dtype, dtype):  # torch casts first
         x, dtype = x.to(dtype), None
     if torch.is_autocast_enabled(x.device.type if not x.is_meta else "cpu"):
-        bias, sink = (
-            t if t is None or t.dtype is x.dtype else t.to(x.dtype) for t in (bias, sink)
-        )
+        bias, sink = (t if t is None or t.dtype is x.dtype else t.to(x.dtype) for t in (bias, sink))
     if softcap is not None and not softcap > 0:
         raise ValueError(f"{op}: softcap: wanted a value above 0, or None, got {softcap}")
     if ops is None:
