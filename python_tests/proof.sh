@@ -13,7 +13,7 @@ rung() {  # rung NAME command…
   summary+=("$(printf '%-60s %-7s %5d s' "$name" "$result" $((SECONDS - start)))")
 }
 for level in $(python -c 'import hetkern; print(*hetkern._C.isa_levels())'); do
-  rung "all tests, instruction set $level" env HETKERN_ISA="$level" python -m pytest -q -n 2 --ignore python_tests/test_sanitizers.py python_tests
+  rung "all tests, instruction set $level" env HETKERN_ISA="$level" python -m pytest -q -n 2 -m "proof or not proof" --ignore python_tests/test_sanitizers.py python_tests
 done
 rung "kernels under sanitizers, planted bugs" python -m pytest -q python_tests/test_sanitizers.py
 for family in softmax cross_entropy; do

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hetkern.reference.scores import scaled_scores
+from hetkern.reference.scores import accumulation_dtype, scaled_scores
 
 
 class CrossEntropyStats(NamedTuple):
@@ -78,18 +78,19 @@ def cross_entropy(
     """
     _check(input, target, weight, ignore_index, reduction, label_smoothing, softcap)
     class_dim = min(1, input.dim() - 1)
-    z = scaled_scores(input, scale, softcap).movedim(class_dim, -1).contiguous()
-    w = None if weight is None else weight.to(z.dtype)
+    x = input.movedim(class_dim, -1)
+    w = None if weight is None else weight.to(accumulation_dtype(x.dtype))
 
     # The row's own terms. An ignored row is replaced before it can spoil a gradient.
     by_index = not target.is_floating_point()
     if by_index:
         counted = target != ignore_index
-        z_counted = torch.where(counted.unsqueeze(-1), z, 0.0)
-        s, d, lse = _log_sum_exp(z_counted)
+        z = _scores(torch.where(counted.unsqueeze(-1), x, 0.0), scale, softcap)
+        s, d, lse = _log_sum_exp(z)
         log_prob, row, divisor = _by_index(s - d, target.long(), w, ignore_index, label_smoothing)
     else:
-        counted = torch.ones(z.shape[:-1], dtype=torch.bool, device=z.device)
+        counted = torch.ones(x.shape[:-1], dtype=torch.bool, device=x.device)
+        z = _scores(x, scale, softcap)
         s, d, lse = _log_sum_exp(z)
         p = target.to(z.dtype).movedim(class_dim, -1)
         log_prob, row = _by_probability(s - d, p, w, label_smoothing)
@@ -109,6 +110,7 @@ def cross_entropy(
         return loss
 
     if by_index:
+        z = _scores(x, scale, softcap)
         s, d, lse = _log_sum_exp(z)
         wanted = target
     else:
@@ -116,6 +118,11 @@ def cross_entropy(
     entropy = _entropy(s, d)
     correct = (z.argmax(-1) == wanted) & counted & ~lse.isnan()
     return loss, CrossEntropyStats(row + z_term, lse, z_term, entropy, log_prob, correct)
+
+
+def _scores(x: Tensor, scale: float, softcap: float | None) -> Tensor:
+    """``z``, rows side by side: torch sums along another dimension without care."""
+    return scaled_scores(x, scale, softcap).contiguous()
 
 
 def _log_sum_exp(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,6 +5,7 @@ machine skips with its reason. ``generator`` is a seeded ``torch.Generator``. Te
 are long: they run where ``-m`` names them, as in ``pytest -m proof``.
 """
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -14,7 +15,9 @@ from hetkern.testing.implementations import IMPLEMENTATIONS, Implementation
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Declare the marker ``proof``."""
+    """Declare the marker ``proof``; let a pytest-xdist worker keep to one core."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(1)  # workers that each take all cores wait for one another
     config.addinivalue_line("markers", "proof: takes long or much memory; runs where -m names it")
 
 

@@ -97,7 +97,8 @@ def cross_entropy(seed: int) -> Configuration:
         options["softcap"] = draw.choice([2.0, 30.0])
     if draw.random() < 0.3:
         options["z_loss"] = 1e-3
-    if draw.random() < 0.4:
+    # With one class most terms of the statistics' gradients cancel, and torch's without rounding.
+    if draw.random() < 0.4 and shape[dim] > 1:
         options["return_stats"] = True
     name = f"cross_entropy({kind}, {target_kind}, {_text(options)})"
     repro = _repro("cross_entropy", seed)
