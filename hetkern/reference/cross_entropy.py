@@ -78,15 +78,17 @@ def cross_entropy(
     """
     _check(input, target, weight, ignore_index, reduction, label_smoothing, softcap)
     class_dim = min(1, input.dim() - 1)
-    z = scaled_scores(input, scale, softcap).movedim(class_dim, -1).contiguous()
+    x = input.movedim(class_dim, -1).contiguous()
+    z = scaled_scores(x, scale, softcap)
     w = None if weight is None else weight.to(z.dtype)
 
-    # The row's own terms. An ignored row is replaced before it can spoil a gradient.
+    # The row's own terms. An ignored row is replaced before its scores: tanh would make a NaN there
+    # a NaN gradient.
     by_index = not target.is_floating_point()
     if by_index:
         counted = target != ignore_index
-        z_counted = torch.where(counted.unsqueeze(-1), z, 0.0)
-        s, d, lse = _log_sum_exp(z_counted)
+        x_counted = torch.where(counted.unsqueeze(-1), x, 0.0)
+        s, d, lse = _log_sum_exp(scaled_scores(x_counted, scale, softcap))
         log_prob, row, divisor = _by_index(s - d, target.long(), w, ignore_index, label_smoothing)
     else:
         counted = torch.ones(z.shape[:-1], dtype=torch.bool, device=z.device)
