@@ -28,7 +28,7 @@ struct Arguments {
 };
 
 Arguments checked_arguments(const char* op, const Tensor& x, const Tensor& target, const OptionalTensor& weight,
-                            int64_t any_dim, double label_smoothing, double softcap) {
+                            int64_t any_dim, int64_t ignore_index, double label_smoothing, double softcap) {
   const Sizes sizes = x.sizes();
   Arguments a;
   if (sizes.size() == 0) value_error(op, ": input: wanted a class dimension, got a scalar");
@@ -44,13 +44,15 @@ Arguments checked_arguments(const char* op, const Tensor& x, const Tensor& targe
 
   if (a.probabilities) {
     check_like(op, "target", target, x, x.scalar_type());
-    check_shape(op, "target: class probabilities", target, sizes);
+    check_shape(op, "target", target, sizes);
+    if (ignore_index >= 0)
+      value_error(op, ": ignore_index: wanted a negative one beside class probabilities, got ", ignore_index);
   } else {
     if (target.scalar_type() != ScalarType::Long)
       value_error(op, ": target: wanted int64 class indices, or class probabilities of input's dtype, got ",
                   name_of(target.scalar_type()));
     check_like(op, "target", target, x, ScalarType::Long);
-    check_shape(op, "target: class indices", target, sizes_of(a.rows));
+    check_shape(op, "target", target, sizes_of(a.rows));
   }
   if (weight) {
     check_like(op, "weight", *weight, x, a.accumulator);
@@ -85,7 +87,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const char* op, const Tensor& x_any, 
   // Check.
   CrossEntropyForward p{};
   p.x_type = checked_float(op, "input", x_any);
-  Arguments a = checked_arguments(op, x_any, target_any, weight_any, any_dim, label_smoothing, softcap);
+  Arguments a = checked_arguments(op, x_any, target_any, weight_any, any_dim, ignore_index, label_smoothing, softcap);
   p.reduction = checked_reduction(op, reduction);
   const bool reduced = p.reduction != Reduction::none;
 
@@ -164,20 +166,24 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
   return {loss, saved, divisors, *s[0], *s[1], *s[2], *s[3], *s[4], *s[5]};
 }
 
+namespace {
+
+// dx; the gradient of class probabilities goes to `d_target`, unless that is null.
 template <GetCrossEntropyKernels kernels>
-std::tuple<Tensor, Tensor> cross_entropy_backward(
-    OptionalTensor d_loss, OptionalTensor d_row_loss, OptionalTensor d_lse, OptionalTensor d_z_loss,
-    OptionalTensor d_entropy, OptionalTensor d_log_prob, const Tensor& x_any, const Tensor& target_any,
-    OptionalTensor weight_any, const Tensor& saved, const Tensor& divisors, OptionalTensor entropy, int64_t any_dim,
-    int64_t ignore_index, double label_smoothing, double scale, double softcap, double z_loss, bool wants_d_target) {
+Tensor backward(const OptionalTensor& d_loss, const OptionalTensor& d_row_loss, const OptionalTensor& d_lse,
+                const OptionalTensor& d_z_loss, const OptionalTensor& d_entropy, const OptionalTensor& d_log_prob,
+                const Tensor& x_any, const Tensor& target_any, const OptionalTensor& weight_any, const Tensor& saved,
+                const Tensor& divisors, const OptionalTensor& entropy, int64_t any_dim, int64_t ignore_index,
+                double label_smoothing, double scale, double softcap, double z_loss, OptionalTensor* d_target) {
   constexpr const char* op = "hetkern::cross_entropy_backward";
   const Sizes sizes = x_any.sizes();
 
   // Check.
   CrossEntropyBackward p{};
   p.x_type = checked_float(op, "input", x_any);
-  const Arguments a = checked_arguments(op, x_any, target_any, weight_any, any_dim, label_smoothing, softcap);
-  if (wants_d_target && !a.probabilities)
+  const Arguments a =
+      checked_arguments(op, x_any, target_any, weight_any, any_dim, ignore_index, label_smoothing, softcap);
+  if (d_target && !a.probabilities)
     value_error(op, ": target: wanted class probabilities, which have a gradient, got class indices");
   check_like(op, "saved", saved, x_any, a.accumulator), check_shape(op, "saved", saved, sizes_of(a.saved));
   check_like(op, "divisors", divisors, x_any, a.accumulator);
@@ -192,10 +198,9 @@ std::tuple<Tensor, Tensor> cross_entropy_backward(
 
   // Guard, allocate, return if empty.
   const OnDevice on(x_any);
-  const int64_t none = 0;
   Tensor dx = empty(x_any, sizes, x_any.scalar_type());
-  Tensor d_target = empty(x_any, wants_d_target ? sizes : Sizes(&none, 1), x_any.scalar_type());
-  if (dx.numel() == 0) return {dx, d_target};
+  if (d_target) *d_target = empty(x_any, sizes, x_any.scalar_type());
+  if (dx.numel() == 0) return dx;
 
   // Rows.
   const Layout layout(sizes, a.dim);
@@ -217,7 +222,7 @@ std::tuple<Tensor, Tensor> cross_entropy_backward(
                       {pointer(d_entropy), &p.d_entropy, false},
                       {pointer(d_log_prob), &p.d_log_prob, false},
                       {&dx, &p.dx},
-                      {wants_d_target ? &d_target : nullptr, &p.d_target}},
+                      {d_target ? &**d_target : nullptr, &p.d_target}},
                      p.rows);
   };
   if (!view()) {
@@ -232,7 +237,32 @@ std::tuple<Tensor, Tensor> cross_entropy_backward(
   const CrossEntropyKernels& k = kernels();
   const BadTarget bad = k.backward(p, k.plan({p.rows.M, p.rows.N, layout.columns, p.x_type}), on.stream);
   check_target(op, bad, p.rows.N, ignore_index);
-  return {dx, d_target};
+  return dx;
+}
+
+}  // namespace
+
+template <GetCrossEntropyKernels kernels>
+Tensor cross_entropy_backward(OptionalTensor d_loss, OptionalTensor d_row_loss, OptionalTensor d_lse,
+                              OptionalTensor d_z_loss, OptionalTensor d_entropy, OptionalTensor d_log_prob,
+                              const Tensor& x, const Tensor& target, OptionalTensor weight, const Tensor& saved,
+                              const Tensor& divisors, OptionalTensor entropy, int64_t dim, int64_t ignore_index,
+                              double label_smoothing, double scale, double softcap, double z_loss) {
+  return backward<kernels>(d_loss, d_row_loss, d_lse, d_z_loss, d_entropy, d_log_prob, x, target, weight, saved,
+                           divisors, entropy, dim, ignore_index, label_smoothing, scale, softcap, z_loss, nullptr);
+}
+
+template <GetCrossEntropyKernels kernels>
+std::tuple<Tensor, Tensor> cross_entropy_backward_target(
+    OptionalTensor d_loss, OptionalTensor d_row_loss, OptionalTensor d_lse, OptionalTensor d_z_loss,
+    OptionalTensor d_entropy, OptionalTensor d_log_prob, const Tensor& x, const Tensor& target, OptionalTensor weight,
+    const Tensor& saved, const Tensor& divisors, OptionalTensor entropy, int64_t dim, int64_t ignore_index,
+    double label_smoothing, double scale, double softcap, double z_loss) {
+  OptionalTensor d_target;
+  Tensor dx =
+      backward<kernels>(d_loss, d_row_loss, d_lse, d_z_loss, d_entropy, d_log_prob, x, target, weight, saved, divisors,
+                        entropy, dim, ignore_index, label_smoothing, scale, softcap, z_loss, &d_target);
+  return {dx, *d_target};
 }
 
 template <GetCrossEntropyKernels kernels>
@@ -240,6 +270,7 @@ void serve_cross_entropy(StableLibrary& m) {
   m.impl("cross_entropy", TORCH_BOX((&cross_entropy<kernels>)));
   m.impl("cross_entropy_stats", TORCH_BOX((&cross_entropy_stats<kernels>)));
   m.impl("cross_entropy_backward", TORCH_BOX((&cross_entropy_backward<kernels>)));
+  m.impl("cross_entropy_backward_target", TORCH_BOX((&cross_entropy_backward_target<kernels>)));
 }
 template void serve_cross_entropy<cpu::cross_entropy_kernels>(StableLibrary&);
 

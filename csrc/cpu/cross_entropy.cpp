@@ -85,9 +85,9 @@ struct LossRows {
       return;
     }
     part.plain = weighted(q);
-    const bool same = !weight && p.target.label_smoothing == 0;
-    part.target =
-        same ? part.plain : weighted([&](int64_t j, int64_t count) { return term(q(j, count), w(j, count)); });
+    part.target = same_as_probabilities(p.target)
+                      ? part.plain
+                      : weighted([&](int64_t j, int64_t count) { return term(q(j, count), w(j, count)); });
     if (!p.correct) return;
     const Largest<A> most(row.q + chunk.begin, chunk.n);
     part.target_max = most.value, part.target_first_max = chunk.begin + most.first;
@@ -146,6 +146,7 @@ struct GradientRows {
   Met& met;
   A weight_sum;
   Score<A> score{p.scale, p.softcap};
+  TargetTerm<A> term{p.target, p.rows.N};
   const A* weight = static_cast<const A*>(p.target.weight);
 
   Row row(int64_t r) const {
@@ -164,33 +165,36 @@ struct GradientRows {
     const X* const x = row.x + chunk.begin;
     X* const dx = row.dx + chunk.begin;
     const GradientFormula<A>& formula = row.formula;
-    const auto z = [&](int64_t j, int64_t count) { return score(load_at<A>(x, j, count)); };
+    const bool capped = score.cap > 0;
+    const Vec<A> scale = splat(score.scale);
+    const auto at = [&](int64_t j, int64_t count) { return load_at<A>(x, j, count); };
     const auto w = [&](int64_t j, int64_t count) {
       return weight ? load_at<A>(weight + chunk.begin, j, count) : splat(A(1));
     };
+    const auto q = [&](int64_t j, int64_t count) {
+      return row.q ? load_at<A>(row.q + chunk.begin, j, count) : Vec<A>{};
+    };
     if (row.gradient.nothing) {
       write_row<A>(dx, chunk.n, [](int64_t, int64_t) { return Vec<A>{}; });
-    } else if (has_plain_gradient(p) && !(score.cap > 0)) {
-      const Vec<A> scale = splat(score.scale);
-      write_row<A>(dx, chunk.n,
-                   [&](int64_t j, int64_t count) { return formula.plain(load_at<A>(x, j, count) * scale); });
-    } else if (has_plain_gradient(p)) {
-      write_row<A>(dx, chunk.n, [&](int64_t j, int64_t count) {
-        return formula.plain(z(j, count)) * score.slope(load_at<A>(x, j, count));
-      });
+    } else if (has_plain_gradient(p) && !capped) {
+      write_row<A>(dx, chunk.n, [&](int64_t j, int64_t count) { return formula.plain(at(j, count) * scale) * scale; });
     } else {
       write_row<A>(dx, chunk.n, [&](int64_t j, int64_t count) {
-        const Vec<A> q = row.q ? load_at<A>(row.q + chunk.begin, j, count) : Vec<A>{};
-        const Vec<A> dz = formula.full(z(j, count), q, w(j, count));
-        return score.cap > 0 ? dz * score.slope(load_at<A>(x, j, count)) : dz;
+        const Vec<A> v = at(j, count), weights = w(j, count), probabilities = q(j, count);
+        const Vec<A> dz = has_plain_gradient(p)
+                              ? formula.plain(score(v))
+                              : formula.full(score(v), row.q ? term(probabilities, weights) : weights, probabilities);
+        return dz * (capped ? score.slope(v) : scale);
       });
     }
     // The target's own column keeps more digits.
     if (row.gradient.at >= chunk.begin && row.gradient.at < chunk.begin + chunk.n)
       store_some<A>(row.dx + row.gradient.at, splat(row.gradient.dx_at), 1);
+    const bool with_g = p.d_log_prob && !same_as_probabilities(p.target);
     if (row.dq)
-      write_row<A>(row.dq + chunk.begin, chunk.n,
-                   [&](int64_t j, int64_t count) { return formula.target(z(j, count), w(j, count)); });
+      write_row<A>(row.dq + chunk.begin, chunk.n, [&](int64_t j, int64_t count) {
+        return formula.target(score(at(j, count)), w(j, count), term.keep, with_g);
+      });
   }
 };
 

@@ -75,8 +75,7 @@ struct LossColumns {
     };
     if (!row.q.at) return weighted(&LossSum<A>::target, w);
     weighted(&LossSum<A>::plain, q);
-    weighted(&LossSum<A>::target,
-             [&](int64_t j) { return weight || p.target.label_smoothing > 0 ? term(q(j), w(j)) : q(j); });
+    weighted(&LossSum<A>::target, [&](int64_t j) { return same_as_probabilities(p.target) ? q(j) : term(q(j), w(j)); });
     if (!p.correct) return;
     Vec<A> most = splat(-kInfinity<A>);
     for (int64_t j = 0; j < chunk.n; ++j) most = max(q(j), most);
@@ -106,6 +105,7 @@ struct GradientColumns {
   A weight_sum;
   ColumnGroups<A> groups{p.rows};
   Score<A> score{p.scale, p.softcap};
+  TargetTerm<A> term{p.target, p.rows.N};
   const A* weight = static_cast<const A*>(p.target.weight);
 
   Row row(int64_t group) const {
@@ -127,15 +127,15 @@ struct GradientColumns {
 
   void write(Row& row, int64_t c) const {
     const Chunk chunk(c, p.rows.N);
-    const bool plain = has_plain_gradient(p);
+    const bool plain = has_plain_gradient(p), with_g = p.d_log_prob && !same_as_probabilities(p.target);
     const GradientFormula<A>& formula = row.formula;
     for (int64_t j = chunk.begin; j < chunk.begin + chunk.n; ++j) {
       const Vec<A> x = row.x.template load<A>(j, row.lanes), z = score(x), w = splat(weight ? weight[j] : A(1));
-      Vec<A> dz =
-          plain ? formula.plain(z) : formula.full(z, row.q.at ? row.q.template load<A>(j, row.lanes) : Vec<A>{}, w);
-      if (score.cap > 0) dz *= score.slope(x);
-      row.dx.template store<A>(j, row.lanes, formula.nothing ? Vec<A>{} : dz);
-      if (row.dq.at) row.dq.template store<A>(j, row.lanes, formula.target(z, w));
+      const Vec<A> q = row.q.at ? row.q.template load<A>(j, row.lanes) : Vec<A>{};
+      const Vec<A> dz = plain ? formula.plain(z) : formula.full(z, row.q.at ? term(q, w) : w, q);
+      const Vec<A> dx = dz * (score.cap > 0 ? score.slope(x) : splat(score.scale));
+      row.dx.template store<A>(j, row.lanes, formula.nothing ? Vec<A>{} : dx);
+      if (row.dq.at) row.dq.template store<A>(j, row.lanes, formula.target(z, w, term.keep, with_g));
     }
     // The target's own column keeps more digits.
     for (int64_t i = 0; i < row.lanes; ++i) {

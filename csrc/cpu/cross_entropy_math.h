@@ -62,6 +62,11 @@ struct TargetTerm {
   Vec<A> operator()(Vec<A> q, Vec<A> w) const { return w * (keep * q + spread); }
 };
 
+// Whether t_j is q_j: the row's term is then -log_prob.
+inline bool same_as_probabilities(const Targets& target) {
+  return target.probability && !target.weight && target.label_smoothing == 0;
+}
+
 // ---- A row's target. ------------------------------------------------------------------------------------------------
 
 // What tasks report of the targets they met: the result does not depend on their order.
@@ -156,11 +161,13 @@ inline bool has_plain_gradient(const CrossEntropyBackward& p) {
   return p.target.index && p.target.label_smoothing == 0 && !p.d_entropy;
 }
 
-// One row's gradient in numbers:  dz_j = e_j (f0 - f1 s_j) + q_j k_j - c w_j  with s = z - m, e = exp(s), k_j = k0 - k1 w_j.
-// The factor of dz/dx that is the same for all columns is in them; dq_j = (h0 - h1 w_j) (s_j - d) has none.
+// One row's gradient in numbers, with s = z - m and p = exp(s) inverse:
+//   dz_j = p_j (f0 - f1 s_j) + u (T p_j - t_j) - g (Q p_j - q_j)          dq_j = g log p_j - u (1 - eps) w_j log p_j
+// For class indices t_j is w_j, T their sum and u has the factor eps / N; the target's own term is `dx_at`. The differences
+// are not multiplied out: they vanish where p is the target.
 template <class A>
 struct RowGradient {
-  A m, d, f0, f1, c, k0, k1, h0, h1;
+  A m, d, inverse, f0, f1, u, T, g, Q;
   bool nothing;  // ignored, and no statistic of it is differentiated: zeros, whatever the row holds
   int64_t at;    // the target's column, or -1
   A dx_at;       // dx there
@@ -180,79 +187,66 @@ inline RowGradient<A> row_gradient(const CrossEntropyBackward& p, const Score<A>
   const A* const divisors = row_of<const A>(p.rows, p.divisors, at);
   const auto of = [&](const Operand& operand) { return upstream<A>(p.rows, operand, at); };
   const TargetTerm<A> share(p.target, p.rows.N);
-  RowGradient<A> g{};
-  g.m = saved[0], g.d = saved[p.saved.step], g.at = -1;
-  const A inverse = exp_one(-g.d), lse = g.m + g.d, outer = score.cap > 0 ? A(1) : score.scale;
+  RowGradient<A> r{};
+  r.m = saved[0], r.d = saved[p.saved.step], r.inverse = exp_one(-r.d), r.at = -1;
 
   // What reaches the row's two terms and its statistics.
   const int64_t t = p.target.index ? class_of(p.rows, p.target, at, row, met) : 0;
   const bool counted = t >= 0;
-  A u = 0, v = 0, d_log_prob = 0;
+  A u = 0, v = 0;
   if (counted) {
     u = v = of(p.d_row_loss);
     if (p.d_loss) u += of(p.d_loss) / divisors[0], v += of(p.d_loss) / divisors[p.divisors.step];
     v += of(p.d_z_loss);
-    d_log_prob = of(p.d_log_prob);
+    r.g = of(p.d_log_prob);
   }
-  const A d_entropy = of(p.d_entropy);
-  g.nothing = !counted && !p.d_lse && !p.d_entropy;
-  A rest = of(p.d_lse);  // of a: what p_j is multiplied by, the target's own share left out
-  if (p.d_entropy) rest -= d_entropy * of(p.entropy);
-  if (counted && p.z_loss_factor != 0) rest += 2 * static_cast<A>(p.z_loss_factor) * lse * v;
-  const A c = u * share.spread;
-  A a;
-  if (p.target.index) {
-    const A* const weights = static_cast<const A*>(p.target.weight);
-    const A w = counted && weights ? weights[t] : A(1), own = counted ? u * share.keep * w - d_log_prob : A(0);
-    if (p.target.label_smoothing > 0) rest += c * weight_sum;
-    a = rest + own;
-    if (counted) {
-      // dz_t = a p_t - own = rest p_t + own (p_t - 1), where p_t - 1 keeps its digits.
-      const Vec<A> x = splat(get<A>(row_of<const X>(p.rows, p.x, at) + t * p.x.step));
-      const A s = score(x)[0] - g.m, p_t = exp_one(s) * inverse;
-      A dz = rest * p_t + own * std::expm1(s - g.d);
-      if (p.d_entropy) dz -= d_entropy * p_t * bounded_below<A>(splat(s - g.d))[0];
-      if (p.target.label_smoothing > 0) dz -= c * w;
-      g.at = t, g.dx_at = dz * score.slope(x)[0];
-    }
-  } else {
-    a = rest + u * saved[2 * p.saved.step] - d_log_prob * saved[3 * p.saved.step];
-    g.h0 = d_log_prob, g.h1 = u * share.keep;
-    g.k0 = g.h0 * outer, g.k1 = g.h1 * outer;
+  r.nothing = !counted && !p.d_lse && !p.d_entropy;
+  r.f0 = of(p.d_lse), r.f1 = of(p.d_entropy);
+  if (p.d_entropy) r.f0 += r.f1 * (r.d - of(p.entropy));  // p (f0 - d_entropy (log p + H)), log p = s - d
+  if (counted && p.z_loss_factor != 0) r.f0 += 2 * static_cast<A>(p.z_loss_factor) * (r.m + r.d) * v;
+  if (p.target.probability) {
+    if (same_as_probabilities(p.target)) u -= r.g, r.g = 0;
+    r.u = u, r.T = saved[2 * p.saved.step], r.Q = saved[3 * p.saved.step];
+    return r;
   }
-  // p (a - d_entropy (s - d))
-  g.f0 = (a + d_entropy * g.d) * inverse * outer, g.f1 = d_entropy * inverse * outer, g.c = c * outer;
-  return g;
+  r.u = u * share.spread, r.T = weight_sum;
+  if (!counted) return r;
+
+  // dz_t has own (p_t - 1), where p_t - 1 keeps its digits; the other columns have own p_j.
+  const auto* const weights = static_cast<const A*>(p.target.weight);
+  const A w = weights ? weights[t] : A(1), own = u * share.keep * w - r.g;
+  const Vec<A> x = splat(get<A>(row_of<const X>(p.rows, p.x, at) + t * p.x.step)), s = score(x) - r.m;
+  const A p_t = exp_one(s[0]) * r.inverse;
+  const A dz = p_t * (r.f0 - r.f1 * bounded_below<A>(s)[0]) + r.u * (r.T * p_t - w) + own * std::expm1(s[0] - r.d);
+  r.at = t, r.dx_at = dz * score.slope(x)[0];
+  r.f0 += own, r.g = 0;
+  return r;
 }
 
 // The same on vectors: one row in all lanes, or a row a lane.
 template <class A>
 struct GradientFormula {
-  Vec<A> m, d, f0, f1, c, k0, k1, h0, h1;
+  Vec<A> m, d, inverse, f0, f1, u, T, g, Q;
   Mask<A> nothing;
-  explicit GradientFormula(const RowGradient<A>& g)
-      : m(splat(g.m)),
-        d(splat(g.d)),
-        f0(splat(g.f0)),
-        f1(splat(g.f1)),
-        c(splat(g.c)),
-        k0(splat(g.k0)),
-        k1(splat(g.k1)),
-        h0(splat(g.h0)),
-        h1(splat(g.h1)),
-        nothing(Mask<A>{} - g.nothing) {}
-  void set(int lane, const RowGradient<A>& g) {
-    m[lane] = g.m, d[lane] = g.d, f0[lane] = g.f0, f1[lane] = g.f1, c[lane] = g.c, k0[lane] = g.k0, k1[lane] = g.k1;
-    h0[lane] = g.h0, h1[lane] = g.h1, nothing[lane] = -static_cast<int>(g.nothing);
+  explicit GradientFormula(const RowGradient<A>& r) {
+    for (int i = 0; i < W<A>; ++i) set(i, r);
   }
-  // Where has_plain_gradient.
-  Vec<A> plain(Vec<A> z) const { return exp_nonpositive(z - m) * f0; }
-  // Any; q is 0 for class indices.
-  Vec<A> full(Vec<A> z, Vec<A> q, Vec<A> w) const {
-    const Vec<A> s = z - m;
-    return exp_nonpositive(s) * (f0 - f1 * bounded_below<A>(s)) + (q * (k0 - k1 * w) - c * w);
+  void set(int i, const RowGradient<A>& r) {
+    m[i] = r.m, d[i] = r.d, inverse[i] = r.inverse, f0[i] = r.f0, f1[i] = r.f1;
+    u[i] = r.u, T[i] = r.T, g[i] = r.g, Q[i] = r.Q, nothing[i] = -static_cast<int>(r.nothing);
   }
-  Vec<A> target(Vec<A> z, Vec<A> w) const { return (h0 - h1 * w) * (z - m - d); }
+  // dz where has_plain_gradient.
+  Vec<A> plain(Vec<A> z) const { return exp_nonpositive(z - m) * (inverse * f0); }
+  // dz anywhere; q is 0 for class indices.
+  Vec<A> full(Vec<A> z, Vec<A> t, Vec<A> q) const {
+    const Vec<A> s = z - m, p = exp_nonpositive(s) * inverse;
+    return p * (f0 - f1 * bounded_below<A>(s)) + (u * (T * p - t) - g * (Q * p - q));
+  }
+  // dq. Two terms add up, of opposite infinities to NaN, as torch's; `with_g` where there are two.
+  Vec<A> target(Vec<A> z, Vec<A> w, A keep, bool with_g) const {
+    const Vec<A> log_p = z - m - d, own = -(u * keep * w) * log_p;
+    return with_g ? g * log_p + own : own;
+  }
 };
 
 }  // namespace

@@ -38,8 +38,8 @@ void run_whole_rows(const Job& job, int64_t rows, int64_t chunks, int tasks) {
     if (planted(Bug::race) && task > 0) --share.begin;  // the last row of the task before
     for (int64_t r = share.begin; r < share.end; ++r) {
       typename Job::Row row = job.row(r);
-      typename Job::Total total{};
-      for (int64_t c = 0; c < chunks; ++c) total = combine(total, job.sum(row, c));
+      typename Job::Total total = job.sum(row, 0);
+      for (int64_t c = 1; c < chunks; ++c) total = combine(total, job.sum(row, c));
       total = job.finish(row, total);
       if constexpr (kWrites<Job>)
         for (int64_t c = 0; c < chunks; ++c) job.write(row, c, total);
@@ -59,8 +59,8 @@ void run_split_rows(const Job& job, int64_t rows, int64_t chunks, int tasks) {
       for (int64_t c = share.begin; c < share.end; ++c) parts[c] = job.sum(row, c);
     });
     typename Job::Row whole = job.row(r);
-    Total total{};
-    for (int64_t c = 0; c < chunks; ++c) total = combine(total, parts[c]);
+    Total total = parts[0];
+    for (int64_t c = 1; c < chunks; ++c) total = combine(total, parts[c]);
     total = job.finish(whole, total);
     if constexpr (kWrites<Job>)
       run_tasks(tasks, [&](int task) {

@@ -1,6 +1,6 @@
 """The cross-entropy family: public function, schemas and shapes.
 
-Its derivatives are in cross_entropy_derivatives.py.
+(derivatives: cross_entropy_derivatives.py)
 """
 
 from __future__ import annotations
@@ -17,73 +17,74 @@ from ..reference import CrossEntropyStats
 from . import cross_entropy_derivatives as derivatives
 from .family import Derivative, Op, register
 
-# ---- cross_entropy: … -> loss, saved, divisors
-# ---- cross_entropy_stats: the same, and one value a row of each statistic
+# ---- Schemas and shapes. -------------------------------------------------------------------------
 
 
-def _without(shape, dim, elements=None):
-    """``shape`` with ``elements`` in place of dimension ``dim``, or without it."""
-    return [*shape[:dim], *([] if elements is None else [elements]), *shape[dim + 1 :]]
+def _with(shape, dim, *elements):
+    """``shape`` with ``elements`` in place of dimension ``dim``."""
+    dim = dim % len(shape)
+    return [*shape[:dim], *elements, *shape[dim + 1 :]]
 
 
 def _fake(x, target, weight, dim, ignore_index, reduction, label_smoothing, scale, softcap, z_loss):
     accumulator = torch.float64 if x.dtype == torch.float64 else torch.float32
-    dim = dim % x.dim()
-    loss = x.new_empty([] if reduction else _without(x.shape, dim), dtype=accumulator)
-    saved = x.new_empty(
-        _without(x.shape, dim, 4 if target.is_floating_point() else 2), dtype=accumulator
-    )
-    divisors = x.new_empty(_without([1] * x.dim(), dim, 2), dtype=accumulator)
-    return loss, saved, divisors
+    loss = x.new_empty([] if reduction else _with(x.shape, dim), dtype=accumulator)
+    saved = _with(x.shape, dim, 4 if target.is_floating_point() else 2)
+    divisors = _with([1] * x.dim(), dim, 2)
+    return (loss, *(x.new_empty(shape, dtype=accumulator) for shape in (saved, divisors)))
 
 
 def _fake_stats(x, target, weight, dim, *options):
     outputs = _fake(x, target, weight, dim, *options)
-    rows = _without(x.shape, dim % x.dim())
+    rows = _with(x.shape, dim)
     values = [x.new_empty(rows, dtype=outputs[0].dtype) for _ in range(5)]
     return *outputs, *values, x.new_empty(rows, dtype=torch.bool)
 
 
-# ---- cross_entropy_backward: gradients of the loss and the statistics, … -> dx, d_target ---------
+def _fake_backward(*arguments):
+    return torch.empty_like(arguments[6], memory_format=torch.contiguous_format)
 
 
-def _fake_backward(
-    d_loss, d_row_loss, d_lse, d_z_loss, d_entropy, d_log_prob, x, target, weight, saved, divisors,
-    entropy, dim,
-    ignore_index, label_smoothing, scale, softcap, z_loss, wants_d_target,
-):  # fmt: skip
-    return x.new_empty(x.shape), x.new_empty(x.shape if wants_d_target else [0])
+def _fake_backward_target(*arguments):
+    return _fake_backward(*arguments), _fake_backward(*arguments)
 
 
-_ARGUMENTS = (
+# Statistics, and the gradient of class probabilities, are further outputs: an output costs every
+# call some microseconds, so they make ops of their own.
+_FORWARD = (
     "Tensor x, Tensor target, Tensor? weight, int dim, int ignore_index, int reduction, "
-    "float label_smoothing, "
-    "float scale, float softcap, float z_loss"
+    "float label_smoothing, float scale, float softcap, float z_loss"
+)
+_BACKWARD = (
+    "Tensor? d_loss, Tensor? d_row_loss, Tensor? d_lse, Tensor? d_z_loss, Tensor? d_entropy, "
+    "Tensor? d_log_prob, Tensor x, Tensor target, Tensor? weight, Tensor saved, Tensor divisors, "
+    "Tensor? entropy, int dim, int ignore_index, float label_smoothing, float scale, "
+    "float softcap, float z_loss"
 )
 _OPS = register(
     Op(
-        f"cross_entropy({_ARGUMENTS}) -> (Tensor loss, Tensor saved, Tensor divisors)",
+        f"cross_entropy({_FORWARD}) -> (Tensor loss, Tensor saved, Tensor divisors)",
         _fake,
         Derivative(derivatives.save, derivatives.backward, derivatives.jvp),
         derivatives.batch_forward,
     ),
     Op(
-        f"cross_entropy_stats({_ARGUMENTS}) -> (Tensor loss, Tensor saved, Tensor divisors, "
-        "Tensor row_loss, "
-        "Tensor lse, Tensor z_loss, Tensor entropy, Tensor log_prob, Tensor correct)",
+        f"cross_entropy_stats({_FORWARD}) -> (Tensor loss, Tensor saved, Tensor divisors, "
+        "Tensor row_loss, Tensor lse, Tensor z_loss, Tensor entropy, Tensor log_prob, "
+        "Tensor correct)",
         _fake_stats,
         Derivative(derivatives.save, derivatives.backward, derivatives.jvp),
         derivatives.batch_forward,
     ),
     Op(
-        "cross_entropy_backward(Tensor? d_loss, Tensor? d_row_loss, Tensor? d_lse, "
-        "Tensor? d_z_loss, "
-        "Tensor? d_entropy, Tensor? d_log_prob, Tensor x, Tensor target, Tensor? weight, "
-        "Tensor saved, "
-        "Tensor divisors, Tensor? entropy, int dim, int ignore_index, float label_smoothing, "
-        "float scale, "
-        "float softcap, float z_loss, bool wants_d_target) -> (Tensor dx, Tensor d_target)",
+        f"cross_entropy_backward({_BACKWARD}) -> Tensor",
         _fake_backward,
+        Derivative(derivatives.save_backward, derivatives.double_backward),
+        derivatives.batch_backward,
+    ),
+    Op(
+        f"cross_entropy_backward_target({_BACKWARD}) -> (Tensor dx, Tensor d_target)",
+        _fake_backward_target,
         Derivative(derivatives.save_backward, derivatives.double_backward),
         derivatives.batch_backward,
     ),
@@ -124,63 +125,57 @@ def cross_entropy(
     return_stats: bool = False,
     impl: str = "auto",
 ) -> Tensor | tuple[Tensor, CrossEntropyStats]:
-    """Negative log-likelihood of ``target`` under ``softmax(z)``, in nats; stores no softmax.
+    """Negative log-likelihood of ``target`` under ``softmax(z)``, in nats.
 
-    With ``z = softcap * tanh(scale * input / softcap)``, ``m = max z``, ``d = log sum_j exp(z_j -
-    m)`` and
-    ``log p_j = z_j - m - d``, a row's loss is ``-sum_j t_j log p_j + z_loss * (m + d)**2``, where
+    With ``z = softcap * tanh(scale * input / softcap)``, ``m = max z``, ``d = log sum_j
+    exp(z_j - m)`` and ``log p_j = z_j - m - d``, a row's loss is
+    ``-sum_j t_j log p_j + z_loss * (m + d)**2``, where
 
     * class indices: ``t_j = (1 - eps) w_t [j == t] + eps / C w_j``,
     * class probabilities: ``t_j = w_j ((1 - eps) target_j + eps / C)``,
 
-    ``eps`` is ``label_smoothing`` and ``w`` are the class weights. "mean" divides the first part
-    as torch does (by
-    the sum of the counted rows' ``w_t``; class probabilities: by the number of rows) and the
-    second by the number of
-    counted rows. Equals ``F.cross_entropy(input.float(), ...)`` without the keywords of ours; sums
-    are float32.
+    ``eps`` is ``label_smoothing`` and ``w`` are the class weights. "mean" divides the sum of the
+    first part as torch does (by the sum of the counted rows' ``w_t``; class probabilities: by the
+    number of rows) and that of the second by the number of counted rows.
 
-    Forward reads the logits once and allocates nothing of their size; it keeps ``m`` and ``d`` for
-    backward, which
-    reads them once more and writes the gradient. Any derivative of second order and ``torch.func``
-    work.
+    Equals ``F.cross_entropy(input.float(), …)`` where scale, softcap and z_loss are left out; sums
+    are float32. The softmax is never stored: forward reads the logits once and allocates nothing of
+    their size; it keeps ``m`` and ``d`` for backward, which reads them once more and writes the
+    gradient.
 
     Args:
-        input: logits ``(C)``, ``(N, C)`` or ``(N, C, d1, ...)``; float32, float64, float16 or
+        input: logits ``(C)``, ``(N, C)`` or ``(N, C, d1, …)``; float32, float64, float16 or
             bfloat16; any strides.
         target: class indices of input's shape without C, int64 (or uint8), in ``[0, C)`` or
-            ``ignore_index``; or
-            class probabilities of input's shape and dtype, which have a gradient.
-        weight: ``(C)`` class weights of input's dtype or the loss's; without a gradient; None for
+            ``ignore_index``; or class probabilities of input's shape and dtype, which have a
+            gradient.
+        weight: ``(C)``, class weights of input's dtype or the loss's, without a gradient; None for
             ones.
-        ignore_index: the class index of rows that do not count; need not be a class.
+        ignore_index: the class index of rows that do not count; it need not be a class.
         reduction: "none", "mean" or "sum".
-        label_smoothing: in [0, 1]; the share of the target that is spread over all classes.
+        label_smoothing: in [0, 1]: the share of the target that all classes divide.
         scale: factor on the logits.
         softcap: soft bound on the scaled logits, above 0; None for none.
-        z_loss: factor on the squared log-sum-exp of counted rows; class weights do not apply to it.
+        z_loss: factor on the squared log-sum-exp of counted rows, outside the class weights.
         return_stats: also return one value a row of ``loss`` (before the reduction), ``lse``,
-            ``z_loss``,
-            ``entropy`` (nats), ``log_prob`` and ``correct``; all but the last can be
-            differentiated.
+            ``z_loss``, ``entropy`` (nats), ``log_prob`` and ``correct``, all differentiable but the
+            last.
         impl: "auto", "cpu", "cuda", "triton" or "reference"; a named one never falls back.
 
     Returns:
-        The loss, float32 (float64 for float64), a scalar or, for "none", of input's shape without
-        C; with
-        ``return_stats`` a pair of it and :class:`CrossEntropyStats`. A mean over no counted row is
-        NaN, as torch's.
+        The loss, float32 (float64 for float64): a scalar or, for "none", input's shape without C;
+        with ``return_stats`` a pair of it and :class:`CrossEntropyStats`. A mean over nothing
+        counted is NaN, as torch's.
 
     Raises:
-        ValueError: a dtype, shape or value does not fit; the message names op, argument, wanted
-            and got.
+        ValueError: a dtype, shape or value does not fit; the message names op, argument, wanted and
+            got.
         IndexError: a target on the CPU is out of range.
-        NotImplementedError: the named implementation cannot run here, or a gradient of ``weight``
-            is asked for.
+        NotImplementedError: the named implementation cannot run here, or ``weight`` requires a
+            gradient.
 
-    Source: Milakov & Gimelshein (2018), arXiv:1805.02867, Algorithm 3; z-loss: Chowdhery et al.
-        (2022),
-    arXiv:2204.02311, section 5.
+    Source: Milakov & Gimelshein (2018), arXiv:1805.02867, Algorithm 3; the z-loss: Chowdhery et
+    al. (2022), arXiv:2204.02311, section 5.
     """
     ops: SimpleNamespace | None = _impl.choose("hetkern.cross_entropy", _OPS, input, impl)
     given = input
@@ -224,7 +219,7 @@ def cross_entropy(
 def _matched(
     input: Tensor, target: Tensor, weight: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Bring what torch takes in other dtypes to the op's; under autocast, what differs too."""
+    """Cast what torch takes in other dtypes to the op's; under autocast, what differs too."""
     op = "hetkern.cross_entropy"
     autocast = not input.is_meta and torch.is_autocast_enabled(input.device.type)
     if target.dtype == torch.uint8:

@@ -1,13 +1,13 @@
-"""Derivatives and batching rules of the cross-entropy ops; the equations: csrc/cross_entropy.h.
+"""The derivatives of the cross-entropy family's ops, and how they batch under torch.vmap.
 
-First order runs in the backward op. Forward mode and second order are composed here of torch's own
-differentiable
-operations on ``log_softmax(z)``, so that derivatives of any order exist; they need tensors of the
-logits' size.
+(the equations: csrc/cross_entropy.h) First order runs in the backward op. Forward mode and second
+order are composed of torch's own differentiable operations on ``log_softmax(z)``, so that
+derivatives of any order exist; they take tensors of the logits' size.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -37,36 +37,36 @@ def save(ctx, inputs, output):
 def backward(ops, ctx, d_loss, _saved, _divisors, *d_stats):
     """Gradients of the logits and of class probabilities."""
     x, target, weight, saved, divisors, entropy = ctx.saved_tensors
-    wants_d_target = ctx.needs_input_grad[1]
-    d_stats = d_stats[:5] if d_stats else (None,) * 5
-    dx, d_target = ops.cross_entropy_backward(
-        d_loss, *d_stats, x, target, weight, saved, divisors, entropy, *ctx.options, wants_d_target
-    )
-    return dx, d_target if wants_d_target else None, None, None, None, None, None, None, None, None
+    upstream = (d_loss, *d_stats[:5]) if d_stats else (d_loss, None, None, None, None, None)
+    arguments = (*upstream, x, target, weight, saved, divisors, entropy, *ctx.options)
+    if ctx.needs_input_grad[1]:
+        dx, d_target = ops.cross_entropy_backward_target(*arguments)
+    else:
+        dx, d_target = ops.cross_entropy_backward(*arguments), None
+    return dx, d_target, None, None, None, None, None, None, None, None
 
 
 def save_backward(ctx, inputs, output):
     """Keep the backward op's own inputs for its derivative."""
     upstream, (x, target, weight, _, divisors, _) = inputs[:6], inputs[6:12]
-    if not inputs[-1]:
-        ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(*upstream, x, target, weight, divisors)
-    ctx.options = inputs[12:18]
+    ctx.options = inputs[12:]
 
 
 # ---- The rows' terms as functions of the logits. -------------------------------------------------
 
 
-class _Rows(NamedTuple):
-    """The terms of the contract's equations, in the accumulation dtype; rows lack the class dim."""
+@dataclass(frozen=True)
+class _Rows:
+    """What the contract's equations are made of, in the accumulation dtype."""
 
     log_p: Tensor
     p: Tensor
     slope: Tensor | float  # dz/dx
     curve: Tensor | float  # d²z/dx²
     counted: Tensor | None  # None: all
-    class_index: Tensor | None  # of the class, the class dimension kept; None for probabilities
-    q: Tensor | None  # class probabilities
+    index: Tensor | None  # of the class, the class dimension kept; None for probabilities
+    q: Any  # class probabilities; None for indices
     w: Tensor | float  # class weights, broadcasting to the logits
     lse: Tensor
     entropy: Tensor
@@ -74,15 +74,14 @@ class _Rows(NamedTuple):
     label_smoothing: float
     z_loss: float
 
-    def only_counted(self, row: Tensor) -> Tensor:
+    def count(self, row: Tensor) -> Tensor:
         """0 where the row is ignored."""
         return row if self.counted is None else torch.where(self.counted, row, 0.0)
 
     def along_q(self, g: Tensor) -> Tensor:
         """sum_j q_j g_j."""
-        if self.class_index is not None:
-            return g.gather(self.dim, self.class_index).squeeze(self.dim)
-        assert self.q is not None  # without an index there are probabilities
+        if self.index is not None:
+            return g.gather(self.dim, self.index).squeeze(self.dim)
         return (self.q * g).sum(self.dim)
 
     def along_t(self, g: Tensor) -> Tensor:
@@ -148,11 +147,7 @@ def _tangents(r: _Rows, x_t: Tensor | None, q_t: Tensor | None) -> _Tangents:
         row = row - (1 - r.label_smoothing) * (r.w * q_t * r.log_p).sum(r.dim)
         log_prob = log_prob + (q_t * r.log_p).sum(r.dim)
     return _Tangents(
-        r.only_counted(row),
-        r.only_counted(2 * r.z_loss * r.lse * lse),
-        lse,
-        entropy,
-        r.only_counted(log_prob),
+        r.count(row), r.count(2 * r.z_loss * r.lse * lse), lse, entropy, r.count(log_prob)
     )
 
 
@@ -182,13 +177,17 @@ def jvp(ops, ctx, x_t, q_t, *_constants):
 # ---- Second order. -------------------------------------------------------------------------------
 
 
-def double_backward(ops, ctx, g_dx, g_dq):
-    """Gradients of ``sum g_dx dx + sum g_dq dq`` by the upstream gradients, logits and targets."""
+def double_backward(ops, ctx, g_dx, g_dq=None):
+    """Gradients of ``sum g_dx dx + sum g_dq dq`` by every gradient from above, x and target."""
     *upstream, x, target, weight, divisors = ctx.saved_tensors
     wants = ctx.needs_input_grad
+    if upstream[2] is None and upstream[4] is None and not target.is_floating_point():
+        # Without its own lse or entropy an ignored row does not matter, whatever it holds.
+        dim, ignore_index = ctx.options[:2]
+        x = torch.where((target != ignore_index).unsqueeze(dim), x, 0.0)
     r = _rows(x, target, weight, *ctx.options)
     d0, d1 = _divisors(divisors, r.dim)
-    gradients: list[Any] = [None] * 19
+    gradients: list[Any] = [None] * 18
 
     # dx and dq are linear in what comes from above: its gradients are the terms' derivatives along
     # g_dx and g_dq.
@@ -211,9 +210,9 @@ def double_backward(ops, ctx, g_dx, g_dq):
     # The coefficients of the contract.
     d_loss, d_row, d_lse, d_z, d_entropy, d_log_prob = (0.0 if u is None else u for u in upstream)
     zero = torch.zeros_like(r.lse)
-    u = r.only_counted(zero + d_loss / d0 + d_row)
-    v = r.only_counted(zero + d_loss / d1 + d_row + d_z)
-    s = r.only_counted(zero + d_log_prob)
+    u = r.count(zero + d_loss / d0 + d_row)
+    v = r.count(zero + d_loss / d1 + d_row + d_z)
+    s = r.count(zero + d_log_prob)
     h = zero + d_entropy
     ones = torch.ones_like(r.p)
     a = u * r.along_t(ones) + 2 * r.z_loss * r.lse * v + d_lse - s * r.along_q(ones) - h * r.entropy
@@ -237,12 +236,11 @@ def double_backward(ops, ctx, g_dx, g_dq):
             dz = r.p * (a - h_all * log_p)
             if r.label_smoothing:
                 dz = dz - r.spread(u) * r.label_smoothing / dz.shape[r.dim] * r.w
-            if r.class_index is None:
-                assert r.q is not None
+            if r.index is None:
                 dz = dz + r.q * k
             else:
-                at_target = (k + torch.zeros_like(dz)).gather(r.dim, r.class_index)
-                dz = dz.scatter_add(r.dim, r.class_index, at_target)
+                at_target = (k + torch.zeros_like(dz)).gather(r.dim, r.index)
+                dz = dz.scatter_add(r.dim, r.index, at_target)
             by_x = by_x + g_dx * r.curve * dz
         gradients[6] = by_x.to(x.dtype)
     if wants[7]:

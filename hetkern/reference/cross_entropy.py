@@ -81,7 +81,8 @@ def cross_entropy(
     x = input.movedim(class_dim, -1)
     w = None if weight is None else weight.to(accumulation_dtype(x.dtype))
 
-    # The row's own terms. An ignored row is replaced before it can spoil a gradient.
+    # The row's own terms. An ignored row is replaced before its scores: tanh would make a NaN there
+    # a NaN gradient.
     by_index = not target.is_floating_point()
     if by_index:
         counted = target != ignore_index
