@@ -10,11 +10,6 @@ rung() {  # rung NAME pytest-arguments…
   python -m pytest -q -m "not proof" "$@" || failed=1
   echo "== $name: $((SECONDS - start)) s"
 }
-new=(--ignore-glob 'python_tests/test_cross_entropy_[bdevw]*')
-rung "softmax, kit and layers, on two workers" -n 2 --ignore python_tests/test_sanitizers.py "${new[@]}" python_tests
+rung "families, kit and layers, on two workers" -n 2 --ignore python_tests/test_sanitizers.py python_tests
 rung "kernels under ASan + UBSan and TSan, planted bugs" python_tests/test_sanitizers.py
-# The suite of cross-entropy is new: it is shown here, and not judged until its open failures (CHANGELOG) are mended.
-judged=$failed
-rung "cross-entropy, not judged yet" -n 2 --maxfail=40 --tb=line python_tests/test_cross_entropy_[bdevw]*.py
-failed=$judged
 exit $failed
