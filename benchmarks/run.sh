@@ -5,3 +5,4 @@ cd "$(dirname "$0")"
 python ceilings.py
 python bench_softmax.py "$@"
 python bench_cross_entropy.py "$@"
+python readme_tables.py
