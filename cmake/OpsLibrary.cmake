@@ -3,7 +3,6 @@ add_library(hetkern_ops SHARED
   csrc/ops.cpp csrc/softmax.cpp csrc/cross_entropy.cpp csrc/facts.cpp
   csrc/common/operands.cpp csrc/common/row_view.cpp csrc/common/tensor.cpp)
 target_link_libraries(hetkern_ops PRIVATE hetkern_flags torch_stable cpu_kernels cuda_kernels)
-target_compile_definitions(hetkern_ops PRIVATE HETKERN_VERSION="${SKBUILD_PROJECT_VERSION}")
 set_target_properties(hetkern_ops PROPERTIES CUDA_RUNTIME_LIBRARY Static)
 if(NOT APPLE)
   # libtorch.so exports nothing, but pulls libtorch_cpu and, where present, libtorch_cuda.

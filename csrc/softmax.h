@@ -60,7 +60,7 @@ struct SoftmaxDoubleBackward {
 struct SoftmaxPlan {
   RowPath path;
   int tasks;  // run in parallel
-  bool keep;  // exponentials wait in scratch memory for the row's sum, otherwise they are computed twice
+  bool keep;  // exponentials wait in scratch memory for their sum, otherwise they are computed twice
 };
 
 // What the plan depends on.

@@ -58,10 +58,11 @@ SoftmaxPlan softmax_plan(const SoftmaxShape& shape) { return softmax_plan(shape,
 
 SoftmaxPlan softmax_plan(const SoftmaxShape& shape, const Machine& machine) {
   const auto [path, tasks] = share_rows(shape.M, shape.N, shape.columns, machine);
-  const int64_t row_bytes = shape.N * (shape.x_type == DType::f64 ? 8 : 4);
-  SoftmaxPlan plan{path, tasks, false};
-  plan.keep = path == RowPath::whole_rows && row_bytes <= kScratchBytes && row_bytes <= machine.l2_bytes / 2;
-  return plan;
+  // What one task keeps at a time: a row, or a vector of rows.
+  const int64_t accumulator = shape.x_type == DType::f64 ? 8 : 4;
+  const int64_t bytes = shape.N * (path == RowPath::columns ? kWidestVectorBytes : accumulator);
+  const bool keep = path != RowPath::split_rows && bytes <= kScratchBytes && bytes <= machine.l2_bytes / 2;
+  return {path, tasks, keep};
 }
 
 CrossEntropyPlan cross_entropy_plan(const CrossEntropyShape& shape) { return cross_entropy_plan(shape, machine()); }

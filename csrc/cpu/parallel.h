@@ -20,6 +20,9 @@ struct Share {
   Share(int64_t n, int task, int tasks) : begin(n * task / tasks), end(n * (task + 1) / tasks) {}
 };
 
+// The widest vector of any instruction set: what a plan may count on, whichever is in force.
+constexpr int64_t kWidestVectorBytes = 64;
+
 // Memory of the calling thread, 64-byte aligned, kept between calls: a row's exponentials wait here for its sum.
 constexpr int64_t kScratchBytes = int64_t{1} << 18;
 void* scratch();

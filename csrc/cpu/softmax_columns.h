@@ -9,8 +9,8 @@ namespace {
 template <bool log, class A, class X, class Y>
 struct ForwardColumns {
   using Total = Each<RowSum<A>, W<A>>;
-  static constexpr int64_t kKept =
-      kScratchBytes / (W<A> * static_cast<int64_t>(sizeof(A)));  // columns that scratch memory holds
+  static constexpr int64_t kKept = kScratchBytes / kWidestVectorBytes;  // columns that a plan may keep
+  static_assert(kVectorBytes <= kWidestVectorBytes);
   static_assert(kKept >= kChunk);
   struct Row {
     int64_t lanes;
@@ -25,7 +25,6 @@ struct ForwardColumns {
   const SoftmaxPlan& plan;
   ColumnGroups<A> groups{p.rows};
   Score<A> score{p.scale, p.softcap};
-  bool keep = p.rows.N <= kKept;
 
   Row row(int64_t group) const {
     const RowIndex at = row_index(p.rows, groups.first_row(group));
@@ -36,7 +35,7 @@ struct ForwardColumns {
 
   Total sum(Row& row, int64_t c) const {
     const Chunk chunk(c, p.rows.N);
-    A* const z = row.z + (keep ? chunk.begin * W<A> : 0);
+    A* const z = row.z + (plan.keep ? chunk.begin * W<A> : 0);
     // Scores and their maximum.
     Vec<A> largest = splat(-kInfinity<A>);
     Mask<A> kept = {};
@@ -69,7 +68,7 @@ struct ForwardColumns {
       part.lane[i] = {largest[i], sums[i], !row.mask.at || kept[i] != 0};
       if (largest[i] != -kInfinity<A>) part.lane[i].sum += static_cast<A>(-equal[i] - 1);
     }
-    if (keep) row.chunk_max[c] = largest;
+    if (plan.keep) row.chunk_max[c] = largest;
     return part;
   }
 
@@ -88,10 +87,10 @@ struct ForwardColumns {
 
   void write(Row& row, int64_t c, const Total& whole) const {
     const Chunk chunk(c, p.rows.N);
-    A* const z = row.z + (keep ? chunk.begin * W<A> : 0);
+    A* const z = row.z + (plan.keep ? chunk.begin * W<A> : 0);
     Vec<A> largest = {}, shift = {}, factor = {};
     Mask<A> emptied = {};
-    if (keep)
+    if (plan.keep)
       largest = row.chunk_max[c];
     else if (const Total again = sum(row, c); true)
       for (int i = 0; i < W<A>; ++i) largest[i] = again.lane[i].max;

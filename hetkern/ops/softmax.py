@@ -160,7 +160,8 @@ def softmax(
         causal: query ``i`` (dimension -2) sees keys ``j <= i + Lk - Lq``: aligned bottom-right.
             Needs ``dim=-1``.
         sink: a raw logit more in each row, whose column is not returned; broadcasts to ``x``'s
-            shape without ``dim``; ``x``'s dtype; has a gradient.
+            shape without ``dim``; ``x``'s dtype; has a gradient, which torch sums: for float64
+            its bits may depend on the threads, everything else's do not.
         impl: "auto", "cpu", "cuda", "triton" or "reference"; a named one never falls back.
 
     Returns:
