@@ -1,0 +1,444 @@
+// Fibers, barriers, warp exchanges, clusters, launches.                                                      (words: threads.h)
+#include "threads.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "memory.h"
+#include "sanitizers.h"
+#include "traffic.h"
+
+#if !defined(__x86_64__)
+#error "the CUDA emulation switches stacks in x86-64 assembly; another processor needs its own switch_stack"
+#endif
+
+namespace hetkern::emulation {
+
+const Grid* grid = nullptr;
+Thread* current = nullptr;
+
+namespace {
+
+using sanitize::Quiet;
+
+// ---- Fibers. ---------------------------------------------------------------------------------------------------------------
+
+constexpr size_t kStack = 256 << 10, kGuard = 4096;
+constexpr unsigned kMostResident = sanitize::kThread ? 8000 : 16 * 1024;  // TSan knows no more
+
+enum class State : char { ready, at_block_barrier, at_exchange, at_cluster_barrier, spinning, returned };
+
+struct Fiber : Thread {
+  sanitize::Stack stack;
+  State state;
+  Site site;
+  unsigned mask;              // of the exchange that it waits for
+  unsigned clusters_arrived;  // barriers
+  bool owes_wait;             // has arrived and not waited
+};
+
+// Saves what a call must preserve, and goes on where the other stack stopped.
+__attribute__((naked, noinline)) void switch_stack(void** /*save*/, void* /*to*/) {
+  asm("push %rbp\n push %rbx\n push %r12\n push %r13\n push %r14\n push %r15\n"
+      "mov %rsp, (%rdi)\n mov %rsi, %rsp\n"
+      "pop %r15\n pop %r14\n pop %r13\n pop %r12\n pop %rbx\n pop %rbp\n ret\n");
+}
+
+// Stacks side by side, a guard page below each. For TSan they are new for each group of blocks: a stack used before would look
+// like a race between blocks that nothing orders.
+class Stacks {
+ public:
+  void hold(size_t count) {
+    if (count <= count_ && !sanitize::kThread) return;
+    if (memory_) munmap(memory_, count_ * kStack);
+    count_ = count;
+    memory_ = static_cast<char*>(
+        mmap(nullptr, count * kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    if (memory_ == MAP_FAILED) memory_ = nullptr, count_ = 0, throw std::bad_alloc();
+    for (size_t i = 0; i < count; ++i) mprotect(memory_ + i * kStack, kGuard, PROT_NONE);
+  }
+  char* low(size_t i) const { return memory_ + i * kStack + kGuard; }
+  static constexpr size_t size() { return kStack - kGuard; }
+
+ private:
+  char* memory_ = nullptr;
+  size_t count_ = 0;
+};
+
+// ---- Barriers. -------------------------------------------------------------------------------------------------------------
+
+struct BlockBarrier {
+  unsigned arrived = 0, phase = 0;
+  Site first{};
+  int vote[2] = {};
+  char order[2] = {};  // addresses for TSan
+};
+
+// One set of lanes that exchange values; two phases, so that a fast lane cannot overwrite what a slow one has yet to read.
+struct Exchange {
+  unsigned mask = 0, arrived = 0, phase = 0;
+  Site first{};
+  char order[2] = {};
+  alignas(16) unsigned char value[2][32][16];
+};
+
+struct Team {  // what a block's threads share
+  BlockBarrier barrier;
+  std::vector<std::vector<std::unique_ptr<Exchange>>> warps;
+  char ended = 0;
+};
+
+struct Cluster {
+  unsigned arrived = 0, phase = 0, alive = 0;
+  char order[2] = {};
+};
+
+struct Machine {
+  std::vector<Fiber> fibers;
+  std::vector<Block> blocks;
+  std::vector<Team> teams;
+  Cluster cluster;
+  sanitize::Stack host;
+  Stacks stacks;
+  std::exception_ptr error;
+  void (*body)(const void*) = nullptr;
+  const void* arguments = nullptr;
+  char launch_ended = 0;
+
+  unsigned block_threads() const { return grid->threads.x * grid->threads.y * grid->threads.z; }
+  Fiber& me() { return static_cast<Fiber&>(*current); }
+  Team& team() { return teams[current->block->rank]; }
+};
+Machine machine;
+
+// ---- Taking turns. ---------------------------------------------------------------------------------------------------------
+
+void to_scheduler(Fiber& from) {
+  sanitize::leaving(from.stack, machine.host, from.state == State::returned);
+  switch_stack(&from.stack.pointer, machine.host.pointer);
+  sanitize::arrived(from.stack, &machine.host);
+}
+
+void wait_as(State state, Site site) {
+  Fiber& f = machine.me();
+  f.state = state, f.site = site;
+  to_scheduler(f);
+}
+
+void resume(Fiber& f) {
+  current = &f;
+  sanitize::leaving(machine.host, f.stack, false);
+  switch_stack(&machine.host.pointer, f.stack.pointer);
+  sanitize::arrived(machine.host, nullptr);
+  current = nullptr;
+}
+
+void complete_cluster_barrier() {
+  Cluster& c = machine.cluster;
+  if (c.arrived == 0 || c.arrived < c.alive) return;
+  c.arrived = 0, ++c.phase;
+  for (Fiber& f : machine.fibers)
+    if (f.state == State::at_cluster_barrier) f.state = State::ready;
+}
+
+// The bottom of every fiber's stack.
+void fiber_main() {
+  sanitize::arrived(machine.me().stack, &machine.host);
+  machine.body(machine.arguments);
+  Fiber& f = machine.me();
+  if (f.owes_wait) fail(f.site, "a thread arrived at a cluster barrier and returned without waiting");
+  sanitize::release(&machine.launch_ended);
+  sanitize::release(&machine.team().ended);
+  {
+    Quiet quiet;
+    f.state = State::returned;
+    --machine.cluster.alive;
+    complete_cluster_barrier();
+  }
+  if (--f.block->alive == 0) {
+    sanitize::acquire(&machine.team().ended);
+    end_block(*f.block, grid->shared_bytes, machine.cluster.alive > 0);
+  }
+  Quiet quiet;
+  to_scheduler(f);
+}
+
+std::string where(const Fiber& f) {
+  const uint3 b = f.block->index;
+  std::string text = "block (" + std::to_string(b.x) + ", " + std::to_string(b.y) + ", " + std::to_string(b.z) +
+                     ") thread " + std::to_string(f.linear);
+  if (f.site.file) text += " at " + std::string(f.site.file) + ":" + std::to_string(f.site.line);
+  return text;
+}
+
+[[noreturn]] void deadlock() {
+  size_t waiting = 0;
+  const Fiber* first = nullptr;
+  for (const Fiber& f : machine.fibers)
+    if (f.state != State::returned) ++waiting, first = first ? first : &f;
+  throw std::runtime_error(std::string("deadlock in ") + grid->kernel + ": " + where(*first) + " waits, as do " +
+                           std::to_string(waiting - 1) + " others; " + std::to_string(machine.fibers.size() - waiting) +
+                           " have returned");
+}
+
+// HETKERN_EMULATION_SEED=n lets the threads take turns in a random order: what depends on the order shows in the values.
+void shuffle_if_asked(std::vector<unsigned>& order) {
+  static const char* const seed = std::getenv("HETKERN_EMULATION_SEED");
+  static std::mt19937 random(seed ? static_cast<unsigned>(std::atoi(seed)) : 0);
+  if (seed) std::shuffle(order.begin(), order.end(), random);
+}
+
+// Runs the resident threads until all have returned.
+void run_resident() {
+  std::vector<unsigned> order(machine.fibers.size());
+  for (unsigned i = 0; i < order.size(); ++i) order[i] = i;
+  for (int idle = 0; machine.cluster.alive;) {
+    shuffle_if_asked(order);
+    bool ran = false, moved = false;
+    for (const unsigned i : order) {
+      Fiber& f = machine.fibers[i];
+      if (f.state != State::ready && f.state != State::spinning) continue;
+      const bool spun = f.state == State::spinning;
+      f.state = State::ready, ran = true;
+      resume(f);
+      if (machine.error) std::rethrow_exception(machine.error);
+      moved |= !(spun && f.state == State::spinning);
+    }
+    idle = moved ? 0 : idle + 1;
+    if (!ran || idle > 100) deadlock();
+  }
+}
+
+// ---- Launch. ---------------------------------------------------------------------------------------------------------------
+
+void make_resident(unsigned first, unsigned count) {
+  const dim3 g = grid->blocks, t = grid->threads;
+  const unsigned threads = machine.block_threads();
+  machine.stacks.hold(size_t{count} * threads);
+  machine.blocks.assign(count, {});
+  machine.teams.clear(), machine.teams.resize(count);
+  machine.fibers.assign(size_t{count} * threads, {});
+  machine.cluster = {};
+  machine.cluster.alive = count * threads;
+  for (unsigned b = 0; b < count; ++b) {
+    const unsigned i = first + b;
+    machine.blocks[b] = {{i % g.x, i / g.x % g.y, i / (g.x * g.y)}, b, threads, nullptr};
+    machine.teams[b].warps.resize((threads + 31) / 32);
+    begin_block(machine.blocks[b], grid->shared_bytes);
+  }
+  for (unsigned i = 0; i < machine.fibers.size(); ++i) {
+    Fiber& f = machine.fibers[i];
+    const unsigned n = i % threads;
+    static_cast<Thread&>(f) = {
+        {n % t.x, n / t.x % t.y, n / (t.x * t.y)}, n, n / 32, n % 32, i, &machine.blocks[i / threads]};
+    f.state = State::ready;
+    f.stack.low = machine.stacks.low(i), f.stack.size = Stacks::size();
+    sanitize::created(f.stack);
+    void** top = reinterpret_cast<void**>(f.stack.low + f.stack.size) - 2;  // aligned as at a function's entry
+    *--top = nullptr;
+    *--top = reinterpret_cast<void*>(&fiber_main);
+    top -= 6;  // the registers that switch_stack pops
+    f.stack.pointer = top;
+  }
+}
+
+[[noreturn]] void bad_launch(const Grid& g, const std::string& why) {
+  throw std::runtime_error(std::string("hetkern: launch of ") + g.kernel + ": " + why);
+}
+
+void check_limits(const Grid& g) {
+  const unsigned threads = g.threads.x * g.threads.y * g.threads.z, most = 227 * 1024;
+  if (threads == 0 || threads > 1024 || g.threads.z > 64)
+    bad_launch(g, "wanted 1 to 1024 threads a block, got " + std::to_string(threads));
+  if (g.blocks.x == 0 || g.blocks.y == 0 || g.blocks.z == 0 || g.blocks.y > 65535 || g.blocks.z > 65535)
+    bad_launch(g, "wanted a grid of 1 to 65535 blocks along y and z, and one along x at least");
+  if (g.shared_bytes > most)
+    bad_launch(
+        g, "wanted at most " + std::to_string(most) + " bytes of shared memory, got " + std::to_string(g.shared_bytes));
+  if (g.cluster == 0 || g.cluster > 16 || g.blocks.x % g.cluster)
+    bad_launch(g, "wanted clusters of 1 to 16 blocks that divide the grid's x, got " + std::to_string(g.cluster));
+  if (g.cluster * threads > kMostResident)
+    bad_launch(g, "a cluster of " + std::to_string(g.cluster * threads) +
+                      " threads is too much for the emulation, which runs " + std::to_string(kMostResident) +
+                      " together");
+}
+
+}  // namespace
+
+void run(const Grid& launched, void (*body)(const void*), const void* arguments, size_t argument_bytes) {
+  static std::mutex one_at_a_time;
+  const std::lock_guard<std::mutex> lock(one_at_a_time);
+  check_limits(launched);
+  Quiet quiet;
+  grid = &launched;
+  machine.body = body, machine.arguments = arguments, machine.error = nullptr;
+  sanitize::adopt(machine.host);
+  traffic::begin_launch(launched, arguments, argument_bytes);
+  const auto end_group = [] {
+    for (Fiber& f : machine.fibers) sanitize::ended(f.stack);
+    for (Block& b : machine.blocks) release_block(b);
+    forget_copies();
+    machine.fibers.clear();
+    current = nullptr;
+  };
+  const unsigned blocks = launched.blocks.x * launched.blocks.y * launched.blocks.z;
+  for (unsigned first = 0; first < blocks; first += launched.cluster) {
+    make_resident(first, launched.cluster);
+    try {
+      run_resident();
+    } catch (...) {
+      end_group();
+      throw;
+    }
+    end_group();
+  }
+  sanitize::acquire(&machine.launch_ended);
+}
+
+Block* block_of_rank(unsigned rank) { return rank < machine.blocks.size() ? &machine.blocks[rank] : nullptr; }
+
+void abandon_launch(std::exception_ptr error) {
+  Fiber& f = machine.me();
+  machine.error = std::move(error);
+  f.state = State::returned;
+  to_scheduler(f);
+  __builtin_unreachable();
+}
+
+// ---- Waiting. --------------------------------------------------------------------------------------------------------------
+
+namespace {
+bool same(Site a, Site b) { return a.line == b.line && std::strcmp(a.file, b.file) == 0; }
+}  // namespace
+
+int block_barrier(Site site, Vote vote, bool mine) {
+  BlockBarrier& b = machine.team().barrier;
+  const unsigned phase = b.phase % 2;
+  {
+    Quiet quiet;
+    if (b.arrived == 0)
+      b.first = site, b.vote[phase] = vote == Vote::all;
+    else if (!same(b.first, site))
+      fail(site, "divergent __syncthreads: other threads of the block wait at %s:%d", b.first.file, b.first.line);
+  }
+  int& sum = b.vote[phase];
+  sum = vote == Vote::all ? sum && mine : vote == Vote::any ? sum || mine : sum + mine;
+  sanitize::release(&b.order[phase]);
+  Quiet quiet;
+  if (++b.arrived == machine.block_threads()) {
+    b.arrived = 0, ++b.phase;
+    const unsigned first = current->block->rank * machine.block_threads();
+    for (unsigned i = first; i < first + machine.block_threads(); ++i)
+      if (machine.fibers[i].state == State::at_block_barrier) machine.fibers[i].state = State::ready;
+  } else {
+    wait_as(State::at_block_barrier, site);
+  }
+  sanitize::acquire(&b.order[phase]);
+  return sum;
+}
+
+namespace {
+
+// Brings a value to the lanes of mask; returns once all are there, with the phase that holds their values.
+Exchange& meet(unsigned mask, const void* mine, size_t size, Site site, unsigned& phase, bool orders) {
+  const unsigned lane = current->lane, warp = current->warp;
+  if (!(mask >> lane & 1)) fail(site, "a warp operation's mask %08x leaves out lane %u, which calls it", mask, lane);
+  const unsigned lanes = std::min(32u, machine.block_threads() - warp * 32);
+  if (lanes < 32) mask &= (1u << lanes) - 1;
+  auto& known = machine.team().warps[warp];
+  auto it = std::find_if(known.begin(), known.end(), [&](const auto& e) { return e->mask == mask; });
+  if (it == known.end()) it = known.insert(it, std::make_unique<Exchange>()), (*it)->mask = mask;
+  Exchange& e = **it;
+  phase = e.phase % 2;
+  if (e.arrived == 0)
+    e.first = site;
+  else if (!same(e.first, site))
+    fail(site, "a warp operation diverges: other lanes wait at %s:%d", e.first.file, e.first.line);
+  if (size) std::memcpy(e.value[phase][lane], mine, size);
+  if (orders) sanitize::release(&e.order[phase]);
+  e.arrived |= 1u << lane;
+  if (e.arrived == mask) {
+    e.arrived = 0, ++e.phase;
+    const unsigned first = current->block->rank * machine.block_threads() + warp * 32;
+    for (unsigned i = first; i < first + lanes; ++i) {
+      Fiber& f = machine.fibers[i];
+      if (f.state == State::at_exchange && f.mask == mask) f.state = State::ready;
+    }
+  } else {
+    machine.me().mask = mask;
+    wait_as(State::at_exchange, site);
+  }
+  if (orders) sanitize::acquire(&e.order[phase]);
+  return e;
+}
+
+}  // namespace
+
+void exchange(unsigned mask, const void* mine, void* taken, size_t size, unsigned source, Site site) {
+  Quiet quiet;
+  unsigned phase;
+  const Exchange& e = meet(mask, mine, size, site, phase, false);
+  if (!(e.mask >> source & 1))
+    fail(site, "a shuffle takes lane %u's value, and mask %08x has no such lane", source, e.mask);
+  std::memcpy(taken, e.value[phase][source], size);
+}
+
+unsigned ballot(unsigned mask, bool mine, Site site) {
+  Quiet quiet;
+  unsigned phase, votes = 0;
+  const Exchange& e = meet(mask, &mine, 1, site, phase, false);
+  for (unsigned lane = 0; lane < 32; ++lane)
+    if (e.mask >> lane & 1) votes |= static_cast<unsigned>(e.value[phase][lane][0]) << lane;
+  return votes;
+}
+
+void warp_barrier(unsigned mask, Site site) {
+  Quiet quiet;
+  unsigned phase;
+  meet(mask, nullptr, 0, site, phase, true);
+}
+
+void cluster_arrive(Site site) {
+  Fiber& f = machine.me();
+  if (f.owes_wait) fail(site, "a thread arrives at a cluster barrier again without having waited");
+  f.site = site, f.owes_wait = true;
+  Cluster& c = machine.cluster;
+  f.clusters_arrived = c.phase;
+  sanitize::release(&c.order[c.phase % 2]);
+  Quiet quiet;
+  ++c.arrived;
+  complete_cluster_barrier();
+}
+
+void cluster_wait(Site site) {
+  Fiber& f = machine.me();
+  if (!f.owes_wait) fail(site, "a thread waits at a cluster barrier without having arrived");
+  const Cluster& c = machine.cluster;
+  {
+    Quiet quiet;
+    while (c.phase == f.clusters_arrived) wait_as(State::at_cluster_barrier, site);
+  }
+  f.owes_wait = false;
+  sanitize::acquire(&c.order[f.clusters_arrived % 2]);
+}
+
+unsigned clusters_passed() { return machine.cluster.phase; }
+
+void yield(Site site) {
+  Quiet quiet;
+  wait_as(State::spinning, site);
+}
+
+void order_release(const void* address) { sanitize::release(address); }
+void order_acquire(const void* address) { sanitize::acquire(address); }
+
+}  // namespace hetkern::emulation
