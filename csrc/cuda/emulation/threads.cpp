@@ -64,6 +64,7 @@ class Stacks {
     memory_ = static_cast<char*>(
         mmap(nullptr, count * kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
     if (memory_ == MAP_FAILED) memory_ = nullptr, count_ = 0, throw std::bad_alloc();
+    if (sanitize::kThread) return;  // too many mappings, too often
     for (size_t i = 0; i < count; ++i) mprotect(memory_ + i * kStack, kGuard, PROT_NONE);
   }
   char* low(size_t i) const { return memory_ + i * kStack + kGuard; }
@@ -113,6 +114,7 @@ struct Machine {
   void (*body)(const void*) = nullptr;
   const void* arguments = nullptr;
   char launch_ended = 0;
+  bool failed = false;
 
   unsigned block_threads() const { return grid->threads.x * grid->threads.y * grid->threads.z; }
   Fiber& me() { return static_cast<Fiber&>(*current); }
@@ -122,15 +124,25 @@ Machine machine;
 
 // ---- Taking turns. ---------------------------------------------------------------------------------------------------------
 
+void end_early(Fiber& f);
+
 void to_scheduler(Fiber& from) {
   sanitize::leaving(from.stack, machine.host, from.state == State::returned);
   switch_stack(&from.stack.pointer, machine.host.pointer);
   sanitize::arrived(from.stack, &machine.host);
+  if (machine.failed) end_early(from);
 }
 
 void wait_as(State state, Site site) {
   Fiber& f = machine.me();
   f.state = state, f.site = site;
+  to_scheduler(f);
+}
+
+// The launch has failed elsewhere. What this thread did is over for whoever comes after the launch.
+void end_early(Fiber& f) {
+  f.state = State::returned;
+  sanitize::release(&machine.launch_ended);
   to_scheduler(f);
 }
 
@@ -153,6 +165,7 @@ void complete_cluster_barrier() {
 // The bottom of every fiber's stack.
 void fiber_main() {
   sanitize::arrived(machine.me().stack, &machine.host);
+  if (machine.failed) end_early(machine.me());
   machine.body(machine.arguments);
   Fiber& f = machine.me();
   if (f.owes_wait) fail(f.site, "a thread arrived at a cluster barrier and returned without waiting");
@@ -168,7 +181,6 @@ void fiber_main() {
     sanitize::acquire(&machine.team().ended);
     end_block(*f.block, grid->shared_bytes, machine.cluster.alive > 0);
   }
-  Quiet quiet;
   to_scheduler(f);
 }
 
@@ -280,13 +292,18 @@ void run(const Grid& launched, void (*body)(const void*), const void* arguments,
   check_limits(launched);
   Quiet quiet;
   grid = &launched;
-  machine.body = body, machine.arguments = arguments, machine.error = nullptr;
+  machine.body = body, machine.arguments = arguments, machine.error = nullptr, machine.failed = false;
   sanitize::adopt(machine.host);
   traffic::begin_launch(launched, arguments, argument_bytes);
-  const auto end_group = [] {
-    for (Fiber& f : machine.fibers) sanitize::ended(f.stack);
+  const auto end_group = [](bool finished) {
+    machine.failed = !finished;
+    for (Fiber& f : machine.fibers)
+      if (sanitize::kThread && f.state != State::returned) resume(f);
+    if (finished)  // TSan takes no fiber back that has stopped inside a Quiet
+      for (Fiber& f : machine.fibers) sanitize::ended(f.stack);
     for (Block& b : machine.blocks) release_block(b);
     forget_copies();
+    if (!finished) sanitize::acquire(&machine.launch_ended);
     machine.fibers.clear();
     current = nullptr;
   };
@@ -296,12 +313,12 @@ void run(const Grid& launched, void (*body)(const void*), const void* arguments,
     try {
       run_resident();
     } catch (...) {
-      end_group();
+      end_group(false);
       throw;
     }
-    end_group();
+    end_group(true);
   }
-  sanitize::acquire(&machine.launch_ended);
+  sanitize::acquire(&machine.launch_ended);  // not earlier: blocks are in no order
 }
 
 Block* block_of_rank(unsigned rank) { return rank < machine.blocks.size() ? &machine.blocks[rank] : nullptr; }
@@ -309,8 +326,7 @@ Block* block_of_rank(unsigned rank) { return rank < machine.blocks.size() ? &mac
 void abandon_launch(std::exception_ptr error) {
   Fiber& f = machine.me();
   machine.error = std::move(error);
-  f.state = State::returned;
-  to_scheduler(f);
+  end_early(f);
   __builtin_unreachable();
 }
 
