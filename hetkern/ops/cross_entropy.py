@@ -62,6 +62,7 @@ _BACKWARD = (
     "float softcap, float z_loss"
 )
 _OPS = register(
+    "cross_entropy",
     Op(
         f"cross_entropy({_FORWARD}) -> (Tensor loss, Tensor saved, Tensor divisors)",
         _fake,

@@ -46,6 +46,7 @@ _SCORES = (
     "bool causal, bool log"
 )
 _OPS = register(
+    "softmax",
     Op(
         f"softmax({_SCORES}) -> Tensor",
         _fake,
