@@ -67,6 +67,7 @@ class Stacks {
     if (sanitize::kThread) return;  // too many mappings, too often
     for (size_t i = 0; i < count; ++i) mprotect(memory_ + i * kStack, kGuard, PROT_NONE);
   }
+  bool has(const void* p) const { return p >= memory_ && p < memory_ + count_ * kStack; }
   char* low(size_t i) const { return memory_ + i * kStack + kGuard; }
   static constexpr size_t size() { return kStack - kGuard; }
 
@@ -452,6 +453,11 @@ unsigned clusters_passed() { return machine.cluster.phase; }
 void yield(Site site) {
   Quiet quiet;
   wait_as(State::spinning, site);
+}
+
+bool traffic::is_machinery(const void* p) {
+  const auto in = [p](const auto& v) { return p >= v.data() && p < v.data() + v.size(); };
+  return machine.stacks.has(p) || in(machine.fibers) || in(machine.blocks);
 }
 
 void order_release(const void* address) { sanitize::release(address); }
