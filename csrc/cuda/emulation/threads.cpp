@@ -1,4 +1,4 @@
-// Fibers, barriers, warp exchanges, clusters, launches.                                                      (words: threads.h)
+// Fibers, their turns, launches.                                                      (words: threads.h)
 #include "threads.h"
 
 #include <sys/mman.h>
@@ -6,15 +6,14 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
-#include <memory>
 #include <mutex>
 #include <random>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "machine.h"
 #include "memory.h"
-#include "sanitizers.h"
 #include "traffic.h"
 
 #if !defined(__x86_64__)
@@ -25,6 +24,18 @@ namespace hetkern::emulation {
 
 const Grid* grid = nullptr;
 Thread* current = nullptr;
+Machine machine;
+
+void Stacks::hold(size_t count) {
+  if (count <= count_ && !sanitize::kThread) return;
+  if (memory_) munmap(memory_, count_ * kStack);
+  count_ = count;
+  memory_ = static_cast<char*>(
+      mmap(nullptr, count * kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+  if (memory_ == MAP_FAILED) memory_ = nullptr, count_ = 0, throw std::bad_alloc();
+  if (sanitize::kThread) return;  // too many mappings, too often
+  for (size_t i = 0; i < count; ++i) mprotect(memory_ + i * kStack, kGuard, PROT_NONE);
+}
 
 namespace {
 
@@ -32,19 +43,7 @@ using sanitize::Quiet;
 
 // ---- Fibers. ---------------------------------------------------------------------------------------------------------------
 
-constexpr size_t kStack = 256 << 10, kGuard = 4096;
 constexpr unsigned kMostResident = sanitize::kThread ? 8000 : 16 * 1024;  // TSan knows no more
-
-enum class State : char { ready, at_block_barrier, at_exchange, at_cluster_barrier, spinning, returned };
-
-struct Fiber : Thread {
-  sanitize::Stack stack;
-  State state;
-  Site site;
-  unsigned mask;              // of the exchange that it waits for
-  unsigned clusters_arrived;  // barriers
-  bool owes_wait;             // has arrived and not waited
-};
 
 // Saves what a call must preserve, and goes on where the other stack stopped.
 __attribute__((naked, noinline)) void switch_stack(void** /*save*/, void* /*to*/) {
@@ -52,76 +51,6 @@ __attribute__((naked, noinline)) void switch_stack(void** /*save*/, void* /*to*/
       "mov %rsp, (%rdi)\n mov %rsi, %rsp\n"
       "pop %r15\n pop %r14\n pop %r13\n pop %r12\n pop %rbx\n pop %rbp\n ret\n");
 }
-
-// Stacks side by side, a guard page below each. For TSan they are new for each group of blocks: a stack used before would look
-// like a race between blocks that nothing orders.
-class Stacks {
- public:
-  void hold(size_t count) {
-    if (count <= count_ && !sanitize::kThread) return;
-    if (memory_) munmap(memory_, count_ * kStack);
-    count_ = count;
-    memory_ = static_cast<char*>(
-        mmap(nullptr, count * kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
-    if (memory_ == MAP_FAILED) memory_ = nullptr, count_ = 0, throw std::bad_alloc();
-    if (sanitize::kThread) return;  // too many mappings, too often
-    for (size_t i = 0; i < count; ++i) mprotect(memory_ + i * kStack, kGuard, PROT_NONE);
-  }
-  bool has(const void* p) const { return p >= memory_ && p < memory_ + count_ * kStack; }
-  char* low(size_t i) const { return memory_ + i * kStack + kGuard; }
-  static constexpr size_t size() { return kStack - kGuard; }
-
- private:
-  char* memory_ = nullptr;
-  size_t count_ = 0;
-};
-
-// ---- Barriers. -------------------------------------------------------------------------------------------------------------
-
-struct BlockBarrier {
-  unsigned arrived = 0, phase = 0;
-  Site first{};
-  int vote[2] = {};
-  char order[2] = {};  // addresses for TSan
-};
-
-// One set of lanes that exchange values; two phases, so that a fast lane cannot overwrite what a slow one has yet to read.
-struct Exchange {
-  unsigned mask = 0, arrived = 0, phase = 0;
-  Site first{};
-  char order[2] = {};
-  alignas(16) unsigned char value[2][32][16];
-};
-
-struct Team {  // what a block's threads share
-  BlockBarrier barrier;
-  std::vector<std::vector<std::unique_ptr<Exchange>>> warps;
-  char ended = 0;
-};
-
-struct Cluster {
-  unsigned arrived = 0, phase = 0, alive = 0;
-  char order[2] = {};
-};
-
-struct Machine {
-  std::vector<Fiber> fibers;
-  std::vector<Block> blocks;
-  std::vector<Team> teams;
-  Cluster cluster;
-  sanitize::Stack host;
-  Stacks stacks;
-  std::exception_ptr error;
-  void (*body)(const void*) = nullptr;
-  const void* arguments = nullptr;
-  char launch_ended = 0;
-  bool failed = false;
-
-  unsigned block_threads() const { return grid->threads.x * grid->threads.y * grid->threads.z; }
-  Fiber& me() { return static_cast<Fiber&>(*current); }
-  Team& team() { return teams[current->block->rank]; }
-};
-Machine machine;
 
 // ---- Taking turns. ---------------------------------------------------------------------------------------------------------
 
@@ -132,12 +61,6 @@ void to_scheduler(Fiber& from) {
   switch_stack(&from.stack.pointer, machine.host.pointer);
   sanitize::arrived(from.stack, &machine.host);
   if (machine.failed) end_early(from);
-}
-
-void wait_as(State state, Site site) {
-  Fiber& f = machine.me();
-  f.state = state, f.site = site;
-  to_scheduler(f);
 }
 
 // The launch has failed elsewhere. What this thread did is over for whoever comes after the launch.
@@ -153,14 +76,6 @@ void resume(Fiber& f) {
   switch_stack(&machine.host.pointer, f.stack.pointer);
   sanitize::arrived(machine.host, nullptr);
   current = nullptr;
-}
-
-void complete_cluster_barrier() {
-  Cluster& c = machine.cluster;
-  if (c.arrived == 0 || c.arrived < c.alive) return;
-  c.arrived = 0, ++c.phase;
-  for (Fiber& f : machine.fibers)
-    if (f.state == State::at_cluster_barrier) f.state = State::ready;
 }
 
 // The bottom of every fiber's stack.
@@ -230,6 +145,16 @@ void run_resident() {
     if (!ran || idle > 100) deadlock();
   }
 }
+
+}  // namespace
+
+void wait_as(State state, Site site) {
+  Fiber& f = machine.me();
+  f.state = state, f.site = site;
+  to_scheduler(f);
+}
+
+namespace {
 
 // ---- Launch. ---------------------------------------------------------------------------------------------------------------
 
@@ -330,125 +255,6 @@ void abandon_launch(std::exception_ptr error) {
   end_early(f);
   __builtin_unreachable();
 }
-
-// ---- Waiting. --------------------------------------------------------------------------------------------------------------
-
-namespace {
-bool same(Site a, Site b) { return a.line == b.line && std::strcmp(a.file, b.file) == 0; }
-}  // namespace
-
-int block_barrier(Site site, Vote vote, bool mine) {
-  BlockBarrier& b = machine.team().barrier;
-  const unsigned phase = b.phase % 2;
-  {
-    Quiet quiet;
-    if (b.arrived == 0)
-      b.first = site, b.vote[phase] = vote == Vote::all;
-    else if (!same(b.first, site))
-      fail(site, "divergent __syncthreads: other threads of the block wait at %s:%d", b.first.file, b.first.line);
-  }
-  int& sum = b.vote[phase];
-  sum = vote == Vote::all ? sum && mine : vote == Vote::any ? sum || mine : sum + mine;
-  sanitize::release(&b.order[phase]);
-  Quiet quiet;
-  if (++b.arrived == machine.block_threads()) {
-    b.arrived = 0, ++b.phase;
-    const unsigned first = current->block->rank * machine.block_threads();
-    for (unsigned i = first; i < first + machine.block_threads(); ++i)
-      if (machine.fibers[i].state == State::at_block_barrier) machine.fibers[i].state = State::ready;
-  } else {
-    wait_as(State::at_block_barrier, site);
-  }
-  sanitize::acquire(&b.order[phase]);
-  return sum;
-}
-
-namespace {
-
-// Brings a value to the lanes of mask; returns once all are there, with the phase that holds their values.
-Exchange& meet(unsigned mask, const void* mine, size_t size, Site site, unsigned& phase, bool orders) {
-  const unsigned lane = current->lane, warp = current->warp;
-  if (!(mask >> lane & 1)) fail(site, "a warp operation's mask %08x leaves out lane %u, which calls it", mask, lane);
-  const unsigned lanes = std::min(32u, machine.block_threads() - warp * 32);
-  if (lanes < 32) mask &= (1u << lanes) - 1;
-  auto& known = machine.team().warps[warp];
-  auto it = std::find_if(known.begin(), known.end(), [&](const auto& e) { return e->mask == mask; });
-  if (it == known.end()) it = known.insert(it, std::make_unique<Exchange>()), (*it)->mask = mask;
-  Exchange& e = **it;
-  phase = e.phase % 2;
-  if (e.arrived == 0)
-    e.first = site;
-  else if (!same(e.first, site))
-    fail(site, "a warp operation diverges: other lanes wait at %s:%d", e.first.file, e.first.line);
-  if (size) std::memcpy(e.value[phase][lane], mine, size);
-  if (orders) sanitize::release(&e.order[phase]);
-  e.arrived |= 1u << lane;
-  if (e.arrived == mask) {
-    e.arrived = 0, ++e.phase;
-    const unsigned first = current->block->rank * machine.block_threads() + warp * 32;
-    for (unsigned i = first; i < first + lanes; ++i) {
-      Fiber& f = machine.fibers[i];
-      if (f.state == State::at_exchange && f.mask == mask) f.state = State::ready;
-    }
-  } else {
-    machine.me().mask = mask;
-    wait_as(State::at_exchange, site);
-  }
-  if (orders) sanitize::acquire(&e.order[phase]);
-  return e;
-}
-
-}  // namespace
-
-void exchange(unsigned mask, const void* mine, void* taken, size_t size, unsigned source, Site site) {
-  Quiet quiet;
-  unsigned phase;
-  const Exchange& e = meet(mask, mine, size, site, phase, false);
-  if (!(e.mask >> source & 1))
-    fail(site, "a shuffle takes lane %u's value, and mask %08x has no such lane", source, e.mask);
-  std::memcpy(taken, e.value[phase][source], size);
-}
-
-unsigned ballot(unsigned mask, bool mine, Site site) {
-  Quiet quiet;
-  unsigned phase, votes = 0;
-  const Exchange& e = meet(mask, &mine, 1, site, phase, false);
-  for (unsigned lane = 0; lane < 32; ++lane)
-    if (e.mask >> lane & 1) votes |= static_cast<unsigned>(e.value[phase][lane][0]) << lane;
-  return votes;
-}
-
-void warp_barrier(unsigned mask, Site site) {
-  Quiet quiet;
-  unsigned phase;
-  meet(mask, nullptr, 0, site, phase, true);
-}
-
-void cluster_arrive(Site site) {
-  Fiber& f = machine.me();
-  if (f.owes_wait) fail(site, "a thread arrives at a cluster barrier again without having waited");
-  f.site = site, f.owes_wait = true;
-  Cluster& c = machine.cluster;
-  f.clusters_arrived = c.phase;
-  sanitize::release(&c.order[c.phase % 2]);
-  Quiet quiet;
-  ++c.arrived;
-  complete_cluster_barrier();
-}
-
-void cluster_wait(Site site) {
-  Fiber& f = machine.me();
-  if (!f.owes_wait) fail(site, "a thread waits at a cluster barrier without having arrived");
-  const Cluster& c = machine.cluster;
-  {
-    Quiet quiet;
-    while (c.phase == f.clusters_arrived) wait_as(State::at_cluster_barrier, site);
-  }
-  f.owes_wait = false;
-  sanitize::acquire(&c.order[f.clusters_arrived % 2]);
-}
-
-unsigned clusters_passed() { return machine.cluster.phase; }
 
 void yield(Site site) {
   Quiet quiet;

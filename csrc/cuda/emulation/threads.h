@@ -1,4 +1,4 @@
-// CUDA's threads on one CPU thread: each is a fiber that runs until it must wait for others.            (bodies: threads.cpp)
+// CUDA's threads on one CPU thread: each is a fiber that runs until it must wait for others.            (bodies: threads.cpp, barriers.cpp)
 //
 // Resident together is one block, or one cluster of blocks. A barrier met at two places, a wait that nobody ends and a shuffle
 // from a lane that takes no part are refused, with block, thread and line. Stricter than hardware: a thread that has returned
