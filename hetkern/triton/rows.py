@@ -47,10 +47,13 @@ def columns(row, operand, sizes, start, lanes):
 
 @triton.jit
 def tree_sum(x, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """Sum of each row of a (ROWS, BLOCK) tile: column j with column j + half, halving."""
+    """Sum of each row of a (ROWS, BLOCK) tile: neighbours in pairs, then neighbouring pairs, …
+
+    In this order the first steps stay in a thread that has loaded 16 bytes, and the next in a warp.
+    """
     for i in tl.static_range(1, 24):
         if (BLOCK >> i) > 0:
-            x = tl.sum(tl.reshape(x, [ROWS, 2, BLOCK >> i]), 1)
+            x = tl.sum(tl.reshape(x, [ROWS, BLOCK >> i, 2]), 2)
     return tl.reshape(x, [ROWS])
 
 
