@@ -25,6 +25,7 @@ import importlib
 import os
 import runpy
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -142,6 +143,8 @@ def _check_memory(interpreter: Any, language: Any) -> None:
     def width(pointer: Any) -> int:
         return max(1, pointer.get_element_ty().primitive_bitwidth // 8)
 
+    one_at_a_time = threading.RLock()  # there is one grid, and one memory
+
     def announce(self: Any, args: Any, kwargs: Any) -> Any:
         host_args, host_kwargs = to_host(self, args, kwargs)
         named = [*zip(self.arg_names, host_args, strict=False), *host_kwargs.items()]
@@ -155,8 +158,11 @@ def _check_memory(interpreter: Any, language: Any) -> None:
         if warps not in (1, 2, 4, 8, 16, 32):
             raise KernelError(f"{self.fn.__name__}: num_warps: wanted a power of two, got {warps}")
         try:
-            with numpy.errstate(all="ignore"):
-                return call(self, *args, **kwargs)
+            with one_at_a_time, numpy.errstate(all="ignore"):
+                try:
+                    return call(self, *args, **kwargs)
+                finally:
+                    memory.finish()
         except interpreter.InterpreterError as error:
             cause: BaseException | None = error
             while cause is not None and not isinstance(cause, KernelError | NotImplementedError):
@@ -164,8 +170,6 @@ def _check_memory(interpreter: Any, language: Any) -> None:
             if cause is None:
                 raise
             raise cause from None
-        finally:
-            memory.finish()
 
     def checked_load(self: Any, pointers: Any, mask: Any, *rest: Any, **more: Any) -> Any:
         memory.access("load", pointers.data, mask.data, width(pointers), self)

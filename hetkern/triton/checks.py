@@ -33,8 +33,8 @@ def check_float(op: str, name: str, t: Tensor) -> None:
     """ValueError unless ``t`` is a float; float64, which Triton's kernels lack, by name."""
     if t.dtype == torch.float64:
         raise NotImplementedError(
-            f"hetkern::{op}: {name}: the Triton kernels have no float64: take impl='cpu', 'cuda' "
-            "or 'reference'"
+            f"hetkern::{op}: {name}: wanted float32, float16 or bfloat16 of impl='triton', got "
+            "float64: its kernels have no float64"
         )
     if t.dtype not in FLOATS:
         value_error(op, name, "float32, float64, float16 or bfloat16", name_of(t.dtype))
