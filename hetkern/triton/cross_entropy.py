@@ -38,7 +38,8 @@ def plan(M: int, N: int, dtype: torch.dtype) -> dict[str, Any]:
     """In what tiles a row is read: its bits depend on ``block``, and so on N alone."""
     block = min(next_power_of_2(N), LOOPED)
     path = "kept" if N <= LOOPED else "looped"
-    return {"path": path, "block": block, "rows": rows_per_program(block), "warps": 4}
+    rows = rows_per_program(block)
+    return {"path": path, "block": block, "rows": rows, "warps": 8 if rows * block >= 2048 else 4}
 
 
 def _numbers(

@@ -54,7 +54,7 @@ def plan(M: int, N: int, dtype: torch.dtype) -> dict[str, Any]:
     """Which kernel runs and in what tiles: a row's bits depend on ``block``, and so on N alone."""
     block = next_power_of_2(N) if N <= KEPT else LOOPED
     rows = rows_per_program(block)
-    warps = {16384: 16, 8192: 8}.get(block, 8 if N > KEPT else 4)
+    warps = 16 if block > LOOPED else 8 if block == LOOPED else 4
     path = "kept" if N <= KEPT else "looped"
     return {"path": path, "block": block, "rows": rows, "warps": warps}
 
