@@ -21,6 +21,13 @@ It needs torch and pytest alone, not hetkern's native library, and works on oper
 
 from hetkern.testing.budget import assert_close_to_exact
 from hetkern.testing.check import Case, Summary, check_op
+from hetkern.testing.emulation import (
+    EmulatedKernel,
+    EmulationError,
+    emulate_cuda,
+    emulated_cuda,
+    why_no_emulation,
+)
 from hetkern.testing.guard import Guarded, assert_stays_inside
 from hetkern.testing.implementations import IMPLEMENTATIONS, Implementation
 from hetkern.testing.random_cases import check_seed
@@ -28,6 +35,8 @@ from hetkern.testing.random_cases import check_seed
 __all__ = [
     "IMPLEMENTATIONS",
     "Case",
+    "EmulatedKernel",
+    "EmulationError",
     "Guarded",
     "Implementation",
     "Summary",
@@ -35,4 +44,7 @@ __all__ = [
     "assert_stays_inside",
     "check_op",
     "check_seed",
+    "emulate_cuda",
+    "emulated_cuda",
+    "why_no_emulation",
 ]
