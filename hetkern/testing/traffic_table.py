@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from collections import defaultdict
@@ -109,7 +110,8 @@ class Traffic:
         head = ("line", "memory", "op", "requests", "width", "lanes", "cost", "ideal", "")
         table = [head] + [
             (
-                r.line, r.memory, r.op, str(r.requests), str(r.width), f"{r.lanes / r.requests:.1f}",
+                r.line, r.memory, r.op, str(r.requests), str(r.width),
+                f"{r.lanes / r.requests:.1f}",
                 f"{r.cost / r.requests:.2f}", f"{r.ideal / r.requests:.2f}",
                 f"<- {r.remark}" if r.remark else "",
             )
@@ -130,7 +132,7 @@ class Traffic:
 
 
 def _source_lines(binary: Path, offsets: list[str]) -> dict[str, str]:
-    """The innermost line outside the emulation for each instruction; offsets where it is unknown."""
+    """The innermost line outside the emulation for each instruction; its offset if unknown."""
     addr2line = shutil.which("addr2line")
     if addr2line is None or not offsets:
         return {offset: f"+{offset}" for offset in offsets}
@@ -143,7 +145,7 @@ def _source_lines(binary: Path, offsets: list[str]) -> dict[str, str]:
     for line in out.splitlines():
         if line.startswith("0x"):
             address = f"{int(line, 16) + 1:x}"
-        elif address not in found and "/emulation/" not in line and not line.startswith("?"):
+        elif address not in found and not re.search(r"cuda/(device/\.\./)?emulation/|^\?", line):
             place = line.split(" ")[0]
             found[address] = "/".join(place.split("/")[-1:])
     return {offset: found.get(offset, f"+{offset}") for offset in offsets}
