@@ -1,5 +1,8 @@
 """The traffic counter sees what a profiler would: one planted bug for each of its remarks."""
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,7 +10,8 @@ import torch
 
 from hetkern.testing.emulation import EmulatedKernel, emulate_cuda
 from hetkern.testing.emulation_build import compiler, cuda_headers
-from hetkern.testing.traffic_table import Traffic
+from hetkern.testing.traffic import occupancy
+from hetkern.testing.traffic_table import Launch, Traffic
 
 SOURCE = Path(__file__).parent / "kernels" / "planted_traffic.cu"
 COPY, TRANSPOSE = range(2)
@@ -78,3 +82,28 @@ def test_the_table_names_lines_tensors_and_the_time_of_the_bytes(kernel):
     text = str(counted(kernel, COPY, 1))
     assert "planted_traffic.cu:" in text and "<- uncoalesced" in text
     assert f"x: {BYTES} bytes read, 0 written" in text and "of an H100's memory" in text
+
+
+def test_the_command_prints_the_table_with_registers_and_occupancy():
+    words = ["1", "1", "x=float32:32x32", "y=float32:32x32", "32"]
+    command = [sys.executable, "-m", "hetkern.testing.traffic", SOURCE, *words]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "<- bank conflicts" in done.stdout
+    if "nvcc is not installed" not in done.stdout:
+        assert re.search(r"transpose.*: \d+ registers, 0 bytes spilled, 4224 bytes", done.stdout)
+        assert "64 of 64 warps" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("registers", "threads", "shared", "wanted"),
+    [
+        (32, 256, 0, "64 of 64 warps (limited by registers)"),
+        (128, 256, 0, "16 of 64 warps (limited by registers)"),
+        (32, 512, 100 << 10, "32 of 64 warps (limited by shared memory)"),
+        (16, 1024, 0, "64 of 64 warps (limited by threads)"),
+        (16, 32, 0, "32 of 64 warps (limited by blocks)"),
+    ],
+)
+def test_occupancy_is_what_the_scarcest_resource_admits(registers, threads, shared, wanted):
+    assert occupancy(registers, Launch("k", 1, threads, shared, 1)) == wanted
