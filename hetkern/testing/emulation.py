@@ -88,8 +88,8 @@ class EmulatedKernel:
     """A launcher on the CPU. Tensors are written in place, as on a GPU.
 
     Called with tensors, numbers and None for null pointers, in the launcher's order and without the
-    stream. Raises what the kernel was caught in: IndexError of a device check, :class:`EmulationError`
-    of a barrier, a misaligned access or a sanitizer's report.
+    stream. Raises what the kernel was caught in: IndexError of a device check,
+    :class:`EmulationError` of a barrier, a misaligned access or a sanitizer's report.
     """
 
     def __init__(
