@@ -36,7 +36,7 @@ def test_rms_norm_and_its_gradients_are_within_the_error_budget():
     forward = emulate_cuda(SOURCE, "rms_norm_forward")
     backward = emulate_cuda(SOURCE, "rms_norm_backward")
     op = rms_norm_of(forward, backward)
-    summary = check_op(op, reference, CASES, [torch.float32], layouts=["dense", "transposed"])
+    summary = check_op(op, reference, CASES, [torch.float32], layouts=["dense", "permuted"])
     assert summary.comparisons == len(CASES) * 2 * 3  # y, dx, dw
     assert summary.worst > 0.01
 

@@ -12,7 +12,7 @@ from hetkern.testing import triton_interpreter as interpreter
 def test_rms_norm_and_its_gradients_are_within_the_error_budget():
     assert interpreter.active()
     dtypes = [torch.float32, torch.bfloat16, torch.float16]
-    summary = check_op(rms_norm, reference, CASES, dtypes, layouts=["dense", "transposed"])
+    summary = check_op(rms_norm, reference, CASES, dtypes, layouts=["dense", "permuted"])
     assert summary.comparisons == len(CASES) * len(dtypes) * 2 * 3  # y, dx, dw
     assert summary.worst > 0.01
 
