@@ -191,7 +191,7 @@ def test_the_wheel_carries_every_header_of_the_kit(wheel):
 
 
 def test_a_stranger_imports_the_installed_kit(python, folder):
-    code = "import hetkern.testing, hetkern.impl as i; print(hetkern.testing.__file__, i.missing_library)"
+    code = "from hetkern import impl, testing as t; print(t.__file__, impl.missing_library)"
     file, missing = checked([python, "-c", code], folder, cwd=folder).split()
     assert Path(file).is_relative_to(folder / "venv")
     assert missing == "None"

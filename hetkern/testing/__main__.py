@@ -1,4 +1,4 @@
-"""``python -m hetkern.testing --include``: the folder of the headers that a CUDA kernel includes."""
+"""``python -m hetkern.testing --include``: where the headers lie that a CUDA kernel includes."""
 
 import argparse
 

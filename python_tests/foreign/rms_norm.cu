@@ -6,9 +6,9 @@
 // x, y, dy, dx: (M, N); w, dw: (N); r: (M); all float, row-major.
 // Work:    one block a row; dw: one thread a column.
 // Traffic: forward reads MN of x and of w and writes MN + M (the row stays on chip, as dy does in backward).
-#include "cuda/device/launch.cuh"
-
 #include <cstdint>
+
+#include "cuda/device/launch.cuh"
 
 namespace {
 
