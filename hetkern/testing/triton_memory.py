@@ -164,7 +164,7 @@ class Memory:
         outside = (at < 0) | (addresses + width > ends[np.maximum(at, 0)])
         if outside.any():
             address = int(addresses[outside][0])
-            region = self._regions[max(int(at[outside][0]), 0)]
+            region = min(self._regions, key=lambda r: max(r.begin - address, address - r.end))
             past, before = address - region.end, region.begin - address
             far = f"{before} bytes before" if before > 0 else f"{past} bytes past the end of"
             raise KernelError(
