@@ -4,6 +4,7 @@ python_tests/foreign holds an RMSNorm in Triton and in CUDA that knows hetkern.t
 else of hetkern. It passes; with a bug planted in it, the check that is there for such a bug fails.
 """
 
+import importlib.util
 import os
 import re
 import shutil
@@ -17,9 +18,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from hetkern.testing.emulation_build import compiler, cuda_headers
+
 ROOT = Path(__file__).parents[1]
 FOREIGN = Path(__file__).with_name("foreign")
-TRITON = ["-p", "hetkern.testing.triton_interpreter", "check_rms_norm_triton.py"]
+PLUGIN = {"triton": ["-p", "hetkern.testing.triton_interpreter"], "cuda": []}
+TRITON = [*PLUGIN["triton"], "check_rms_norm_triton.py"]
 CUDA = ["check_rms_norm_cuda.py"]
 
 
@@ -31,6 +35,10 @@ class Bug:
     becomes: str
     test: str  # the one that is there for it
     words: str  # of its message, a pattern
+
+    @property
+    def kind(self):
+        return "triton" if self.file == "rms_norm_triton.py" else "cuda"
 
 
 VALUES = "test_rms_norm_and_its_gradients_are_within_the_error_budget"
@@ -166,19 +174,37 @@ def pytest_outside(python, folder, name, tests, bug=None):
     return run([python, "-m", "pytest", *options, *tests], folder, cwd=work)
 
 
+def why_absent(kind):
+    """Why kernels in Triton, or in CUDA, cannot run here; None if they can."""
+    if kind == "triton":
+        return None if importlib.util.find_spec("triton") else "triton is not installed"
+    try:
+        compiler(), cuda_headers()
+    except NotImplementedError as error:
+        return str(error)
+    return None
+
+
 @pytest.fixture(scope="module")
-def outcomes(python, folder):
-    """Each run's output and exit status, two runs at a time."""
+def outcome_of(python, folder):
+    """Each run's output and exit status, two runs at a time; skips if there is none."""
+    absent = {kind: why_absent(kind) for kind in ("triton", "cuda")}
     runs = {"triton": (TRITON, None), "cuda": (CUDA, None)}
-    for bug in BUGS:
-        plugin = TRITON[:2] if bug.file.endswith(".py") else []
-        runs[bug.name] = ([*plugin, bug.test], bug)
+    runs |= {bug.name: ([*PLUGIN[bug.kind], bug.test], bug) for bug in BUGS}
+    kinds = {"triton": "triton", "cuda": "cuda"} | {bug.name: bug.kind for bug in BUGS}
     with ThreadPoolExecutor(2) as pool:
         started = {
             name: pool.submit(pytest_outside, python, folder, name.replace(" ", "_"), *how)
             for name, how in runs.items()
+            if absent[kinds[name]] is None
         }
-    return {name: future.result() for name, future in started.items()}
+
+    def outcome(name):
+        if name not in started:
+            pytest.skip(absent[kinds[name]])
+        return started[name].result()
+
+    return outcome
 
 
 def test_the_wheel_carries_every_header_of_the_kit(wheel):
@@ -198,15 +224,15 @@ def test_a_stranger_imports_the_installed_kit(python, folder):
 
 
 @pytest.mark.parametrize(("kind", "passed"), [("triton", 3), ("cuda", 4)])
-def test_kernels_from_outside_pass(kind, passed, outcomes):
-    done = outcomes[kind]
+def test_kernels_from_outside_pass(kind, passed, outcome_of):
+    done = outcome_of(kind)
     assert done.returncode == 0, done.stdout[-6000:]
     assert re.search(rf"^{passed} passed in", done.stdout, re.M), done.stdout[-2000:]
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
-def test_a_bug_planted_in_a_kernel_from_outside_is_found(bug, outcomes):
-    done = outcomes[bug.name]
+def test_a_bug_planted_in_a_kernel_from_outside_is_found(bug, outcome_of):
+    done = outcome_of(bug.name)
     assert done.returncode == 1, done.stdout[-6000:]  # tests ran, and failed
     assert re.search(r"^1 failed in", done.stdout, re.M), done.stdout[-2000:]
     assert re.search(bug.words, done.stdout), done.stdout[-6000:]
@@ -233,3 +259,13 @@ except NotImplementedError as error:
     printed = checked([python, "-c", code], folder, cwd=folder)
     assert re.search(r"^\d+ comparisons", printed, re.M)
     assert "needs g++ (11 or newer): install it or set CXX" in printed
+
+
+def test_the_file_from_outside_compiles_for_a_gpu_with_the_installed_headers(python, folder):
+    nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
+    if not Path(nvcc).exists():
+        pytest.skip("nvcc is not installed")
+    include = checked([python, "-m", "hetkern.testing", "--include"], folder, cwd=folder).strip()
+    assert Path(include).is_relative_to(folder / "venv")
+    flags = ["-std=c++17", "-arch=sm_90", "-Werror", "all-warnings", "-I", include]
+    checked([nvcc, *flags, "-c", FOREIGN / "rms_norm.cu", "-o", folder / "rms_norm.o"], folder)
