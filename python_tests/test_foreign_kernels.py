@@ -110,7 +110,7 @@ def folder(tmp_path_factory):
 
 def clean_environment(folder):
     """Nothing of this source tree, and an empty cache of built kernels."""
-    ours = ("PYTHON", "PYTEST", "HETKERN_", "TRITON_", "XDG_")
+    ours = ("PYTHON", "PYTEST", "HETKERN_", "TRITON_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     kept["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     return {**kept, "HETKERN_EMULATION_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
