@@ -3,6 +3,7 @@ set_property(CACHE HETKERN_CUDA PROPERTY STRINGS AUTO ON OFF)
 set(HETKERN_SANITIZE "" CACHE STRING "Build the library under a sanitizer: address (with undefined) or thread")
 set_property(CACHE HETKERN_SANITIZE PROPERTY STRINGS "" address thread)
 set(HETKERN_LEVELS "" CACHE STRING "Instruction sets to build on x86-64, of base;avx2;avx512 (default: all)")
+option(HETKERN_EMULATION "Build the library that runs the CUDA kernels on the CPU, for tests" OFF)
 option(HETKERN_WARNINGS_AS_ERRORS "For developers and CI; a newer compiler must not fail a user's build" OFF)
 
 if(NOT HETKERN_CUDA MATCHES "^(AUTO|ON|OFF)$")

@@ -1,0 +1,204 @@
+// Plain CUDA words for a C++ compiler: a kernel file that includes device/launch.cuh reads the same under nvcc and here.
+//
+// A word that is not here does not compile, by name. hetkern/testing/emulation_refused.py says before the compiler what is refused on
+// purpose, and why.
+#pragma once
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "memory.h"
+#include "threads.h"
+
+#undef __global__
+#undef __device__
+#undef __host__
+#undef __shared__
+#undef __constant__
+#undef __forceinline__
+#undef __noinline__
+#undef __launch_bounds__
+#undef __cluster_dims__
+#undef __grid_constant__
+#undef __align__
+#define __global__ static
+#define __device__
+#define __host__
+#define __shared__ the_emulation_has_dynamic_shared_memory_only_use_HETKERN_SHARED
+#define __constant__ static const
+#define __forceinline__ inline
+#define __noinline__ __attribute__((noinline))
+#define __launch_bounds__(...)
+#define __cluster_dims__(...) give_the_cluster_to_HETKERN_LAUNCH_CLUSTER
+#define __grid_constant__
+#define __align__(n) __attribute__((aligned(n)))
+
+#define threadIdx (::hetkern::emulation::current->index)
+#define blockIdx (::hetkern::emulation::current->block->index)
+#define blockDim (::hetkern::emulation::grid->threads)
+#define gridDim (::hetkern::emulation::grid->blocks)
+constexpr int warpSize = 32;
+
+// ---- Barriers, votes and shuffles. -----------------------------------------------------------------------------------------
+
+inline void __syncthreads(hetkern::emulation::Site site = hetkern::emulation::Site::here()) {
+  hetkern::emulation::block_barrier(site);
+}
+inline int __syncthreads_and(int mine, hetkern::emulation::Site site = hetkern::emulation::Site::here()) {
+  return hetkern::emulation::block_barrier(site, hetkern::emulation::Vote::all, mine != 0);
+}
+inline int __syncthreads_or(int mine, hetkern::emulation::Site site = hetkern::emulation::Site::here()) {
+  return hetkern::emulation::block_barrier(site, hetkern::emulation::Vote::any, mine != 0);
+}
+inline int __syncthreads_count(int mine, hetkern::emulation::Site site = hetkern::emulation::Site::here()) {
+  return hetkern::emulation::block_barrier(site, hetkern::emulation::Vote::count, mine != 0);
+}
+inline void __syncwarp(unsigned mask = 0xffffffffu, hetkern::emulation::Site site = hetkern::emulation::Site::here()) {
+  hetkern::emulation::warp_barrier(mask, site);
+}
+inline unsigned __ballot_sync(unsigned mask, int mine,
+                              hetkern::emulation::Site site = hetkern::emulation::Site::here()) {
+  return hetkern::emulation::ballot(mask, mine != 0, site);
+}
+inline int __any_sync(unsigned mask, int mine, hetkern::emulation::Site site = hetkern::emulation::Site::here()) {
+  return hetkern::emulation::ballot(mask, mine != 0, site) != 0;
+}
+inline int __all_sync(unsigned mask, int mine, hetkern::emulation::Site site = hetkern::emulation::Site::here()) {
+  return hetkern::emulation::ballot(mask, mine == 0, site) == 0;
+}
+
+namespace hetkern::emulation {
+
+// A shuffle within groups of `width` lanes; a source outside the group is the lane itself.
+template <class T>
+inline T shuffle(unsigned mask, T value, int lane_in_group, int width, Site site) {
+  static_assert(sizeof(T) <= 16, "a shuffle moves at most 16 bytes here");
+  const int lane = static_cast<int>(current->lane), group = lane & -width;
+  const bool inside = lane_in_group >= 0 && lane_in_group < width;
+  T taken;
+  exchange(mask, &value, &taken, sizeof(T), static_cast<unsigned>(inside ? group + lane_in_group : lane), site);
+  return taken;
+}
+
+}  // namespace hetkern::emulation
+
+template <class T>
+inline T __shfl_sync(unsigned mask, T value, int lane, int width = 32,
+                     hetkern::emulation::Site site = hetkern::emulation::Site::here()) {
+  return hetkern::emulation::shuffle(mask, value, lane & (width - 1), width, site);
+}
+template <class T>
+inline T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32,
+                         hetkern::emulation::Site site = hetkern::emulation::Site::here()) {
+  const int mine = static_cast<int>(hetkern::emulation::current->lane) & (width - 1);
+  return hetkern::emulation::shuffle(mask, value, mine ^ bits, width, site);
+}
+template <class T>
+inline T __shfl_down_sync(unsigned mask, T value, unsigned by, int width = 32,
+                          hetkern::emulation::Site site = hetkern::emulation::Site::here()) {
+  const int mine = static_cast<int>(hetkern::emulation::current->lane) & (width - 1);
+  return hetkern::emulation::shuffle(mask, value, mine + static_cast<int>(by), width, site);
+}
+template <class T>
+inline T __shfl_up_sync(unsigned mask, T value, unsigned by, int width = 32,
+                        hetkern::emulation::Site site = hetkern::emulation::Site::here()) {
+  const int mine = static_cast<int>(hetkern::emulation::current->lane) & (width - 1);
+  return hetkern::emulation::shuffle(mask, value, mine - static_cast<int>(by), width, site);
+}
+
+// ---- Atomics: they order nothing but themselves. ---------------------------------------------------------------------------
+
+namespace hetkern::emulation {
+
+template <class T, class Change>
+inline T atomic_change(T* p, Change change) {
+  using Bits = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
+  static_assert(sizeof(T) == sizeof(Bits), "atomics of 4 and 8 bytes");
+  auto* const bits = reinterpret_cast<Bits*>(p);
+  Bits before = __atomic_load_n(bits, __ATOMIC_RELAXED), after;
+  T old;
+  do {
+    std::memcpy(&old, &before, sizeof old);
+    const T changed = change(old);
+    std::memcpy(&after, &changed, sizeof after);
+  } while (!__atomic_compare_exchange_n(bits, &before, after, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+  return old;
+}
+
+}  // namespace hetkern::emulation
+
+template <class T>
+inline T atomicAdd(T* p, T value) {
+  return hetkern::emulation::atomic_change(p, [&](T old) { return static_cast<T>(old + value); });
+}
+template <class T>
+inline T atomicMax(T* p, T value) {
+  return hetkern::emulation::atomic_change(p, [&](T old) { return old < value ? value : old; });
+}
+template <class T>
+inline T atomicMin(T* p, T value) {
+  return hetkern::emulation::atomic_change(p, [&](T old) { return value < old ? value : old; });
+}
+template <class T>
+inline T atomicExch(T* p, T value) {
+  return hetkern::emulation::atomic_change(p, [&](T) { return value; });
+}
+template <class T>
+inline T atomicCAS(T* p, T expected, T value) {
+  return hetkern::emulation::atomic_change(p, [&](T old) { return old == expected ? value : old; });
+}
+inline void __threadfence() {}
+inline void __threadfence_block() {}
+
+// ---- Arithmetic. Approximate functions are the exact ones here. ------------------------------------------------------------
+
+inline float __expf(float x) { return std::exp(x); }
+inline float __logf(float x) { return std::log(x); }
+inline float __log2f(float x) { return std::log2(x); }
+inline float __fdividef(float x, float y) { return x / y; }
+inline float __frcp_rn(float x) { return 1.0f / x; }
+inline float __fadd_rn(float x, float y) { return x + y; }
+inline float __fmul_rn(float x, float y) { return x * y; }
+inline float __fmaf_rn(float x, float y, float z) { return std::fma(x, y, z); }
+inline double __dadd_rn(double x, double y) { return x + y; }
+inline double __dmul_rn(double x, double y) { return x * y; }
+inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
+inline double rsqrt(double x) { return 1.0 / std::sqrt(x); }
+template <class T>
+constexpr T min(T a, T b) {
+  return b < a ? b : a;
+}
+template <class T>
+constexpr T max(T a, T b) {
+  return a < b ? b : a;
+}
+
+namespace hetkern::emulation {
+
+template <class To, class From>
+inline To same_bits(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+}  // namespace hetkern::emulation
+
+inline int __float_as_int(float x) { return hetkern::emulation::same_bits<int>(x); }
+inline unsigned __float_as_uint(float x) { return hetkern::emulation::same_bits<unsigned>(x); }
+inline float __int_as_float(int x) { return hetkern::emulation::same_bits<float>(x); }
+inline float __uint_as_float(unsigned x) { return hetkern::emulation::same_bits<float>(x); }
+inline long long __double_as_longlong(double x) { return hetkern::emulation::same_bits<long long>(x); }
+inline double __longlong_as_double(long long x) { return hetkern::emulation::same_bits<double>(x); }
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline int __clz(int x) { return x ? __builtin_clz(static_cast<unsigned>(x)) : 32; }
+inline int __ffs(int x) { return __builtin_ffs(x); }
+template <class T>
+inline T __ldg(const T* p) {
+  return *p;
+}

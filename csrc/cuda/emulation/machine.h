@@ -1,0 +1,90 @@
+// The state of the emulated GPU: what threads.cpp and barriers.cpp share.
+#pragma once
+#include <exception>
+#include <memory>
+#include <vector>
+
+#include "sanitizers.h"
+#include "threads.h"
+
+namespace hetkern::emulation {
+
+// ---- Fibers. ---------------------------------------------------------------------------------------------------------------
+
+enum class State : char { ready, at_block_barrier, at_exchange, at_cluster_barrier, spinning, returned };
+
+struct Fiber : Thread {
+  sanitize::Stack stack;
+  State state;
+  Site site;
+  unsigned mask;              // of the exchange that it waits for
+  unsigned clusters_arrived;  // barriers
+  bool owes_wait;             // has arrived and not waited
+};
+
+// Stacks side by side, a guard page below each. For TSan they are new for each group of blocks: a stack used before would look
+// like a race between blocks that nothing orders.
+class Stacks {
+ public:
+  void hold(size_t count);
+  bool has(const void* p) const { return p >= memory_ && p < memory_ + count_ * kStack; }
+  char* low(size_t i) const { return memory_ + i * kStack + kGuard; }
+  static constexpr size_t size() { return kStack - kGuard; }
+
+ private:
+  static constexpr size_t kStack = 256 << 10, kGuard = 4096;
+  char* memory_ = nullptr;
+  size_t count_ = 0;
+};
+
+// ---- Barriers. -------------------------------------------------------------------------------------------------------------
+
+struct BlockBarrier {
+  unsigned arrived = 0, phase = 0;
+  Site first{};
+  int vote[2] = {};
+  char order[2] = {};  // addresses for TSan
+};
+
+// One set of lanes that exchange values; two phases, so that a fast lane cannot overwrite what a slow one has yet to read.
+struct Exchange {
+  unsigned mask = 0, arrived = 0, phase = 0;
+  Site first{};
+  char order[2] = {};
+  alignas(16) unsigned char value[2][32][16];
+};
+
+struct Team {  // what a block's threads share
+  BlockBarrier barrier;
+  std::vector<std::vector<std::unique_ptr<Exchange>>> warps;
+  char ended = 0;
+};
+
+struct Cluster {
+  unsigned arrived = 0, phase = 0, alive = 0;
+  char order[2] = {};
+};
+
+struct Machine {
+  std::vector<Fiber> fibers;
+  std::vector<Block> blocks;
+  std::vector<Team> teams;
+  Cluster cluster;
+  sanitize::Stack host;
+  Stacks stacks;
+  std::exception_ptr error;
+  void (*body)(const void*) = nullptr;
+  const void* arguments = nullptr;
+  char launch_ended = 0;
+  bool failed = false;
+
+  unsigned block_threads() const { return grid->threads.x * grid->threads.y * grid->threads.z; }
+  Fiber& me() { return static_cast<Fiber&>(*current); }
+  Team& team() { return teams[current->block->rank]; }
+};
+extern Machine machine;
+
+void wait_as(State state, Site site);  // until another thread makes this one ready
+void complete_cluster_barrier();       // if all that live have arrived
+
+}  // namespace hetkern::emulation

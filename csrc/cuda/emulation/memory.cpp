@@ -1,0 +1,192 @@
+// Shared memory, asynchronous copies, failing.                                                                (words: memory.h)
+#include "memory.h"
+
+#include <cstdarg>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "sanitizers.h"
+
+namespace hetkern::emulation {
+
+using sanitize::Quiet;
+
+// ---- Shared memory. --------------------------------------------------------------------------------------------------------
+
+namespace {
+
+void fill_with_nan(char* p, size_t bytes) { std::memset(p, 0xff, bytes); }
+
+}  // namespace
+
+void begin_block(Block& block, size_t bytes) {
+  void* p = nullptr;
+  if (bytes && posix_memalign(&p, 1024, bytes)) throw std::bad_alloc();
+  block.shared = static_cast<char*>(p);
+  if (bytes) fill_with_nan(block.shared, bytes);
+}
+
+void end_block(Block& block, size_t bytes, bool peers_live) {
+  if (!peers_live || bytes == 0) return;
+  sanitize::written(block.shared, bytes, __builtin_return_address(0));  // a peer that still reads it is in a race
+  Quiet quiet;
+  fill_with_nan(block.shared, bytes);
+#ifdef HETKERN_EMULATION_ADDRESS
+  ASAN_POISON_MEMORY_REGION(block.shared, bytes);
+#endif
+}
+
+void release_block(Block& block) {
+#ifdef HETKERN_EMULATION_ADDRESS
+  ASAN_UNPOISON_MEMORY_REGION(block.shared, grid->shared_bytes);
+#endif
+  std::free(block.shared);
+  block.shared = nullptr;
+}
+
+void* shared_memory(size_t bytes) {
+  if (bytes > grid->shared_bytes)
+    fail({}, "the kernel wants %zu bytes of shared memory, its launch gives %zu", bytes, grid->shared_bytes);
+  return current->block->shared;
+}
+
+void* map_shared(const void* mine, unsigned rank, Site site) {
+  const Block* const peer = block_of_rank(rank);
+  if (!peer) fail(site, "map_shared: the cluster has %u blocks, and none of rank %u", grid->cluster, rank);
+  const auto offset = static_cast<size_t>(static_cast<const char*>(mine) - current->block->shared);
+  if (offset >= grid->shared_bytes) fail(site, "map_shared: the address is not in this block's dynamic shared memory");
+  if (peer == current->block) return peer->shared + offset;
+  if (clusters_passed() == 0)
+    fail(site, "map_shared: shared memory of block %u before the first cluster barrier: it may not have started", rank);
+  if (peer->alive == 0) fail(site, "map_shared: shared memory of block %u, which has ended", rank);
+  return peer->shared + offset;
+}
+
+// ---- cp.async. -------------------------------------------------------------------------------------------------------------
+
+namespace {
+
+struct Copy {
+  char* to;
+  unsigned char value[16];
+  unsigned bytes;
+  Site site;
+};
+struct Copies {  // one thread's
+  std::vector<Copy> open;
+  std::vector<std::vector<Copy>> groups;
+};
+std::vector<Copies> copies;  // by the threads' numbers
+
+Copies& mine() {
+  if (copies.size() <= current->resident) copies.resize(current->resident + 1);
+  return copies[current->resident];
+}
+
+}  // namespace
+
+void check_copy_async(const void* shared, const void* global, unsigned bytes, unsigned source_bytes, Site site) {
+  if (reinterpret_cast<uintptr_t>(shared) % bytes || reinterpret_cast<uintptr_t>(global) % bytes)
+    fail(site, "cp.async of %u bytes: misaligned address, %p to %p", bytes, global, shared);
+  if (source_bytes > bytes)
+    fail(site, "cp.async of %u bytes: wanted at most as many source bytes, got %u", bytes, source_bytes);
+  const auto offset = static_cast<size_t>(static_cast<const char*>(shared) - current->block->shared);
+  if (offset + bytes > grid->shared_bytes || offset > grid->shared_bytes)
+    fail(site, "cp.async of %u bytes: the destination is not in this block's shared memory", bytes);
+}
+
+void begin_copy_async(void* shared, const void* value, unsigned bytes, Site site) {
+  Quiet quiet;
+  Copy copy{static_cast<char*>(shared), {}, bytes, site};
+  std::memcpy(copy.value, value, bytes);
+  mine().open.push_back(copy);
+}
+
+void commit_copies() {
+  Quiet quiet;
+  Copies& c = mine();
+  c.groups.push_back(std::move(c.open));
+  c.open.clear();
+}
+
+void wait_copies(unsigned pending) {
+  Copies& c = mine();
+  while (c.groups.size() > pending) {
+    for (const Copy& copy : c.groups.front()) {
+      sanitize::written(copy.to, copy.bytes, __builtin_return_address(0));
+      Quiet quiet;
+      std::memcpy(copy.to, copy.value, copy.bytes);
+    }
+    Quiet quiet;
+    c.groups.erase(c.groups.begin());
+  }
+}
+
+void check_aligned(const void* p, unsigned bytes, Site site) {
+  if (reinterpret_cast<uintptr_t>(p) % bytes) fail(site, "misaligned address %p: wanted a multiple of %u", p, bytes);
+}
+
+void forget_copies() { copies.clear(); }
+
+// ---- Failing. --------------------------------------------------------------------------------------------------------------
+
+namespace {
+
+std::string formatted(const char* format, va_list values) {
+  char text[1024];
+  std::vsnprintf(text, sizeof text, format, values);
+  return text;
+}
+
+}  // namespace
+
+void fail(Site site, const char* format, ...) {
+  Quiet quiet;
+  va_list values;
+  va_start(values, format);
+  std::string text = formatted(format, values);
+  va_end(values);
+  const uint3 b = current->block->index;
+  char place[256];
+  std::snprintf(place, sizeof place, " [%s, block (%u, %u, %u) thread %u", grid->kernel, b.x, b.y, b.z,
+                current->linear);
+  text += place;
+  if (site.file) text += " at " + std::string(site.file) + ":" + std::to_string(site.line);
+  abandon_launch(std::make_exception_ptr(std::runtime_error(text + "]")));
+}
+
+void fail_check(const char* format, ...) {
+  Quiet quiet;
+  va_list values;
+  va_start(values, format);
+  std::string text = formatted(format, values);
+  va_end(values);
+  while (!text.empty() && text.back() == '\n') text.pop_back();
+  abandon_launch(std::make_exception_ptr(std::out_of_range(text)));
+}
+
+}  // namespace hetkern::emulation
+
+// What -fsanitize=alignment calls, outside the builds that bring UBSan's own runtime: a vector load at an odd address.
+#ifndef HETKERN_EMULATION_ADDRESS
+extern "C" [[noreturn]] void __ubsan_handle_type_mismatch_v1_abort(void* data, void* pointer) {
+  struct Mismatch {
+    const char* file;
+    unsigned line, column;
+    const void* type;
+    unsigned char log_alignment, kind;
+  };
+  const auto& m = *static_cast<const Mismatch*>(data);
+  const hetkern::emulation::Site site{m.file, static_cast<int>(m.line)};
+  if (hetkern::emulation::current)
+    hetkern::emulation::fail(site, "misaligned address %p: wanted a multiple of %u", pointer, 1u << m.log_alignment);
+  std::fprintf(stderr, "%s:%u: misaligned address %p, outside a kernel\n", m.file, m.line, pointer);
+  std::abort();
+}
+#endif

@@ -1,0 +1,41 @@
+// Shared memory, asynchronous copies, and how a check fails.                                             (bodies: memory.cpp)
+//
+// A block's dynamic shared memory is an allocation of its own, full of NaN until the kernel writes it, and again when the block
+// has ended while its cluster has not. What a cp.async copies is NaN until its group is waited for.
+#pragma once
+#include <cstddef>
+
+#include "threads.h"
+
+namespace hetkern::emulation {
+
+// This block's dynamic shared memory, at least that much.
+void* shared_memory(size_t bytes);
+
+// The same place in the shared memory of the block of that rank in the cluster.
+void* map_shared(const void* mine, unsigned rank, Site site);
+
+// For the scheduler: before a block's first thread, after its last one, and once its cluster has ended.
+void begin_block(Block& block, size_t bytes);
+void end_block(Block& block, size_t bytes, bool peers_live);
+void release_block(Block& block);
+
+// ---- cp.async: the twin has read `bytes` of global memory; they arrive in `shared` when their group is waited for. ----------
+
+void check_copy_async(const void* shared, const void* global, unsigned bytes, unsigned source_bytes, Site site);
+void begin_copy_async(void* shared, const void* value, unsigned bytes, Site site);
+void commit_copies();
+void wait_copies(unsigned pending);
+void forget_copies();  // of blocks that have ended
+
+void check_aligned(const void* p, unsigned bytes, Site site);
+
+// ---- Failing: the launch ends, and the launcher throws. ----------------------------------------------------------------------
+
+// std::runtime_error: text, kernel, block, thread and line.
+[[noreturn]] void fail(Site site, const char* format, ...) __attribute__((format(printf, 2, 3)));
+
+// std::out_of_range: the text alone.
+[[noreturn]] void fail_check(const char* format, ...) __attribute__((format(printf, 1, 2)));
+
+}  // namespace hetkern::emulation

@@ -1,0 +1,94 @@
+// What the sanitizers must be told of fibers. The emulation itself is compiled without instrumentation.
+//
+// For TSan, a fiber switch orders nothing: only order_release and order_acquire do, which stand where CUDA orders memory.
+#pragma once
+#include <cstddef>
+
+#if defined(HETKERN_EMULATION_ADDRESS)
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#elif defined(HETKERN_EMULATION_THREAD)
+extern "C" {
+void* __tsan_create_fiber(unsigned flags);
+void __tsan_destroy_fiber(void* fiber);
+void __tsan_switch_to_fiber(void* fiber, unsigned flags);
+void* __tsan_get_current_fiber();
+void __tsan_acquire(void* address);
+void __tsan_release(void* address);
+void __tsan_func_entry(void* caller);
+void __tsan_func_exit();
+void __tsan_write_range(void* address, size_t bytes);
+void AnnotateIgnoreReadsBegin(const char* file, int line);
+void AnnotateIgnoreReadsEnd(const char* file, int line);
+void AnnotateIgnoreWritesBegin(const char* file, int line);
+void AnnotateIgnoreWritesEnd(const char* file, int line);
+}
+#endif
+
+namespace hetkern::emulation::sanitize {
+
+#if defined(HETKERN_EMULATION_THREAD)
+constexpr bool kThread = true;
+#else
+constexpr bool kThread = false;
+#endif
+
+// A stack, and what the sanitizer keeps of it.
+struct Stack {
+  void* pointer = nullptr;  // where it was left
+  char* low = nullptr;
+  size_t size = 0;
+  void* state = nullptr;
+};
+
+#if defined(HETKERN_EMULATION_THREAD)
+
+inline void created(Stack& s) { s.state = __tsan_create_fiber(0); }
+inline void ended(Stack& s) { __tsan_destroy_fiber(s.state); }
+inline void adopt(Stack& s) { s.state = __tsan_get_current_fiber(); }
+inline void leaving(Stack&, Stack& to, bool) { __tsan_switch_to_fiber(to.state, 1); }  // 1: orders nothing
+inline void arrived(Stack&, Stack*) {}
+inline void release(const void* p) { __tsan_release(const_cast<void*>(p)); }
+inline void acquire(const void* p) { __tsan_acquire(const_cast<void*>(p)); }
+inline void written(void* p, size_t bytes, void* caller) {
+  __tsan_func_entry(caller);
+  __tsan_write_range(p, bytes);
+  __tsan_func_exit();
+}
+// Within it, calls that TSan intercepts (memcpy, free, …) count for nothing.
+struct Quiet {
+  Quiet() { AnnotateIgnoreReadsBegin("", 0), AnnotateIgnoreWritesBegin("", 0); }
+  ~Quiet() { AnnotateIgnoreWritesEnd("", 0), AnnotateIgnoreReadsEnd("", 0); }
+};
+
+#else
+
+#if defined(HETKERN_EMULATION_ADDRESS)
+inline void created(Stack& s) { __asan_unpoison_memory_region(s.low, s.size); }  // frames that never returned
+inline void leaving(Stack& from, Stack& to, bool for_ever) {
+  __sanitizer_start_switch_fiber(for_ever ? nullptr : &from.state, to.low, to.size);
+}
+// `host`: filled in with the stack that we came from, where that is not known.
+inline void arrived(Stack& here, Stack* host) {
+  const void* low = nullptr;
+  size_t size = 0;
+  __sanitizer_finish_switch_fiber(here.state, &low, &size);
+  if (host) host->low = static_cast<char*>(const_cast<void*>(low)), host->size = size;
+}
+#else
+inline void created(Stack&) {}
+inline void leaving(Stack&, Stack&, bool) {}
+inline void arrived(Stack&, Stack*) {}
+#endif
+inline void ended(Stack&) {}
+inline void adopt(Stack&) {}
+inline void release(const void*) {}
+inline void acquire(const void*) {}
+inline void written(void*, size_t, void*) {}
+struct Quiet {
+  Quiet() {}
+};
+
+#endif
+
+}  // namespace hetkern::emulation::sanitize

@@ -1,0 +1,92 @@
+// CUDA's threads on one CPU thread: each is a fiber that runs until it must wait for others.            (bodies: threads.cpp, barriers.cpp)
+//
+// Resident together is one block, or one cluster of blocks. A barrier met at two places, a wait that nobody ends and a shuffle
+// from a lane that takes no part are refused, with block, thread and line. Stricter than hardware: a thread that has returned
+// counts as absent from a barrier that others reach.
+#pragma once
+#include <vector_types.h>
+
+#include <cstddef>
+#include <exception>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+
+namespace hetkern::emulation {
+
+// A line of the kernel. As a default argument it is the caller's.
+struct Site {
+  const char* file;
+  int line;
+  static constexpr Site here(const char* file = __builtin_FILE(), int line = __builtin_LINE()) { return {file, line}; }
+};
+
+struct Grid {
+  const char* kernel;
+  dim3 blocks, threads;
+  unsigned cluster;  // blocks along x
+  size_t shared_bytes;
+};
+
+struct Block {
+  uint3 index;
+  unsigned rank;   // in its cluster
+  unsigned alive;  // threads that have not returned
+  char* shared;    // its dynamic shared memory
+};
+
+struct Thread {
+  uint3 index;
+  unsigned linear, warp, lane;
+  unsigned resident;  // its number among the threads that run together
+  Block* block;
+};
+
+extern const Grid* grid;              // the one that runs
+extern Thread* current;               // the thread that runs
+Block* block_of_rank(unsigned rank);  // in the current cluster; null: there is none
+
+// ---- What a thread may ask for. --------------------------------------------------------------------------------------------
+
+enum class Vote { none, all, any, count };
+int block_barrier(Site site, Vote vote = Vote::none, bool mine = false);
+
+// Every lane of mask brings `size` bytes and takes those that lane `source` brought. Orders no memory, as in CUDA.
+void exchange(unsigned mask, const void* mine, void* taken, size_t size, unsigned source, Site site);
+unsigned ballot(unsigned mask, bool mine, Site site);
+void warp_barrier(unsigned mask, Site site);  // orders memory
+
+void cluster_arrive(Site site);
+void cluster_wait(Site site);
+unsigned clusters_passed();  // barriers of this cluster that all its threads have arrived at
+
+[[noreturn]] void abandon_launch(std::exception_ptr error);  // thrown by the launch in the thread's place
+
+void yield(Site site);  // for loops that wait for another thread's store
+
+// What orders memory besides barriers: everything before a release is seen after an acquire of the same address.
+void order_release(const void* address);
+void order_acquire(const void* address);
+
+// ---- Launch. ---------------------------------------------------------------------------------------------------------------
+
+void run(const Grid& grid, void (*body)(const void*), const void* arguments, size_t argument_bytes);
+
+template <class... Parameters, class... Arguments>
+void launch(const char* name, void (*kernel)(Parameters...), unsigned cluster, dim3 blocks, dim3 threads,
+            size_t shared_bytes, Arguments&&... arguments) {
+  struct Call {
+    void (*kernel)(Parameters...);
+    std::tuple<std::decay_t<Parameters>...> values;
+  };
+  const Call call{kernel, std::tuple<std::decay_t<Parameters>...>(std::forward<Arguments>(arguments)...)};
+  run(
+      {name, blocks, threads, cluster, shared_bytes},
+      [](const void* any) {
+        const Call& call = *static_cast<const Call*>(any);
+        std::apply(call.kernel, call.values);
+      },
+      &call, sizeof call);
+}
+
+}  // namespace hetkern::emulation

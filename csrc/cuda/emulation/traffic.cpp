@@ -1,0 +1,256 @@
+// Counts the loads and stores of kernels built with g++ -fsanitize=thread, which puts a call before each: here they are
+// answered, in libtsan's place.                                                                            (words: traffic.h)
+//
+// The k-th time that the lanes of a warp pass one instruction is one request. In global memory it costs 32-byte sectors, in
+// shared memory passes over 32 banks of 4 bytes, half or a quarter of a warp at a time where lanes take 8 or 16 bytes.
+// Not seen: what nvcc keeps in registers and g++ does not, or the other way round; hits in L1 and L2; a request that lanes
+// reach by different ways.
+#include "traffic.h"
+
+#include <dlfcn.h>
+#include <pthread.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
+#include <map>
+#include <set>
+#include <string>
+#include <tuple>
+#include <unordered_map>
+#include <vector>
+
+// Of this library or program, from the linker.
+extern "C" {
+extern char __ehdr_start[] __attribute__((visibility("hidden")));
+extern char _end[] __attribute__((visibility("hidden")));
+}
+
+namespace hetkern::emulation::traffic {
+namespace {
+
+struct Range {
+  const char *low, *high;
+  bool has(const void* p) const { return p >= low && p < high; }
+};
+
+struct Tensor {
+  std::string name;
+  Range range;
+};
+
+enum class Memory : char { global, shared, peer };
+
+struct Access {
+  uintptr_t address;
+  unsigned bytes;
+};
+
+struct Request {
+  const void* instruction;
+  unsigned launch;
+  bool store;
+  Memory memory;
+  std::vector<Access> lanes;
+};
+
+struct Key {  // one request
+  const void* instruction;
+  uint64_t warp;  // of which block
+  unsigned time;  // how often that warp's lane has passed
+  bool operator==(const Key& o) const { return instruction == o.instruction && warp == o.warp && time == o.time; }
+};
+struct Hash {
+  size_t operator()(const Key& k) const {
+    return (reinterpret_cast<size_t>(k.instruction) * 31 + k.warp) * 0x9e3779b97f4a7c15u + k.time;
+  }
+};
+
+std::vector<Tensor> tensors;
+std::vector<std::string> launches;
+std::vector<Request> requests;
+std::unordered_map<Key, size_t, Hash> open_requests;  // of the launch at hand
+std::unordered_map<Key, unsigned, Hash> passes;       // likewise: by thread instead of warp
+Range parameters, host_stack;
+bool busy = false;  // the containers are instrumented, too, where the linker took the kernels' copies
+
+void count(const void* instruction, const void* p, unsigned bytes, bool store) {
+  if (!current || busy) return;
+  struct Busy {
+    Busy() { busy = true; }
+    ~Busy() { busy = false; }
+  } here;
+  Memory memory = Memory::global;
+  for (unsigned rank = 0; rank < grid->cluster; ++rank) {
+    const Block& b = *block_of_rank(rank);
+    if (b.shared && Range{b.shared, b.shared + grid->shared_bytes}.has(p))
+      memory = &b == current->block ? Memory::shared : Memory::peer;
+  }
+  if (memory == Memory::global &&
+      (is_machinery(p) || parameters.has(p) || host_stack.has(p) || Range{__ehdr_start, _end}.has(p)))
+    return;
+  const uint3 b = current->block->index;
+  const uint64_t block = (uint64_t{b.z} * grid->blocks.y + b.y) * grid->blocks.x + b.x;
+  const unsigned time = passes[{instruction, block << 12 | current->linear, 0}]++;
+  const auto [at, fresh] = open_requests.try_emplace({instruction, block << 12 | current->warp, time}, requests.size());
+  if (fresh) requests.push_back({instruction, static_cast<unsigned>(launches.size() - 1), store, memory, {}});
+  requests[at->second].lanes.push_back({reinterpret_cast<uintptr_t>(p), bytes});
+}
+
+unsigned lanes_a_pass(unsigned bytes) { return bytes >= 16 ? 8 : bytes == 8 ? 16 : 32; }
+
+struct Cost {
+  uint64_t seen, ideal;
+};
+
+// In each pass, lanes that want different words of one bank wait for one another.
+Cost bank_passes(const Request& r) {
+  const unsigned together = lanes_a_pass(r.lanes[0].bytes);
+  Cost cost{0, (r.lanes.size() + together - 1) / together};
+  for (size_t first = 0; first < r.lanes.size(); first += together) {
+    std::map<uintptr_t, std::set<uintptr_t>> words;
+    for (size_t i = first; i < std::min(r.lanes.size(), first + together); ++i) {
+      const Access& a = r.lanes[i];
+      for (uintptr_t word = a.address / 4; word <= (a.address + a.bytes - 1) / 4; ++word) words[word % 32].insert(word);
+    }
+    size_t most = 0;
+    for (const auto& bank : words) most = std::max(most, bank.second.size());
+    cost.seen += most;
+  }
+  return cost;
+}
+
+Cost sectors(const Request& r) {
+  std::set<uintptr_t> touched, bytes;
+  for (const Access& a : r.lanes) {
+    for (uintptr_t s = a.address / 32; s <= (a.address + a.bytes - 1) / 32; ++s) touched.insert(s);
+    for (uintptr_t b = a.address; b < a.address + a.bytes; ++b) bytes.insert(b);
+  }
+  return {touched.size(), (bytes.size() + 31) / 32};
+}
+
+std::string memory_of(const Request& r) {
+  if (r.memory != Memory::global) return r.memory == Memory::shared ? "shared" : "shared of a peer";
+  for (const Tensor& t : tensors)
+    if (t.range.has(reinterpret_cast<const void*>(r.lanes[0].address))) return t.name;
+  return "unnamed";
+}
+
+}  // namespace
+
+void begin_launch(const Grid& launched, const void* arguments, size_t argument_bytes) {
+  launches.push_back(launched.kernel);
+  open_requests.clear(), passes.clear();
+  parameters = {static_cast<const char*>(arguments), static_cast<const char*>(arguments) + argument_bytes};
+  pthread_attr_t attributes;
+  void* low = nullptr;
+  size_t size = 0;
+  if (pthread_getattr_np(pthread_self(), &attributes) == 0) {
+    pthread_attr_getstack(&attributes, &low, &size);
+    pthread_attr_destroy(&attributes);
+  }
+  host_stack = {static_cast<char*>(low), static_cast<char*>(low) + size};
+}
+
+void watch(const char* name, const void* p, size_t bytes) {
+  tensors.push_back({name, {static_cast<const char*>(p), static_cast<const char*>(p) + bytes}});
+}
+
+// Lines of: kernel, instruction's offset in this file, memory, load or store, width, requests, lanes, bytes, cost, ideal cost.
+void report(const char* file) {
+  struct Row {
+    unsigned width = 0;
+    uint64_t requests = 0, lanes = 0, bytes = 0;
+    Cost cost{};
+  };
+  std::map<std::tuple<std::string, const void*, std::string, bool>, Row> rows;
+  for (const Request& r : requests) {
+    Row& row = rows[{launches[r.launch], r.instruction, memory_of(r), r.store}];
+    ++row.requests, row.lanes += r.lanes.size();
+    for (const Access& a : r.lanes) row.width = std::max(row.width, a.bytes), row.bytes += a.bytes;
+    const Cost cost = r.memory == Memory::global ? sectors(r) : bank_passes(r);
+    row.cost.seen += cost.seen, row.cost.ideal += cost.ideal;
+  }
+  if (std::FILE* out = std::fopen(file, "w")) {
+    for (const auto& [key, row] : rows) {
+      const auto& [kernel, instruction, memory, store] = key;
+      Dl_info module{};
+      dladdr(__ehdr_start, &module);
+      std::fprintf(out, "%s\t%zx\t%s\t%s\t%u\t%zu\t%zu\t%zu\t%zu\t%zu\n", kernel.c_str(),
+                   static_cast<size_t>(static_cast<const char*>(instruction) - static_cast<char*>(module.dli_fbase)),
+                   memory.c_str(), store ? "store" : "load", row.width, row.requests, row.lanes, row.bytes,
+                   row.cost.seen, row.cost.ideal);
+    }
+    std::fclose(out);
+  }
+  tensors.clear(), launches.clear(), requests.clear();
+}
+
+}  // namespace hetkern::emulation::traffic
+
+// ---- For the library, from Python. -----------------------------------------------------------------------------------------
+
+extern "C" {
+__attribute__((visibility("default"))) void hetkern_traffic_watch(const char* name, const void* p, size_t bytes) {
+  hetkern::emulation::traffic::watch(name, p, bytes);
+}
+__attribute__((visibility("default"))) void hetkern_traffic_report(const char* file) {
+  hetkern::emulation::traffic::report(file);
+}
+
+// ---- What -fsanitize=thread calls. -----------------------------------------------------------------------------------------
+
+#define HETKERN_ACCESS(name, bytes, store)                                            \
+  void __tsan_##name##bytes(void* p) {                                                \
+    hetkern::emulation::traffic::count(__builtin_return_address(0), p, bytes, store); \
+  }
+#define HETKERN_ACCESSES(bytes)                \
+  HETKERN_ACCESS(read, bytes, false)           \
+  HETKERN_ACCESS(write, bytes, true)           \
+  HETKERN_ACCESS(unaligned_read, bytes, false) \
+  HETKERN_ACCESS(unaligned_write, bytes, true) \
+  HETKERN_ACCESS(volatile_read, bytes, false)  \
+  HETKERN_ACCESS(volatile_write, bytes, true)
+HETKERN_ACCESSES(1)
+HETKERN_ACCESSES(2)
+HETKERN_ACCESSES(4)
+HETKERN_ACCESSES(8)
+HETKERN_ACCESSES(16)
+#undef HETKERN_ACCESS
+#undef HETKERN_ACCESSES
+
+void __tsan_read_range(void* p, size_t bytes) {
+  hetkern::emulation::traffic::count(__builtin_return_address(0), p, static_cast<unsigned>(bytes), false);
+}
+void __tsan_write_range(void* p, size_t bytes) {
+  hetkern::emulation::traffic::count(__builtin_return_address(0), p, static_cast<unsigned>(bytes), true);
+}
+void __tsan_init() {}
+void __tsan_func_entry(void*) {}
+void __tsan_func_exit() {}
+void __tsan_vptr_read(void*) {}
+void __tsan_vptr_update(void*, void*) {}
+
+// An atomic is one access; what it changes at hardware's speed is not counted.
+#define HETKERN_ATOMICS(bits, T)                                                                       \
+  T __tsan_atomic##bits##_load(const T* p, int) {                                                      \
+    hetkern::emulation::traffic::count(__builtin_return_address(0), p, bits / 8, false);               \
+    return __atomic_load_n(p, __ATOMIC_ACQUIRE);                                                       \
+  }                                                                                                    \
+  void __tsan_atomic##bits##_store(T* p, T value, int) {                                               \
+    hetkern::emulation::traffic::count(__builtin_return_address(0), p, bits / 8, true);                \
+    __atomic_store_n(p, value, __ATOMIC_RELEASE);                                                      \
+  }                                                                                                    \
+  T __tsan_atomic##bits##_fetch_add(T* p, T value, int) {                                              \
+    hetkern::emulation::traffic::count(__builtin_return_address(0), p, bits / 8, true);                \
+    return __atomic_fetch_add(p, value, __ATOMIC_ACQ_REL);                                             \
+  }                                                                                                    \
+  int __tsan_atomic##bits##_compare_exchange_strong(T* p, T* expected, T value, int, int) {            \
+    hetkern::emulation::traffic::count(__builtin_return_address(0), p, bits / 8, true);                \
+    return __atomic_compare_exchange_n(p, expected, value, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE); \
+  }
+HETKERN_ATOMICS(8, char)
+HETKERN_ATOMICS(32, int)
+HETKERN_ATOMICS(64, long)
+#undef HETKERN_ATOMICS
+}

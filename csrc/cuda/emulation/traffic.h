@@ -1,0 +1,20 @@
+// Counting memory traffic as the hardware does it, a warp's request at a time.                          (bodies: traffic.cpp)
+#pragma once
+#include "threads.h"
+
+namespace hetkern::emulation::traffic {
+
+#ifdef HETKERN_EMULATION_TRAFFIC
+void begin_launch(const Grid& grid, const void* arguments, size_t argument_bytes);
+void watch(const char* name, const void* p, size_t bytes);  // names a tensor; before or after the launch
+void report(const char* file);                              // writes what was counted, and forgets it
+#else
+inline void begin_launch(const Grid&, const void*, size_t) {}
+inline void watch(const char*, const void*, size_t) {}
+inline void report(const char*) {}
+#endif
+
+// What the emulation itself keeps in memory: stacks, threads, blocks.
+bool is_machinery(const void* p);
+
+}  // namespace hetkern::emulation::traffic

@@ -1,0 +1,82 @@
+"""What a CUDA file may not use if the emulation is to run it, refused by name before it is compiled.
+
+Run as a program on files, it prints what it finds and fails; it needs neither torch nor hetkern.
+"""
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+_MACROS = "csrc/cuda/device/launch.cuh"
+_LAUNCH = f"launch with HETKERN_LAUNCH ({_MACROS})"
+_SHARED = f"shared memory is dynamic, a struct obtained with HETKERN_SHARED ({_MACROS})"
+_PTX = "PTX goes through hetkern::ptx (csrc/cuda/device/ptx.cuh), where each wrapper has a twin"
+_CLASSES = "the emulation does not know its classes; plain __syncthreads and __shfl_*_sync it knows"
+
+#: Pattern in code without comments and strings, its name, and what to do instead.
+REFUSED = (
+    (r"<<<", "<<<…>>>", _LAUNCH),
+    (r"\bcudaLaunch\w*|\bcuLaunch\w*", "cudaLaunch…", _LAUNCH),
+    (r"\b__shared__\b", "__shared__", _SHARED),
+    (r"\b(asm|__asm__|__asm)\b", "asm", _PTX),
+    (r"\bcub\s*::", "CUB", "write the reduction out with shuffles"),
+    (r"\bthrust\s*::", "Thrust", "write a kernel"),
+    (r"\bcooperative_groups\b", "cooperative groups", _CLASSES),
+    (r"\b(nvcuda\s*::\s*)?wmma\s*::", "wmma", _PTX),
+    (r"\bcuda\s*::\s*(barrier|pipeline|memcpy_async|atomic\w*|ptx)\b", "libcu++", _CLASSES),
+    (r"\b__cluster_dims__\b", "__cluster_dims__", "launch with HETKERN_LAUNCH_CLUSTER"),
+    (r"\b__activemask\b", "__activemask", "name the lanes that take part"),
+)
+_HEADERS = (
+    r"#\s*include\s*<(cub/|thrust/|cooperative_groups|mma\.h|cuda/(?!device/|emulation/))[^>]*>"
+)
+_NOISE = re.compile(r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"', re.S)
+
+
+def refusals(text: str, name: str) -> Iterator[str]:
+    """One line for each refused word: file, line, word, what to do instead."""
+    code = _NOISE.sub(lambda m: "\n" * m[0].count("\n"), text)
+    for i, line in enumerate(code.splitlines(), 1):
+        for pattern, word, instead in REFUSED:
+            if re.search(pattern, line):
+                yield f"{name}:{i}: the emulation refuses {word}: {instead}"
+        if match := re.search(_HEADERS, line):
+            yield f"{name}:{i}: the emulation refuses {match[0].strip()}: {_CLASSES}"
+
+
+def refusals_of_file(file: Path, ours: Path, seen: set[Path]) -> Iterator[str]:
+    """As :func:`refusals`, also of what the file includes in quotes, except headers below ours."""
+    file = file.resolve()
+    if file in seen or ours in file.parents:
+        return
+    seen.add(file)
+    text = file.read_text()
+    yield from refusals(text, str(file))
+    for name in re.findall(r'^\s*#\s*include\s*"([^"]+)"', text, re.M):
+        if (included := file.parent / name).exists():
+            yield from refusals_of_file(included, ours, seen)
+
+
+def unbounded_kernels(text: str, name: str) -> Iterator[str]:
+    """One line for each kernel without ``__launch_bounds__``: nvcc's own warning is wrong there.
+
+    nvcc 13.0's -Wmissing-launch-bounds names every template kernel, whatever bounds it has.
+    """
+    code = _NOISE.sub(lambda m: "\n" * m[0].count("\n"), text)
+    for match in re.finditer(r"\b__global__\b[^{;]*", code):
+        if "__launch_bounds__" not in match[0]:
+            line = code.count("\n", 0, match.start()) + 1
+            yield f"{name}:{line}: a kernel without __launch_bounds__"
+
+
+def main() -> None:
+    """Look at the files named; the two that define the words for nvcc are not asked."""
+    files = [Path(f) for f in sys.argv[1:] if Path(f).name not in ("ptx.cuh", "launch.cuh")]
+    checks = (refusals, unbounded_kernels)
+    found = [line for f in files for check in checks for line in check(f.read_text(), str(f))]
+    sys.exit("\n".join(found) or None)
+
+
+if __name__ == "__main__":
+    main()
