@@ -208,7 +208,7 @@ __global__ void __launch_bounds__(32 * kColumnWarps)
 
     // Reduce.
     Tree<Total> tree;
-    Total total;
+    Total total{};
     int64_t k = 0;
     for (int lane = warp * lanes; lane < (warp + 1) * lanes; ++lane) {
       typename Job::Terms terms{};
