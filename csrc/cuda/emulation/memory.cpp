@@ -128,6 +128,10 @@ void wait_copies(unsigned pending) {
   }
 }
 
+void check_aligned(const void* p, unsigned bytes, Site site) {
+  if (reinterpret_cast<uintptr_t>(p) % bytes) fail(site, "misaligned address %p: wanted a multiple of %u", p, bytes);
+}
+
 void forget_copies() { copies.clear(); }
 
 // ---- Failing. --------------------------------------------------------------------------------------------------------------

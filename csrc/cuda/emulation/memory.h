@@ -28,6 +28,8 @@ void commit_copies();
 void wait_copies(unsigned pending);
 void forget_copies();  // of blocks that have ended
 
+void check_aligned(const void* p, unsigned bytes, Site site);
+
 // ---- Failing: the launch ends, and the launcher throws. ----------------------------------------------------------------------
 
 // std::runtime_error: text, kernel, block, thread and line.

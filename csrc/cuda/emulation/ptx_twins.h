@@ -14,22 +14,31 @@ using emulation::Site;
 
 // ---- Global memory. --------------------------------------------------------------------------------------------------------
 
+// One access of 16 bytes: a compiler may take a struct apart.
+typedef unsigned Bytes16 __attribute__((vector_size(16), may_alias));
+
 template <class V>
-inline V load_16(const V* p) {
+inline V load_16(const V* p, Site site = Site::here()) {
   static_assert(sizeof(V) == 16 && alignof(V) >= 16, "16 aligned bytes");
-  return *p;
+  emulation::check_aligned(p, 16, site);
+  const Bytes16 bytes = *reinterpret_cast<const Bytes16*>(p);
+  V value;
+  __builtin_memcpy(&value, &bytes, 16);
+  return value;
 }
 
 template <class V>
-inline V load_16_once(const V* p) {
-  static_assert(sizeof(V) == 16 && alignof(V) >= 16, "16 aligned bytes");
-  return *p;
+inline V load_16_once(const V* p, Site site = Site::here()) {
+  return load_16(p, site);
 }
 
 template <class V>
-inline void store_16_streaming(V* p, V value) {
+inline void store_16_streaming(V* p, V value, Site site = Site::here()) {
   static_assert(sizeof(V) == 16 && alignof(V) >= 16, "16 aligned bytes");
-  *p = value;
+  emulation::check_aligned(p, 16, site);
+  Bytes16 bytes;
+  __builtin_memcpy(&bytes, &value, 16);
+  *reinterpret_cast<Bytes16*>(p) = bytes;
 }
 
 // ---- Asynchronous copies. --------------------------------------------------------------------------------------------------
@@ -37,18 +46,15 @@ inline void store_16_streaming(V* p, V value) {
 template <int Bytes>
 inline void copy_async(void* shared, const void* global, int source_bytes = Bytes, Site site = Site::here()) {
   static_assert(Bytes == 4 || Bytes == 8 || Bytes == 16, "cp.async copies 4, 8 or 16 bytes");
-  struct alignas(Bytes) Value {
-    unsigned char byte[Bytes];
-  };
+  typedef unsigned Value __attribute__((vector_size(Bytes), may_alias));
   emulation::check_copy_async(shared, global, Bytes, static_cast<unsigned>(source_bytes), site);
   Value value{};
   if (source_bytes == Bytes)
     value = *static_cast<const Value*>(global);
   else
-    for (int i = 0; i < source_bytes; ++i) value.byte[i] = static_cast<const unsigned char*>(global)[i];
-  Value unfinished;
-  std::memset(&unfinished, 0xff, Bytes);
-  *static_cast<Value*>(shared) = unfinished;
+    for (int i = 0; i < source_bytes; ++i)
+      reinterpret_cast<unsigned char*>(&value)[i] = static_cast<const unsigned char*>(global)[i];
+  *static_cast<Value*>(shared) = ~Value{};  // NaN
   emulation::begin_copy_async(shared, &value, Bytes, site);
 }
 

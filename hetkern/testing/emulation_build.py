@@ -1,0 +1,198 @@
+"""Builds anybody's CUDA file for the CPU: which compiler, which headers, and a cache by content."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from hetkern.testing.emulation_refused import refusals_of_file
+
+
+class EmulationError(RuntimeError):
+    """A kernel that the emulation cannot build, refuses, or has caught in an error."""
+
+
+_ALIGNMENT = ("-fsanitize=alignment", "-fno-sanitize-recover=alignment")
+_SCALAR = ("-O2", "-fno-tree-vectorize", "-fno-tree-slp-vectorize")
+#: For each way to run: the kernel's flags, the linker's, and what the emulation is told.
+KINDS = {
+    "plain": ((*_SCALAR, *_ALIGNMENT), ("-shared", "-Wl,--no-undefined"), "PLAIN"),
+    "address": (
+        ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"),
+        ("-fsanitize=address,undefined",),
+        "ADDRESS",
+    ),
+    "thread": (("-O1", "-fsanitize=thread", *_ALIGNMENT), ("-fsanitize=thread",), "THREAD"),
+    "traffic": (
+        (*_SCALAR, "-fno-tree-sra", "-fno-ipa-sra", "-fsanitize=thread", *_ALIGNMENT),
+        (),
+        "TRAFFIC",
+    ),
+}
+_COMMON = ("-std=c++17", "-g", "-fPIC", "-fvisibility=hidden", "-fno-omit-frame-pointer")
+_MACHINE = ("threads.cpp", "barriers.cpp", "memory.cpp")
+
+
+@functools.cache
+def compiler() -> str:
+    """g++, or CXX if that is one.
+
+    Raises:
+        NotImplementedError: there is none.
+    """
+    for name in (os.environ.get("CXX", ""), "g++"):
+        if name and (found := shutil.which(name)):
+            return found
+    raise NotImplementedError("the CUDA emulation needs g++ (11 or newer): install it or set CXX")
+
+
+@functools.cache
+def own_headers() -> Path:
+    """The folder of ``cuda/device/launch.cuh``: in the installed package or the source tree."""
+    package = Path(__file__).parents[1]
+    for root in (package / "include", package.parent / "csrc"):
+        if (root / "cuda/device/launch.cuh").exists():
+            return root
+    raise NotImplementedError(f"cuda/device/launch.cuh is neither in {package}/include nor in csrc")
+
+
+@functools.cache
+def cuda_headers() -> Path:
+    """The folder of CUDA's own headers; no nvcc is needed, but its types are.
+
+    Raises:
+        NotImplementedError: there are none.
+    """
+    places = [Path(os.environ[v]) for v in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(v)]
+    if nvcc := shutil.which("nvcc"):
+        places.append(Path(nvcc).resolve().parents[1])
+    places.append(Path("/usr/local/cuda"))
+    for place in places:
+        if (place / "include/cuda_fp16.h").exists():
+            return place / "include"
+    raise NotImplementedError(
+        "the CUDA emulation needs CUDA's headers (cuda_runtime.h, cuda_fp16.h): "
+        "install the toolkit or set CUDA_HOME"
+    )
+
+
+def _included(file: Path, seen: dict[Path, bytes]) -> dict[Path, bytes]:
+    """The file and what it includes in quotes from beside itself, with their bytes."""
+    file = file.resolve()
+    if file not in seen:
+        seen[file] = file.read_bytes()
+        for name in re.findall(rb'^\s*#\s*include\s*"([^"]+)"', seen[file], re.M):
+            if (other := file.parent / os.fsdecode(name)).exists():
+                _included(other, seen)
+    return seen
+
+
+def _cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("HETKERN_EMULATION_CACHE") or Path(base) / "hetkern" / "emulation")
+
+
+def _run(command: list[str | Path]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise EmulationError(f"{' '.join(map(str, command))} failed:\n{done.stderr or done.stdout}")
+    return done.stdout
+
+
+def _cached(
+    name: str, parts: list[bytes], commands: list[list[str | Path]], wrapper: str = ""
+) -> Path:
+    """The file that the commands make in a folder of their own ({}), unless it is there already."""
+    key = hashlib.sha256()
+    for part in (
+        *parts,
+        wrapper.encode(),
+        repr(commands).encode(),
+        _version(),
+        str(cuda_headers()).encode(),
+    ):
+        key.update(hashlib.sha256(part).digest())
+    kept = _cache() / key.hexdigest()[:32] / name
+    if not kept.exists():
+        _cache().mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=_cache()) as folder:
+            Path(folder, "wrapper.cpp").write_text(wrapper)
+            for command in commands:
+                _run([str(word).replace("{}", folder) for word in command])
+            kept.parent.mkdir(exist_ok=True)
+            os.replace(Path(folder) / name, kept)
+    return kept
+
+
+@functools.cache
+def _version() -> bytes:
+    return _run([compiler(), "--version"]).encode()
+
+
+@functools.cache
+def _own_sources() -> bytes:
+    files = sorted(
+        p for d in ("device", "emulation") for p in (own_headers() / "cuda" / d).iterdir()
+    )
+    return b"".join(p.name.encode() + p.read_bytes() for p in files if p.name != "table.cpp")
+
+
+def _compile(source: Path | str, to: str, flags: tuple[str, ...]) -> list[str | Path]:
+    headers = ["-I", str(own_headers()), "-isystem", str(cuda_headers())]
+    return [compiler(), *_COMMON, *flags, *headers, "-c", source, "-o", to]
+
+
+def _machine(kind: str) -> list[Path]:
+    """The emulation's own objects, without instrumentation."""
+    sources = [*_MACHINE]
+    sources += ["traffic.cpp"] if kind == "traffic" else []
+    sources += ["driver.cpp"] if kind != "plain" else []
+    flags = ("-O2", f"-DHETKERN_EMULATION_{KINDS[kind][2]}")
+    folder = own_headers() / "cuda" / "emulation"
+    return [
+        _cached("object.o", [_own_sources()], [_compile(folder / s, "{}/object.o", flags)])
+        for s in sources
+    ]
+
+
+def build(source: Path, launcher: str, kind: str, flags: tuple[str, ...]) -> Path:
+    """A library ("plain") or else a program that runs the source's launcher.
+
+    Raises:
+        EmulationError: a word is refused, or the compiler fails.
+        NotImplementedError: the compiler or a header is missing.
+    """
+    ours = own_headers() / "cuda"
+    if refused := list(refusals_of_file(source, ours, set())):
+        raise EmulationError("\n".join(refused))
+    kernel, link, _ = KINDS[kind]
+    wrapper = _WRAPPER.format(source=source.resolve(), launcher=launcher)
+    files = _included(source, {})
+    name = "kernel.so" if kind == "plain" else "kernel"
+    objects: list[str | Path] = [*_machine(kind)]
+    commands = [
+        _compile(
+            "{}/wrapper.cpp", "{}/kernel.o", (*kernel, "-Wall", "-Wno-unknown-pragmas", *flags)
+        ),
+        [compiler(), *link, "{}/kernel.o", *objects, "-o", "{}/" + name],
+    ]
+    parts = [_own_sources(), *(str(f).encode() + text for f, text in files.items())]
+    return _cached(name, parts, commands, wrapper)
+
+
+_WRAPPER = """#include "{source}"
+
+#include "cuda/emulation/foreign.h"
+
+#define VISIBLE extern "C" __attribute__((visibility("default")))
+VISIBLE const char* hetkern_parameters() {{ return hetkern::emulation::parameters(&{launcher}); }}
+VISIBLE int hetkern_call(const unsigned char* slots, char* error, size_t error_size) {{
+  return hetkern::emulation::call(&{launcher}, slots, error, error_size);
+}}
+"""
