@@ -120,7 +120,9 @@ def launches() -> Iterator[list[Launch]]:
         for parameter in self.params:
             if parameter.name not in arguments:
                 arguments[parameter.name] = parameter.default
-        launched.append(Launch(self, arguments, kwargs, grid(arguments) if callable(grid) else grid))
+        launched.append(
+            Launch(self, arguments, kwargs, grid(arguments) if callable(grid) else grid)
+        )
 
     def first(self: Any, *args: Any, **kwargs: Any) -> Any:
         return self.fn.run(*args, **{**kwargs, **self.configs[0].all_kwargs()})

@@ -245,7 +245,9 @@ def pytest_configure() -> None:
 def main(arguments: list[str]) -> None:
     """Run a script with Triton interpreted."""
     if not arguments:
-        raise SystemExit("usage: python -m hetkern.testing.triton_interpreter script.py [argument…]")
+        raise SystemExit(
+            "usage: python -m hetkern.testing.triton_interpreter script.py [argument…]"
+        )
     activate()
     sys.argv = arguments
     sys.path[0] = os.path.dirname(os.path.abspath(arguments[0]))

@@ -154,7 +154,9 @@ class Memory:
     def _split(self, kind: str, addresses: np.ndarray, width: int) -> list[_Region]:
         """The tensors of a request that is not within one; a lane outside all of them raises."""
         if not self._regions:
-            raise KernelError(f"{kind} of {width} bytes, but the launch has no tensor, {self.where()}")
+            raise KernelError(
+                f"{kind} of {width} bytes, but the launch has no tensor, {self.where()}"
+            )
         at = np.searchsorted(np.array(self._begins), addresses, side="right") - 1
         ends = np.array([region.end for region in self._regions])
         outside = (at < 0) | (addresses + width > ends[np.maximum(at, 0)])

@@ -59,7 +59,9 @@ def view_rows(
 
 def _contiguous(view: View) -> View:
     full = view.tensor is not None and view.tensor.dim() > 0 and 0 not in view.tensor.stride()
-    return View(view.tensor.contiguous(), view.reduced) if full and view.tensor is not None else view
+    return (
+        View(view.tensor.contiguous(), view.reduced) if full and view.tensor is not None else view
+    )
 
 
 def _stride(view: View, rank: int, dim: int, d: int) -> int:
