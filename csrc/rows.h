@@ -39,6 +39,16 @@ enum class RowPath : int8_t {
   columns,     // the reduced dimension is not the innermost: a task takes vectors of neighbouring rows
 };
 
+// How a GPU's blocks take rows; a task is a block. Element vectors go round the `lanes` of a row, which are the leaves of its
+// reduction tree. They are threads: part of a block, all of one, or those of a cluster (split_rows). On the columns path a
+// thread is a row, and the warps of its block share out the leaves.
+struct BlockShape {
+  int threads = 0;   // of a block; 0 on the CPU
+  int lanes = 0;     // of a row
+  int cluster = 1;   // blocks that share a row
+  int shared = 0;    // bytes a block
+};
+
 #ifdef __CUDACC__
 #define HETKERN_HOST_DEVICE __host__ __device__
 #else
