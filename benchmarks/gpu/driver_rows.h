@@ -114,10 +114,12 @@ Numbers normal(int64_t count, uint64_t seed, double spread = 1) {
   return numbers;
 }
 
-// Each row within the limit, as a share of its largest magnitude; -inf and NaN where they belong.
-inline void compare(const char* name, const Numbers& actual, const Numbers& exact, int64_t N, double limit) {
+// Each row within the limit, as a share of its largest magnitude, or of the row's entry in `terms`, what cancelled in it;
+// -inf where it belongs.
+inline void compare(const char* name, const Numbers& actual, const Numbers& exact, int64_t N, double limit,
+                    const Numbers& terms = {}) {
   for (size_t row = 0; row < exact.size(); row += N) {
-    double most = 0;
+    double most = terms.empty() ? 0 : terms[row / N];
     for (int64_t j = 0; j < N; ++j)
       if (std::isfinite(exact[row + j])) most = std::max(most, std::fabs(exact[row + j]));
     for (int64_t j = 0; j < N; ++j) {
