@@ -5,6 +5,12 @@
 #pragma once
 #include <cstdint>
 
+#ifdef __CUDACC__
+#define HETKERN_HOST_DEVICE __host__ __device__
+#else
+#define HETKERN_HOST_DEVICE
+#endif
+
 namespace hetkern {
 
 enum class DType : int8_t { f32, f64, f16, bf16 };
@@ -23,7 +29,7 @@ struct Operand {
   void* data;                 // null: absent
   int64_t step;               // from one element of a row to the next
   int64_t stride[kMaxOuter];  // of the outer dimensions
-  explicit operator bool() const { return data != nullptr; }
+  HETKERN_HOST_DEVICE explicit operator bool() const { return data != nullptr; }
 };
 
 // A row's position in the outer dimensions.
@@ -48,12 +54,6 @@ struct BlockShape {
   int cluster = 1;   // blocks that share a row
   int shared = 0;    // bytes a block
 };
-
-#ifdef __CUDACC__
-#define HETKERN_HOST_DEVICE __host__ __device__
-#else
-#define HETKERN_HOST_DEVICE
-#endif
 
 HETKERN_HOST_DEVICE inline RowIndex row_index(const Rows& rows, int64_t row) {
   RowIndex index;

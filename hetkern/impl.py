@@ -233,7 +233,10 @@ _planners: dict[Callable[..., Any], tuple[str, dict[str, SimpleNamespace], Plann
 def explainable(
     op: str, served: dict[str, SimpleNamespace], planner: Planner
 ) -> Callable[[Function], Function]:
-    """Decorate a public function; ``planner`` takes its arguments and gives the native plan."""
+    """Decorate a public function.
+
+    ``planner`` takes the implementation's name and the function's arguments, and gives its plan.
+    """
 
     def mark(function: Function) -> Function:
         _planners[function] = (op, served, planner)
@@ -277,7 +280,7 @@ def _describe(function: Callable[..., Any], arguments: dict[str, Any]) -> Call:
         if name == "reference":
             _refuse_if_strict(op, excluded["cuda" if x.is_cuda else "cpu"] or "")
 
-    plan = planner(**arguments) if name in served else {"path": "eager PyTorch"}
+    plan = planner(name, **arguments) if name in served else {"path": "eager PyTorch"}
     reasons = {n: reason or others for n, reason in excluded.items() if n != name}
     return Call(op, tuple(x.shape), str(x.dtype).removeprefix("torch."), name, why, plan, reasons)
 

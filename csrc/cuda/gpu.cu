@@ -2,6 +2,7 @@
 #include "gpu.h"
 
 #include <atomic>
+#include <cstdlib>
 
 #include "device/launch.cuh"
 
@@ -29,7 +30,13 @@ Gpu gpu() {
   return gpu;
 }
 #else
-Gpu gpu() { return {}; }
+// The emulated device: an H100, unless a test says otherwise.
+Gpu gpu() {
+  Gpu gpu;
+  if (const char* const value = std::getenv("HETKERN_EMULATED_CAPABILITY")) gpu.capability = std::atoi(value);
+  if (const char* const value = std::getenv("HETKERN_EMULATED_SHARED_BYTES")) gpu.shared_bytes = std::atoi(value);
+  return gpu;
+}
 #endif
 
 }  // namespace hetkern::cuda

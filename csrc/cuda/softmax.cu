@@ -51,7 +51,7 @@ struct ForwardRows {
   __device__ explicit ForwardRows(const Params& params) : p(params), score(p.scale, p.softcap) {}
 
   __device__ Row row(int64_t r) const {
-    const RowIndex at = row_index(p.rows, r);
+    const RowIndex at = index_of(p.rows, r);
     return {{p.rows, p.x, at},
             {p.rows, p.bias, at},
             {p.rows, p.mask, at},
@@ -156,7 +156,7 @@ struct BackwardRows {
   __device__ explicit BackwardRows(const Params& params) : p(params), score(p.scale, p.softcap) {}
 
   __device__ Row row(int64_t r) const {
-    const RowIndex at = row_index(p.rows, r);
+    const RowIndex at = index_of(p.rows, r);
     return {{p.rows, p.dy, at}, {p.rows, p.y, at},    {p.rows, p.dx, at},
             {p.rows, p.x, at},  {p.rows, p.mask, at}, kept_columns(p.rows.N, p.queries, r)};
   }
@@ -239,7 +239,7 @@ struct DoubleBackwardRows {
   __device__ explicit DoubleBackwardRows(const Params& params) : p(params), scale(static_cast<A>(p.scale)) {}
 
   __device__ Row row(int64_t r) const {
-    const RowIndex at = row_index(p.rows, r);
+    const RowIndex at = index_of(p.rows, r);
     return {{p.rows, p.g, at}, {p.rows, p.dy, at}, {p.rows, p.y, at}, {p.rows, p.g_dy, at}, {p.rows, p.g_y, at}};
   }
 
@@ -286,7 +286,7 @@ struct DoubleBackwardRows {
 
 // The pairs of types: the same for x and y, or float32 y for 16-bit x.
 template <template <class, class, class> class Job, class Params>
-void launch(const Params& p, SoftmaxPlan plan, void* stream) {
+void run(const Params& p, SoftmaxPlan plan, void* stream) {
   switch (p.x_type) {
     case DType::f32:
       return launch_rows<Job<float, float, float>>(p, plan, plan.keep, stream);
@@ -306,7 +306,7 @@ SoftmaxPlan plan(const SoftmaxShape& shape) { return softmax_plan(shape, gpu());
 }  // namespace
 
 const SoftmaxKernels& softmax_kernels() {
-  static const SoftmaxKernels kernels{plan, launch<ForwardRows>, launch<BackwardRows>, launch<DoubleBackwardRows>};
+  static const SoftmaxKernels kernels{plan, run<ForwardRows>, run<BackwardRows>, run<DoubleBackwardRows>};
   return kernels;
 }
 

@@ -45,7 +45,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _wanted(item: pytest.Item, asked: str | None) -> bool:
     """Whether a test is of an implementation asked for; without ``--impl``, or of none."""
-    implementation = getattr(item, "callspec", None) and item.callspec.params.get("impl")
+    parameters = getattr(getattr(item, "callspec", None), "params", {})
+    implementation = parameters.get("impl")
     if not isinstance(implementation, Implementation):
         return asked is None
     wanted = asked.split(",") if asked else ("reference", "cpu")

@@ -18,9 +18,29 @@ struct alignas(V * sizeof(T) < kWords16 ? V * sizeof(T) : kWords16) Vector {
   T e[V];
 };
 
+// row_index and offset of csrc/rows.h with their loops unrolled, so that an index lives in registers.
+__device__ __forceinline__ RowIndex index_of(const Rows& rows, int64_t row) {
+  RowIndex index;
+#pragma unroll
+  for (int d = kMaxOuter - 1; d > 0; --d) {
+    index.at[d] = 0;
+    if (d >= rows.outer_dims) continue;
+    const int64_t size = rows.size[d], above = (row | size) >> 32 ? row / size : uint32_t(row) / uint32_t(size);
+    index.at[d] = row - above * size;
+    row = above;
+  }
+  index.at[0] = row;
+  return index;
+}
+
 template <class T>
-__device__ __forceinline__ T* row_of(const Rows& rows, const Operand& operand, const RowIndex& at) {
-  return operand ? static_cast<T*>(operand.data) + offset(rows, operand, at) : nullptr;
+__device__ __forceinline__ T* row_of(const Rows& rows, const Operand& operand, const RowIndex& index) {
+  if (!operand) return nullptr;
+  T* at = static_cast<T*>(operand.data);
+#pragma unroll
+  for (int d = 0; d < kMaxOuter; ++d)
+    if (d < rows.outer_dims) at += index.at[d] * operand.stride[d];
+  return at;
 }
 
 // One tensor's part of a row. V elements move at once where they lie side by side on their own boundary, one by one elsewhere;
