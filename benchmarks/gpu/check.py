@@ -1,0 +1,432 @@
+"""The steps of gpu_check.sh, under ten minutes in all.
+
+Each step shows what really ran and fails if that was nothing. Without a GPU the emulation stands
+in its place: every body runs, and the figures are none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import twins
+from programs import HERE, KINDS, Programs, nvcc
+from running import ROOT, Failed, Runner
+
+TOOLS = {
+    "memcheck": "address",
+    "racecheck": "thread",
+    "synccheck": "plain",
+}  # and what stands for it
+# How a family takes rows: the driver must have met every one, forward and backward.
+PATHS = ("several rows a block", "one row a block", "a cluster of blocks a row", "columns")
+KEPT_OR_NOT = ("a cluster of blocks a row, read twice", "columns, read twice")  # of softmax
+
+
+class Check:
+    """What the steps share."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.device = None if options.dry else find_gpu()
+        if options.gpu and self.device is None:
+            raise SystemExit("--gpu: torch finds no CUDA GPU")
+        self.dry = self.device is None
+        self.out = Path(os.environ.get("OUT", ROOT / "build/gpu_check")).resolve()
+        self.work = ROOT / "build" / ("gpu_check_dry" if self.dry else "gpu_check_gpu")
+        self.runner = Runner(self.out / "gpu_check.log", 60 * options.minutes)
+        architecture = self.device["architecture"] if self.device else None
+        self.programs = Programs(self.runner, self.work / "programs", architecture, options.quick)
+        self.pool = ThreadPoolExecutor(4)
+        self.built: dict[str, Future[Path]] = {}
+
+    def start_programs(self) -> None:
+        """Begin to build the programs, beside the library; who needs one waits for it."""
+        steps = self.options.steps
+        if "twins" in steps:
+            self._begin("twins", self.programs.on_device, "twins", [HERE / "twins.cu"])
+            if not self.dry:
+                source = [HERE / "twins.cu"]
+                self._begin("twins_emulated", self.programs.emulated, "twins_emulated", source)
+        if "sanitizers" in steps:
+            sources = [*self.programs.kernels(), HERE / "driver.cu"]
+            self._begin("driver", self.programs.on_device, "driver", sources)
+            kinds = {kind for tool, kind in TOOLS.items() if tool in self.tools()}
+            for kind in sorted(kinds) if self.dry else ["plain"]:
+                source = [HERE / "planted.cu"]
+                self._begin(f"planted_{kind}", self.programs.on_device, "planted", source, kind)
+
+    def _begin(self, name: str, build: Callable[..., Path], *arguments: Any) -> None:
+        self.built[name] = self.pool.submit(build, *arguments)
+
+    def tools(self) -> list[str]:
+        """compute-sanitizer's tools; the dry run's cheap part keeps to the one that needs no sanitizer."""
+        return ["synccheck"] if self.options.quick else list(TOOLS)
+
+    # ---- Steps. ------------------------------------------------------------------------------------
+
+    def build(self) -> dict[str, Any]:
+        """Configure and build here, and load what was built."""
+        if not (cmake := shutil.which("cmake")):
+            raise Failed("cmake is missing: install cmake (and ninja), then run this again")
+        folder = self.work / "cmake"
+        cuda = "OFF" if self.options.quick else "ON" if not self.dry or has_nvcc() else "OFF"
+        words = [cmake, "-S", ROOT, "-B", folder, f"-DPython_EXECUTABLE={sys.executable}"]
+        words += [f"-DHETKERN_CUDA={cuda}", "-DHETKERN_EMULATION=ON"]
+        words += ["-DCMAKE_CUDA_ARCHITECTURES=" + (self.programs.architecture or "90a")]
+        words += ["-G", "Ninja"] if shutil.which("ninja") else []
+        self.runner.command(words)
+        target = ["--target", "hetkern_emulated_machine"] if self.options.quick else []
+        self.runner.command([cmake, "--build", folder, "--parallel", str(os.cpu_count()), *target])
+        if not self.options.installed:
+            for file in [*folder.glob("libhetkern_*.so"), *folder.glob("_C*.so")]:
+                link = ROOT / "hetkern" / file.name
+                link.unlink(missing_ok=True)
+                link.symlink_to(file)
+        told = self.python("import hetkern, json; print(json.dumps(dict(hetkern.doctor())))")
+        facts = json.loads(told.splitlines()[-1])
+        if not self.options.installed and folder not in Path(facts["library"]).resolve().parents:
+            raise Failed(
+                f"hetkern loads {facts['library']}, not what was built in {folder}: another hetkern "
+                "is installed in this Python; uninstall it there, or check that one: --installed"
+            )
+        if not self.dry and (
+            wrong := [n for n in ("cuda", "triton") if "cannot" in facts[f'impl="{n}"']]
+        ):
+            raise Failed("; ".join(f'impl="{n}" {facts[f"""impl="{n}\""""]}' for n in wrong))
+        return {"doctor": facts, "CUDA": cuda}
+
+    def twins(self) -> dict[str, Any]:
+        """Each function of ptx:: on the device against its twin, word by word."""
+        device = self.runner.command([self.built["twins"].result()], may_fail=True).stdout
+        if self.dry:  # against itself, its threads taking turns in another order
+            seed = {"HETKERN_EMULATION_SEED": "20"}
+            other = self.runner.command([self.built["twins"].result()], env=seed, may_fail=True)
+        else:
+            other = self.runner.command([self.built["twins_emulated"].result()], may_fail=True)
+        table = twins.compare(device, other.stdout)
+        return {
+            "functions": len(table),
+            "words": sum(row["words"] for row in table),
+            "table": table,
+        }
+
+    def sanitizers(self) -> dict[str, Any]:
+        """compute-sanitizer on the launchers, and on a bug planted for each tool."""
+        facts: dict[str, Any] = {}
+        driver = self.built["driver"].result()
+        if self.dry:
+            facts["driver"] = driver_facts(self.runner.command([driver], may_fail=True).stdout)
+        for tool in self.tools():
+            words = [] if self.dry else [sanitizer(), "--tool", tool, "--error-exitcode", "99"]
+            program = self.built["planted_" + (TOOLS[tool] if self.dry else "plain")].result()
+            found = self.runner.command([*words, program, tool], limit=60, may_fail=True)
+            if not found.returncode:
+                raise Failed(f"{tool} is blind to the bug planted for it:\n{found.stdout}")
+            if not reported(tool, found.stdout, self.dry):
+                raise Failed(f"{tool} reports something else than its planted bug:\n{found.stdout}")
+            facts[f"{tool}: planted bug"] = "reported"
+            if not self.dry:
+                ran = self.runner.command([*words, driver], limit=150, may_fail=True)
+                facts[tool] = driver_facts(ran.stdout)
+                if ran.returncode or " 0 errors" not in ran.stdout + " ":
+                    raise Failed(f"{tool}:\n" + "\n".join(ran.stdout.splitlines()[-40:]))
+        facts["bad target"] = bad_target(
+            self.runner.command([driver, "bad-target"], 60, may_fail=True)
+        )
+        return facts
+
+    def suite(self) -> dict[str, Any]:
+        """The families' tests, by CUDA and by Triton."""
+        facts: dict[str, Any] = {}
+        for impl in ("cuda", "triton"):
+            facts[impl] = self.pytest(impl, ["--impl", impl], *self.selection(impl))
+            if not facts[impl]["passed"]:
+                raise Failed(f"--impl {impl}: no test passed: {facts[impl]}")
+        return facts
+
+    def selection(self, impl: str) -> list[str]:
+        """All tests on a GPU; a few in its place."""
+        if not self.dry:
+            workers = ["-n", "4"] if has_module("xdist") else []
+            return [*workers, "--ignore", "python_tests/test_gpu_check.py", "python_tests"]
+        interpreted = ["-p", "hetkern.testing.triton_interpreter"] if impl == "triton" else []
+        few = "test_softmax_is_shift_invariant or test_softmax_of_one_row"
+        return [
+            *interpreted,
+            "-k",
+            self.options.select or few,
+            "python_tests/test_softmax_values.py",
+        ]
+
+    def real(self) -> dict[str, Any]:
+        """What only a real device shows: graphs, streams, autocast, torch.compile."""
+        counts = self.pytest("real", [], "python_tests/test_gpu_real.py")
+        if not counts["passed"] or (not self.dry and counts["skipped"]):
+            raise Failed(f"test_gpu_real.py: wanted all to run, got {counts}")
+        return counts
+
+    def benchmarks(self) -> dict[str, Any]:
+        """Speed, as shares of copy speed; without a GPU the code alone."""
+        file = self.work / "bench_gpu.json"
+        file.unlink(missing_ok=True)
+        words = [sys.executable, HERE / "bench_gpu.py", "--out", file]
+        self.runner.command([*words, "--dry"] if self.dry else words, limit=200)
+        facts: dict[str, Any] = json.loads(file.read_text())
+        wanted = {("softmax", "hetkern cuda"), ("cross-entropy", "hetkern cuda")}
+        if not self.dry:
+            wanted |= {("softmax", "hetkern triton"), ("cross-entropy", "hetkern triton")}
+        missing = wanted - {
+            (row["work"].split()[0], row["implementation"]) for row in facts["rows"]
+        }
+        if missing:
+            raise Failed(f"benchmarks without a row: {sorted(missing)}; {facts.get('left out')}")
+        return facts
+
+    # ---- Their tools. ------------------------------------------------------------------------------
+
+    def python(self, code: str) -> str:
+        """What a Python program with hetkern in reach prints."""
+        return self.runner.command([sys.executable, "-c", code], env=self.environment()).stdout
+
+    def environment(self) -> dict[str, str]:
+        """The checkout, before what is installed."""
+        path = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+        return {"PYTHONPATH": os.pathsep.join(part for part in path if part)}
+
+    def pytest(self, name: str, options: list[str], *more: str) -> dict[str, Any]:
+        """How many tests passed, failed and were skipped, and why.
+
+        Raises:
+            Failed: one failed, or the run was stopped; the counts come along.
+        """
+        file = self.work / f"{name}.xml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.unlink(missing_ok=True)
+        words = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-m",
+            "not proof",
+            "--junitxml",
+            file,
+            *options,
+        ]
+        environment = {**self.environment(), "PYTHONUNBUFFERED": "1"}
+        try:
+            ran = self.runner.command([*words, *more], limit=150, env=environment, may_fail=True)
+        finally:
+            counts = junit(file)
+        if ran.returncode or counts["failed"]:
+            tail = "\n".join(ran.stdout.splitlines()[-25:])
+            failed = Failed(f"pytest {' '.join(options)}: {counts}\n{tail}")
+            failed.facts = {name: counts}  # type: ignore[attr-defined]
+            raise failed
+        return counts
+
+
+STEPS = {
+    "build": Check.build,
+    "twins": Check.twins,
+    "sanitizers": Check.sanitizers,
+    "suite": Check.suite,
+    "real": Check.real,
+    "benchmarks": Check.benchmarks,
+}
+
+
+def find_gpu() -> dict[str, Any] | None:
+    """The first GPU by torch's word; None without one."""
+    code = (
+        "import torch, json; p = torch.cuda.get_device_properties(0); print(json.dumps({"
+        "'name': p.name, 'capability': [p.major, p.minor], 'torch': torch.__version__, "
+        "'processors': p.multi_processor_count, 'memory': p.total_memory}))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    if ran.returncode:
+        return None
+    device: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
+    major, minor = device["capability"]
+    device["architecture"] = f"{major}{minor}" + ("a" if major >= 9 else "")
+    return device
+
+
+def has_nvcc() -> bool:
+    """Whether there is a CUDA compiler."""
+    try:
+        return bool(nvcc())
+    except Failed:
+        return False
+
+
+def has_module(name: str) -> bool:
+    """Whether Python finds it."""
+    import importlib.util
+
+    return importlib.util.find_spec(name) is not None
+
+
+def sanitizer() -> str:
+    """compute-sanitizer.
+
+    Raises:
+        Failed: there is none.
+    """
+    for name in ("compute-sanitizer", "/usr/local/cuda/bin/compute-sanitizer"):
+        if found := shutil.which(name):
+            return found
+    raise Failed("compute-sanitizer is missing: it comes with the CUDA toolkit")
+
+
+def reported(tool: str, output: str, dry: bool) -> bool:
+    """Whether the output speaks of the bug that was planted for the tool."""
+    emulated = {
+        "memcheck": "heap-buffer-overflow",
+        "racecheck": "data race",
+        "synccheck": "deadlock",
+    }
+    real = {
+        "memcheck": "Invalid __global__ write",
+        "racecheck": "hazard",
+        "synccheck": "Barrier error",
+    }
+    return (emulated if dry else real)[tool].lower() in output.lower()
+
+
+def driver_facts(output: str) -> dict[str, Any]:
+    """What the driver ran.
+
+    Raises:
+        Failed: a result is wrong, nothing ran, or a path was not met.
+    """
+    lines = [line.split(None, 1) for line in output.splitlines() if line.strip()]
+    of = lambda word: [rest[0] for first, *rest in lines if first == word and rest]  # noqa: E731
+    calls, paths, wrong = len(of("ok")), of("path"), of("FAILED")
+    if wrong or not calls or not of("calls"):
+        raise Failed(
+            f"the driver: {len(wrong)} of {calls + len(wrong)} calls are wrong\n"
+            + "\n".join(wrong or [output[-2000:]])
+        )
+    families = sorted({path.split(" ")[0] for path in paths})
+    wanted = {
+        f"{family} {way}, {path}"
+        for family in families
+        for way in ("forward", "backward")
+        for path in PATHS
+    }
+    wanted |= {f"softmax {way}, {path}" for way in ("forward", "backward") for path in KEPT_OR_NOT}
+    expected = {p.stem.replace("_", "-") for p in (ROOT / "csrc/cuda").glob("*.cu")} & {
+        "softmax",
+        "cross-entropy",
+    }
+    if missing := sorted(expected - set(families)) or sorted(wanted - set(paths)):
+        raise Failed(f"the driver did not meet: {missing}")
+    return {"calls": calls, "families": families, "paths": paths}
+
+
+def bad_target(ran: subprocess.CompletedProcess[str]) -> str:
+    """A target that is no class was refused by name.
+
+    Raises:
+        Failed: it was let pass.
+    """
+    if not (ROOT / "csrc/cuda/cross_entropy.cu").exists():
+        return "no CUDA kernel takes targets yet"
+    if ran.returncode or "refused" not in ran.stdout:
+        raise Failed(f"a target that is no class was let pass:\n{ran.stdout}")
+    return ran.stdout.strip()
+
+
+def junit(file: Path) -> dict[str, Any]:
+    """Counts of a pytest run from its file."""
+    counts: dict[str, Any] = {"passed": 0, "failed": 0, "skipped": 0, "reasons": {}}
+    if not file.exists():
+        return counts
+    for case in xml.etree.ElementTree.parse(file).iter("testcase"):
+        skip = case.find("skipped")
+        if skip is not None:
+            counts["skipped"] += 1
+            reason = skip.get("message") or ""
+            counts["reasons"][reason] = counts["reasons"].get(reason, 0) + 1
+        elif case.find("failure") is not None or case.find("error") is not None:
+            counts["failed"] += 1
+        else:
+            counts["passed"] += 1
+    return counts
+
+
+def arguments() -> argparse.Namespace:
+    """The flags."""
+    parser = argparse.ArgumentParser(prog="gpu_check.sh", description=__doc__)
+    parser.add_argument("--dry", action="store_true", help="the emulation in the GPU's place")
+    parser.add_argument("--gpu", action="store_true", help="fail without a GPU")
+    parser.add_argument(
+        "--installed", action="store_true", help="check the installed hetkern, build beside it"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="the dry run's cheap part; takes the installed hetkern"
+    )
+    parser.add_argument("--steps", default=",".join(STEPS), help="only these")
+    parser.add_argument("--select", help="pytest -k of the dry run's suite")
+    parser.add_argument("--minutes", type=float, default=9.5, help="stop after so many")
+    options = parser.parse_args()
+    options.steps = options.steps.split(",")
+    if unknown := set(options.steps) - set(STEPS):
+        parser.error(f"--steps: wanted of {', '.join(STEPS)}, got {', '.join(sorted(unknown))}")
+    if options.gpu and (options.dry or options.quick):
+        parser.error("--gpu: not with --dry or --quick")
+    options.dry |= options.quick
+    options.installed |= options.quick
+    return options
+
+
+def main() -> int:
+    """Run the steps, print the summary, write the JSON."""
+    start = time.monotonic()
+    check = Check(arguments())
+    what = (
+        "DRY RUN, no GPU: the emulation in its place, no figures"
+        if check.dry
+        else check.device["name"]
+    )
+    print(f"== gpu_check: {what}", flush=True)
+    check.start_programs()
+    for name in check.options.steps:
+        check.runner.step(name, lambda name=name: STEPS[name](check))
+    check.pool.shutdown(cancel_futures=True)
+    results = check.runner.results
+    print(f"== summary: {what}")
+    for result in results:
+        state = "passed" if result.passed else "FAILED"
+        reason = "" if result.passed else f"   {result.error.splitlines()[0]}"
+        print(f"{result.name:<12} {state}  {result.seconds:6.1f} s{reason}")
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    report = {
+        "dry": check.dry,
+        "device": check.device,
+        "commit": commit.stdout.strip(),
+        "date": time.strftime("%Y-%m-%d"),
+        "seconds": round(time.monotonic() - start, 1),
+        "passed": all(result.passed for result in results),
+        "steps": [vars(result) for result in results],
+    }
+    file = check.out / "gpu_check.json"
+    file.write_text(json.dumps(report, indent=1) + "\n")
+    print(f"{report['seconds']} s in all; {file}; output of every command: {check.runner.log}")
+    return 0 if report["passed"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
