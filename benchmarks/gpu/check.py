@@ -13,14 +13,14 @@ import shutil
 import subprocess
 import sys
 import time
-import xml.etree.ElementTree
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import twins
-from programs import HERE, KINDS, Programs, nvcc
+from evidence import bad_target, driver_facts, find_gpu, has_module, junit, reported
+from programs import HERE, Programs, has_nvcc, sanitizer
 from running import ROOT, Failed, Runner
 
 TOOLS = {
@@ -28,9 +28,6 @@ TOOLS = {
     "racecheck": "thread",
     "synccheck": "plain",
 }  # and what stands for it
-# How a family takes rows: the driver must have met every one, forward and backward.
-PATHS = ("several rows a block", "one row a block", "a cluster of blocks a row", "columns")
-KEPT_OR_NOT = ("a cluster of blocks a row, read twice", "columns, read twice")  # of softmax
 
 
 class Check:
@@ -70,10 +67,10 @@ class Check:
         self.built[name] = self.pool.submit(build, *arguments)
 
     def tools(self) -> list[str]:
-        """compute-sanitizer's tools; the dry run's cheap part keeps to the one that needs no sanitizer."""
+        """compute-sanitizer's; the dry run's cheap part keeps to what needs no sanitizer."""
         return ["synccheck"] if self.options.quick else list(TOOLS)
 
-    # ---- Steps. ------------------------------------------------------------------------------------
+    # ---- Steps. ----------------------------------------------------------------------------------
 
     def build(self) -> dict[str, Any]:
         """Configure and build here, and load what was built."""
@@ -97,13 +94,12 @@ class Check:
         facts = json.loads(told.splitlines()[-1])
         if not self.options.installed and folder not in Path(facts["library"]).resolve().parents:
             raise Failed(
-                f"hetkern loads {facts['library']}, not what was built in {folder}: another hetkern "
-                "is installed in this Python; uninstall it there, or check that one: --installed"
+                f"hetkern loads {facts['library']}, not what was built in {folder}: another one is "
+                "installed in this Python; uninstall it there, or check that one: --installed"
             )
-        if not self.dry and (
-            wrong := [n for n in ("cuda", "triton") if "cannot" in facts[f'impl="{n}"']]
-        ):
-            raise Failed("; ".join(f'impl="{n}" {facts[f"""impl="{n}\""""]}' for n in wrong))
+        said = {name: facts[f'impl="{name}"'] for name in ("cuda", "triton")}
+        if not self.dry and (wrong := {n: t for n, t in said.items() if t != "can run"}):
+            raise Failed(f"implementations that do not run on this GPU: {wrong}")
         return {"doctor": facts, "CUDA": cuda}
 
     def twins(self) -> dict[str, Any]:
@@ -126,7 +122,7 @@ class Check:
         facts: dict[str, Any] = {}
         driver = self.built["driver"].result()
         if self.dry:
-            facts["driver"] = driver_facts(self.runner.command([driver], may_fail=True).stdout)
+            facts["driver"] = self.driver_facts(self.runner.command([driver], may_fail=True).stdout)
         for tool in self.tools():
             words = [] if self.dry else [sanitizer(), "--tool", tool, "--error-exitcode", "99"]
             program = self.built["planted_" + (TOOLS[tool] if self.dry else "plain")].result()
@@ -138,7 +134,7 @@ class Check:
             facts[f"{tool}: planted bug"] = "reported"
             if not self.dry:
                 ran = self.runner.command([*words, driver], limit=150, may_fail=True)
-                facts[tool] = driver_facts(ran.stdout)
+                facts[tool] = self.driver_facts(ran.stdout)
                 if ran.returncode or " 0 errors" not in ran.stdout + " ":
                     raise Failed(f"{tool}:\n" + "\n".join(ran.stdout.splitlines()[-40:]))
         facts["bad target"] = bad_target(
@@ -193,7 +189,11 @@ class Check:
             raise Failed(f"benchmarks without a row: {sorted(missing)}; {facts.get('left out')}")
         return facts
 
-    # ---- Their tools. ------------------------------------------------------------------------------
+    # ---- Their tools. ----------------------------------------------------------------------------
+
+    def driver_facts(self, output: str) -> dict[str, Any]:
+        """What the driver ran; only GPUs from sm_90 on have clusters."""
+        return driver_facts(output, self.device is None or self.device["capability"] >= [9, 0])
 
     def python(self, code: str) -> str:
         """What a Python program with hetkern in reach prints."""
@@ -245,126 +245,6 @@ STEPS = {
     "real": Check.real,
     "benchmarks": Check.benchmarks,
 }
-
-
-def find_gpu() -> dict[str, Any] | None:
-    """The first GPU by torch's word; None without one."""
-    code = (
-        "import torch, json; p = torch.cuda.get_device_properties(0); print(json.dumps({"
-        "'name': p.name, 'capability': [p.major, p.minor], 'torch': torch.__version__, "
-        "'processors': p.multi_processor_count, 'memory': p.total_memory}))"
-    )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    if ran.returncode:
-        return None
-    device: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
-    major, minor = device["capability"]
-    device["architecture"] = f"{major}{minor}" + ("a" if major >= 9 else "")
-    return device
-
-
-def has_nvcc() -> bool:
-    """Whether there is a CUDA compiler."""
-    try:
-        return bool(nvcc())
-    except Failed:
-        return False
-
-
-def has_module(name: str) -> bool:
-    """Whether Python finds it."""
-    import importlib.util
-
-    return importlib.util.find_spec(name) is not None
-
-
-def sanitizer() -> str:
-    """compute-sanitizer.
-
-    Raises:
-        Failed: there is none.
-    """
-    for name in ("compute-sanitizer", "/usr/local/cuda/bin/compute-sanitizer"):
-        if found := shutil.which(name):
-            return found
-    raise Failed("compute-sanitizer is missing: it comes with the CUDA toolkit")
-
-
-def reported(tool: str, output: str, dry: bool) -> bool:
-    """Whether the output speaks of the bug that was planted for the tool."""
-    emulated = {
-        "memcheck": "heap-buffer-overflow",
-        "racecheck": "data race",
-        "synccheck": "deadlock",
-    }
-    real = {
-        "memcheck": "Invalid __global__ write",
-        "racecheck": "hazard",
-        "synccheck": "Barrier error",
-    }
-    return (emulated if dry else real)[tool].lower() in output.lower()
-
-
-def driver_facts(output: str) -> dict[str, Any]:
-    """What the driver ran.
-
-    Raises:
-        Failed: a result is wrong, nothing ran, or a path was not met.
-    """
-    lines = [line.split(None, 1) for line in output.splitlines() if line.strip()]
-    of = lambda word: [rest[0] for first, *rest in lines if first == word and rest]  # noqa: E731
-    calls, paths, wrong = len(of("ok")), of("path"), of("FAILED")
-    if wrong or not calls or not of("calls"):
-        raise Failed(
-            f"the driver: {len(wrong)} of {calls + len(wrong)} calls are wrong\n"
-            + "\n".join(wrong or [output[-2000:]])
-        )
-    families = sorted({path.split(" ")[0] for path in paths})
-    wanted = {
-        f"{family} {way}, {path}"
-        for family in families
-        for way in ("forward", "backward")
-        for path in PATHS
-    }
-    wanted |= {f"softmax {way}, {path}" for way in ("forward", "backward") for path in KEPT_OR_NOT}
-    expected = {p.stem.replace("_", "-") for p in (ROOT / "csrc/cuda").glob("*.cu")} & {
-        "softmax",
-        "cross-entropy",
-    }
-    if missing := sorted(expected - set(families)) or sorted(wanted - set(paths)):
-        raise Failed(f"the driver did not meet: {missing}")
-    return {"calls": calls, "families": families, "paths": paths}
-
-
-def bad_target(ran: subprocess.CompletedProcess[str]) -> str:
-    """A target that is no class was refused by name.
-
-    Raises:
-        Failed: it was let pass.
-    """
-    if not (ROOT / "csrc/cuda/cross_entropy.cu").exists():
-        return "no CUDA kernel takes targets yet"
-    if ran.returncode or "refused" not in ran.stdout:
-        raise Failed(f"a target that is no class was let pass:\n{ran.stdout}")
-    return ran.stdout.strip()
-
-
-def junit(file: Path) -> dict[str, Any]:
-    """Counts of a pytest run from its file."""
-    counts: dict[str, Any] = {"passed": 0, "failed": 0, "skipped": 0, "reasons": {}}
-    if not file.exists():
-        return counts
-    for case in xml.etree.ElementTree.parse(file).iter("testcase"):
-        skip = case.find("skipped")
-        if skip is not None:
-            counts["skipped"] += 1
-            reason = skip.get("message") or ""
-            counts["reasons"][reason] = counts["reasons"].get(reason, 0) + 1
-        elif case.find("failure") is not None or case.find("error") is not None:
-            counts["failed"] += 1
-        else:
-            counts["passed"] += 1
-    return counts
 
 
 def arguments() -> argparse.Namespace:

@@ -119,3 +119,23 @@ def cuda_headers() -> Path:
         if (place / "include/cuda_runtime.h").exists():
             return place / "include"
     raise Failed("cuda_runtime.h is missing: install CUDA's headers or set CUDA_HOME")
+
+
+def has_nvcc() -> bool:
+    """Whether there is a CUDA compiler."""
+    try:
+        return bool(nvcc())
+    except Failed:
+        return False
+
+
+def sanitizer() -> str:
+    """compute-sanitizer.
+
+    Raises:
+        Failed: there is none.
+    """
+    for name in ("compute-sanitizer", "/usr/local/cuda/bin/compute-sanitizer"):
+        if found := shutil.which(name):
+            return found
+    raise Failed("compute-sanitizer is missing: it comes with the CUDA toolkit")

@@ -108,7 +108,7 @@ class Runner:
 
 
 def _stop(process: subprocess.Popen[str]) -> str:
-    """End a command that is late with all its children; an interrupt first, which lets pytest report."""
+    """End a late command with all its children; interrupted first, pytest still reports."""
     for sign, patience in ((signal.SIGINT, 8.0), (signal.SIGKILL, 5.0)):
         try:
             os.killpg(process.pid, sign)
