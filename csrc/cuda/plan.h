@@ -28,7 +28,9 @@ constexpr int kBackwardBlocks = 16;     // a multiprocessor
 constexpr int kMostWords = 24;          // of a total that threads exchange
 constexpr int kExchangeHeader = 2 * kMostWords * (kMaxWarps + 1) * 4;  // bytes
 
-constexpr int max_threads(bool float64) { return float64 ? 256 : 512; }
+// Of a block, so that none spills its registers: 16-bit elements come eight at a time, and a double takes two.
+constexpr int max_threads(int64_t widest_bytes) { return widest_bytes == 4 ? 512 : 256; }
+constexpr int min_blocks(int64_t widest_bytes) { return widest_bytes == 2 ? 3 : 2; }  // a multiprocessor
 
 inline int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int power_of_two_from(int64_t a, int most) {
@@ -63,7 +65,7 @@ inline RowShares share_rows(int64_t M, int64_t N, bool columns, int64_t widest, 
     s.block.lanes = power_of_two_from(divided_up(vectors, 2), 32);
     if (vectors > 1 && s.block.lanes < 2) s.block.lanes = 2;
   } else {
-    const int threads = power_of_two_from(divided_up(vectors, 4), max_threads(float64));
+    const int threads = power_of_two_from(divided_up(vectors, 4), max_threads(widest));
     s.block.threads = s.block.lanes = threads < 64 ? 64 : threads;
     if (gpu.clusters())
       while (s.block.cluster < kMaxCluster && kept_bytes(s.block.lanes, threads) > kGoodSharedBytes)

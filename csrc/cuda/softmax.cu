@@ -37,7 +37,6 @@ struct ForwardRows {
   using Terms = OnlineSum<A>;
   using Total = RowSum<A>;
   static constexpr int V = kVector<X, Y>, kPlanes = 1;
-  using Raw = Vector<X, V>;
   struct Row {
     Span<const X, V> x, bias;
     Span<const uint8_t, V> mask;
@@ -61,14 +60,10 @@ struct ForwardRows {
             kept_columns(p.rows.N, p.queries, r)};
   }
 
-  __device__ __forceinline__ Raw fetch(const Row& row, int64_t j, int count) const {
-    return row.x.fetch(j, clamped(row.kept - j, count));
-  }
-
   // z, and whether any was kept.
-  __device__ __forceinline__ bool scores(const Row& row, const Raw& raw, int64_t j, int count, A (&z)[V]) const {
+  __device__ __forceinline__ bool scores(const Row& row, int64_t j, int count, A (&z)[V]) const {
     const int seen = clamped(row.kept - j, count);
-    unpack(raw, z);
+    unpack(row.x.fetch(j, seen), z);
 #pragma unroll
     for (int i = 0; i < V; ++i) z[i] = score(z[i]);
     if (row.bias) {
@@ -91,10 +86,9 @@ struct ForwardRows {
     return kept;
   }
 
-  __device__ __forceinline__ void add(Terms& terms, const Row& row, const Raw& raw, int64_t j, int count,
-                                      Kept keep) const {
+  __device__ __forceinline__ void add(Terms& terms, const Row& row, int64_t j, int count, Kept keep) const {
     A z[V];
-    terms.kept |= scores(row, raw, j, count, z);
+    terms.kept |= scores(row, j, count, z);
     if (keep) keep.store(0, z);
     terms.add(z);
   }
@@ -119,7 +113,7 @@ struct ForwardRows {
     if (keep)
       keep.load(0, z);
     else
-      scores(row, fetch(row, j, count), j, count, z);
+      scores(row, j, count, z);
     const A shift = whole.max == -kInfinity<A> ? A(0) : whole.max;
     const A factor = p.log ? whole.log_all() : A(1) / whole.all();
 #pragma unroll
@@ -141,9 +135,6 @@ struct BackwardRows {
   using Terms = A;
   using Total = A;
   static constexpr int V = kVector<X, Y>, kPlanes = 2;
-  struct Raw {
-    Vector<Y, V> dy, y;
-  };
   struct Row {
     Span<const Y, V> dy, y;  // dy's step is 0 where a sum's gradient is expanded
     Span<X, V> dx;
@@ -161,17 +152,18 @@ struct BackwardRows {
             {p.rows, p.x, at},  {p.rows, p.mask, at}, kept_columns(p.rows.N, p.queries, r)};
   }
 
-  __device__ __forceinline__ Raw fetch(const Row& row, int64_t j, int count) const {
+  __device__ __forceinline__ void fetch(const Row& row, int64_t j, int count, A (&dy)[V], A (&y)[V]) const {
     const int seen = clamped(row.kept - j, count);
-    return {row.dy.fetch(j, p.log ? count : seen), row.y.fetch(j, seen)};
+    const auto raw_dy = row.dy.fetch(j, p.log ? count : seen);
+    const auto raw_y = row.y.fetch(j, seen);
+    unpack(raw_dy, dy), unpack(raw_y, y);
   }
 
   // sum dy y, log: sum dy.
-  __device__ __forceinline__ void add(Terms& terms, const Row& row, const Raw& raw, int64_t j, int count,
-                                      Kept keep) const {
+  __device__ __forceinline__ void add(Terms& terms, const Row& row, int64_t j, int count, Kept keep) const {
     const int seen = p.log ? count : clamped(row.kept - j, count);
     A dy[V], y[V];
-    unpack(raw.dy, dy), unpack(raw.y, y);
+    fetch(row, j, count, dy, y);
     if (keep) keep.store(0, dy), keep.store(1, y);
 #pragma unroll
     for (int i = 0; i < V; ++i)
@@ -183,12 +175,10 @@ struct BackwardRows {
   __device__ __forceinline__ void write(const Row& row, int64_t j, int count, Kept keep, Total total) const {
     const int seen = clamped(row.kept - j, count);
     A dy[V], y[V];
-    if (keep) {
+    if (keep)
       keep.load(0, dy), keep.load(1, y);
-    } else {
-      const Raw raw = fetch(row, j, count);
-      unpack(raw.dy, dy), unpack(raw.y, y);
-    }
+    else
+      fetch(row, j, count, dy, y);
     A dx[V], slope[V];
     if (row.x) unpack(row.x.fetch(j, seen), slope);
 #pragma unroll
@@ -225,10 +215,6 @@ struct DoubleBackwardRows {
   using Terms = TwoSums<A>;
   using Total = TwoSums<A>;
   static constexpr int V = kVector<X, Y>, kPlanes = 3;
-  struct Raw {
-    Vector<X, V> g;
-    Vector<Y, V> dy, y;
-  };
   struct Row {
     Span<const X, V> g;
     Span<const Y, V> dy, y;
@@ -243,14 +229,16 @@ struct DoubleBackwardRows {
     return {{p.rows, p.g, at}, {p.rows, p.dy, at}, {p.rows, p.y, at}, {p.rows, p.g_dy, at}, {p.rows, p.g_y, at}};
   }
 
-  __device__ __forceinline__ Raw fetch(const Row& row, int64_t j, int count) const {
-    return {row.g.fetch(j, count), row.dy.fetch(j, count), row.y.fetch(j, count)};
+  __device__ __forceinline__ void fetch(const Row& row, int64_t j, int count, A (&g)[V], A (&dy)[V], A (&y)[V]) const {
+    const auto raw_g = row.g.fetch(j, count);
+    const auto raw_dy = row.dy.fetch(j, count), raw_y = row.y.fetch(j, count);
+    unpack(raw_g, g), unpack(raw_dy, dy), unpack(raw_y, y);
   }
 
   // sum dy y (log: sum dy) and sum g y (log: sum g exp(y)).
-  __device__ __forceinline__ void add(Terms& terms, const Row&, const Raw& raw, int64_t, int count, Kept keep) const {
+  __device__ __forceinline__ void add(Terms& terms, const Row& row, int64_t j, int count, Kept keep) const {
     A g[V], dy[V], y[V];
-    unpack(raw.g, g), unpack(raw.dy, dy), unpack(raw.y, y);
+    fetch(row, j, count, g, dy, y);
     if (keep) keep.store(0, g), keep.store(1, dy), keep.store(2, y);
 #pragma unroll
     for (int i = 0; i < V; ++i) {
@@ -264,12 +252,10 @@ struct DoubleBackwardRows {
 
   __device__ __forceinline__ void write(const Row& row, int64_t j, int count, Kept keep, const Total& sum) const {
     A g[V], dy[V], y[V];
-    if (keep) {
+    if (keep)
       keep.load(0, g), keep.load(1, dy), keep.load(2, y);
-    } else {
-      const Raw raw = fetch(row, j, count);
-      unpack(raw.g, g), unpack(raw.dy, dy), unpack(raw.y, y);
-    }
+    else
+      fetch(row, j, count, g, dy, y);
     A g_dy[V], g_y[V];
 #pragma unroll
     for (int i = 0; i < V; ++i) {

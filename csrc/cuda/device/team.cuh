@@ -6,8 +6,7 @@
 //
 // A job, as in cpu/row_job.h:
 //   Row row(int64_t r)                                     where row r lies
-//   Raw fetch(const Row&, int64_t j, int count)            what add and write need of elements [j, j + count)
-//   void add(Terms&, const Row&, Raw, j, count, Kept)      one vector's part of the reduction
+//   void add(Terms&, const Row&, int64_t j, int count, Kept)   the part of elements [j, j + count) in the reduction
 //   Total total(const Terms&)                              a lane's whole part
 //   Total finish(const Row&, Total, bool leader)           what follows the last one; the leader alone writes
 //   void write(const Row&, j, count, Kept, Total)          absent where a row's results are few: finish writes them
@@ -137,8 +136,8 @@ __device__ __forceinline__ Kept kept(char* memory, int64_t k) {
   return {memory ? memory + (k * kBytes * static_cast<int>(blockDim.x) + 16 * static_cast<int>(threadIdx.x)) : nullptr};
 }
 
-template <class A>
-constexpr int kThreads = max_threads(sizeof(A) == 8);
+template <class Job>
+constexpr int kWidest = 16 / Job::V;  // bytes an element
 
 template <class Job>
 constexpr bool kWrites = Job::kPlanes > 0;
@@ -146,7 +145,7 @@ constexpr bool kWrites = Job::kPlanes > 0;
 // ---- Rows: neighbouring threads take neighbouring vectors. ----------------------------------------------------------------
 
 template <class Job>
-__global__ void __launch_bounds__(kThreads<typename Job::A>)
+__global__ void __launch_bounds__(max_threads(kWidest<Job>), min_blocks(kWidest<Job>))
     rows_kernel(const __grid_constant__ typename Job::Params p, const BlockShape shape, const bool keep) {
   HETKERN_SHARED(Exchange, exchange);
   constexpr int V = Job::V;
@@ -168,13 +167,8 @@ __global__ void __launch_bounds__(kThreads<typename Job::A>)
     // Reduce.
     typename Job::Terms terms{};
     int64_t k = 0;
-    typename Job::Raw next{};
-    if (lane * V < n) next = job.fetch(row, lane * V, clamped(n - lane * V, V));
-    for (int64_t j = lane * V; j < n; j += step, ++k) {
-      const typename Job::Raw raw = next;
-      if (j + step < n) next = job.fetch(row, j + step, clamped(n - j - step, V));
-      job.add(terms, row, raw, j, clamped(n - j, V), kept<Job>(memory, k));
-    }
+    for (int64_t j = lane * V; j < n; j += step, ++k)
+      job.add(terms, row, j, clamped(n - j, V), kept<Job>(memory, k));
     auto total = combine_team(job.total(terms), shape, exchange, turn);
     total = job.finish(row, total, lane == 0 && n > 0);
 
@@ -214,14 +208,12 @@ __global__ void __launch_bounds__(32 * kColumnWarps)
 
     // Reduce.
     Tree<Total> tree;
-    Total total;
+    Total total{};
     int64_t k = 0;
     for (int lane = warp * lanes; lane < (warp + 1) * lanes; ++lane) {
       typename Job::Terms terms{};
-      for (int64_t j = lane * V; j < n; j += step, ++k) {
-        const int count = clamped(n - j, V);
-        job.add(terms, row, job.fetch(row, j, count), j, count, kept<Job>(memory, k));
-      }
+      for (int64_t j = lane * V; j < n; j += step, ++k)
+        job.add(terms, row, j, clamped(n - j, V), kept<Job>(memory, k));
       total = tree.push(job.total(terms));
     }
     const Words<Total> mine(total);
