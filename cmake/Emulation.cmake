@@ -10,6 +10,7 @@ find_path(HETKERN_CUDA_HEADERS cuda_runtime.h HINTS "${CUDAToolkit_ROOT}/include
   DOC "CUDA's headers: the emulation needs no nvcc, but its types")
 file(GLOB emulated_kernels CONFIGURE_DEPENDS csrc/cuda/*.cu)
 file(GLOB emulated_headers CONFIGURE_DEPENDS csrc/cuda/*.h csrc/cuda/device/*.cuh)
+file(GLOB common_sources CONFIGURE_DEPENDS csrc/common/*.cpp)
 set(emulated_sources)   # a C++ file for each .cu, which stays nvcc's
 foreach(kernel IN LISTS emulated_kernels)
   get_filename_component(stem "${kernel}" NAME_WE)
@@ -33,8 +34,7 @@ function(add_emulated name mode)
   target_compile_definitions(${name}_machine PRIVATE HETKERN_EMULATION_${mode})
   target_include_directories(${name}_machine SYSTEM PRIVATE "${HETKERN_CUDA_HEADERS}")
 
-  add_library(${name} SHARED csrc/cuda/emulation/table.cpp csrc/softmax.cpp csrc/cross_entropy.cpp
-    csrc/common/operands.cpp csrc/common/row_view.cpp csrc/common/tensor.cpp)
+  add_library(${name} SHARED csrc/cuda/emulation/table.cpp csrc/softmax.cpp csrc/cross_entropy.cpp ${common_sources})
   target_link_libraries(${name} PRIVATE hetkern_flags torch_stable ${name}_machine)
   target_compile_definitions(${name} PRIVATE HETKERN_WITH_CUDA)
   # The host files' functions for cpu kernels go unused, and with them what they refer to.
@@ -44,7 +44,8 @@ function(add_emulated name mode)
   if(emulated_sources)
     add_library(${name}_kernels OBJECT ${emulated_sources} "${refused}")
     target_link_libraries(${name}_kernels PRIVATE hetkern_flags)
-    target_compile_options(${name}_kernels PRIVATE -O2 -g -fno-tree-vectorize -fno-tree-slp-vectorize -ffp-contract=off -Wno-unknown-pragmas ${arg_INSTRUMENT})
+    target_compile_options(${name}_kernels PRIVATE -O2 -gdwarf-4 -fno-tree-vectorize -fno-tree-slp-vectorize -ffp-contract=off -Wno-unknown-pragmas -Wno-maybe-uninitialized
+      ${arg_INSTRUMENT})
     target_include_directories(${name}_kernels SYSTEM PRIVATE "${HETKERN_CUDA_HEADERS}")
     target_link_libraries(${name} PRIVATE ${name}_kernels)
   endif()

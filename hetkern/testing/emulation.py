@@ -88,8 +88,8 @@ class EmulatedKernel:
     """A launcher on the CPU. Tensors are written in place, as on a GPU.
 
     Called with tensors, numbers and None for null pointers, in the launcher's order and without the
-    stream. Raises what the kernel was caught in: IndexError of a device check, :class:`EmulationError`
-    of a barrier, a misaligned access or a sanitizer's report.
+    stream. Raises what the kernel was caught in: IndexError of a device check,
+    :class:`EmulationError` of a barrier, a misaligned access or a sanitizer's report.
     """
 
     def __init__(
@@ -98,10 +98,17 @@ class EmulatedKernel:
         self.kind = kind
         self._launcher = launcher
         self._names = names
-        self._library = ctypes.CDLL(str(build(file, launcher, "plain", flags)))
-        self._program = None if kind == "plain" else build(file, launcher, kind, flags)
-        self._library.hetkern_parameters.restype = ctypes.c_char_p
-        self.parameters: list[str] = self._library.hetkern_parameters().decode().split("\n")[:-1]
+        built = build(file, launcher, kind, flags)
+        self._library = ctypes.CDLL(str(built)) if kind == "plain" else None
+        self._program = built
+        if self._library:
+            self._library.hetkern_parameters.restype = ctypes.c_char_p
+            described = self._library.hetkern_parameters().decode()
+        else:
+            described = subprocess.run(
+                [built, "--parameters"], capture_output=True, text=True, check=True
+            ).stdout
+        self.parameters: list[str] = described.split("\n")[:-1]
 
     def __call__(self, *args: object) -> Traffic | None:
         """Run the launcher; return what was counted, if traffic is counted."""
@@ -113,7 +120,7 @@ class EmulatedKernel:
             for name, parameter, value in zip(self._names, wanted, args, strict=False)
         ]
         slots.append(bytes(8))
-        if self._program is None:
+        if self._library:
             error = ctypes.create_string_buffer(4096)
             kind = self._library.hetkern_call(b"".join(slots), error, ctypes.c_size_t(len(error)))
             if kind:
@@ -143,7 +150,6 @@ class EmulatedKernel:
             raise ValueError(f"{what}: {value} is no {parameter}: {error}") from None
 
     def _in_a_child(self, args: tuple[object, ...], slots: list[bytes]) -> Traffic | None:
-        assert self._program is not None
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             tensors = _write_arguments(folder, self._names, args, slots)

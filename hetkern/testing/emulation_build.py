@@ -35,7 +35,8 @@ KINDS = {
         "TRAFFIC",
     ),
 }
-_COMMON = ("-std=c++17", "-g", "-fPIC", "-fvisibility=hidden", "-fno-omit-frame-pointer")
+# DWARF 4: of DWARF 5, older addr2lines take the wrong file.
+_COMMON = ("-std=c++17", "-gdwarf-4", "-fPIC", "-fvisibility=hidden", "-fno-omit-frame-pointer")
 _MACHINE = ("threads.cpp", "barriers.cpp", "memory.cpp")
 
 

@@ -1,4 +1,4 @@
-"""What a CUDA file may not use if the emulation is to run it, refused by name before it is compiled.
+"""What a CUDA file may not use if the emulation is to run it: refused by name.
 
 Run as a program on files, it prints what it finds and fails; it needs neither torch nor hetkern.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from collections import defaultdict
@@ -42,22 +43,45 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Launch:
+    """One launch of a kernel."""
+
+    kernel: str
+    blocks: int
+    threads: int  #: a block
+    shared_bytes: int  #: a block
+    cluster: int  #: blocks in each
+
+    @property
+    def name(self) -> str:
+        """The kernel's name without namespaces and template arguments."""
+        return self.kernel.strip("()").split("<")[0].split("::")[-1].strip()
+
+
+@dataclass(frozen=True)
 class Traffic:
-    """Every load and store of a launch, by line of source."""
+    """Every load and store of some launches, by line of source."""
 
     rows: tuple[Row, ...]
+    launches: tuple[Launch, ...]
 
     @staticmethod
     def read_from(file: Path, binary: Path) -> Traffic:
         """What traffic.cpp wrote, its instructions turned into lines of the binary's source."""
         fields = [line.split("\t") for line in file.read_text().splitlines()]
+        launches = tuple(
+            Launch(f[1], int(f[2]), int(f[3]), int(f[4]), int(f[5]))
+            for f in fields
+            if f[0] == "launch"
+        )
+        fields = [f for f in fields if f[0] != "launch"]
         lines = _source_lines(binary, sorted({f[1] for f in fields}))
         merged: dict[tuple[str, str, str, str, int], list[int]] = defaultdict(lambda: [0] * 5)
         for kernel, offset, memory, op, width, *counts in fields:
             sums = merged[(kernel, lines[offset], memory, op, int(width))]
             for i, count in enumerate(counts):
                 sums[i] += int(count)
-        return Traffic(tuple(Row(*key, *sums) for key, sums in sorted(merged.items())))
+        return Traffic(tuple(Row(*key, *sums) for key, sums in sorted(merged.items())), launches)
 
     def read(self, memory: str) -> int:
         """Bytes read of a tensor."""
@@ -109,7 +133,8 @@ class Traffic:
         head = ("line", "memory", "op", "requests", "width", "lanes", "cost", "ideal", "")
         table = [head] + [
             (
-                r.line, r.memory, r.op, str(r.requests), str(r.width), f"{r.lanes / r.requests:.1f}",
+                r.line, r.memory, r.op, str(r.requests), str(r.width),
+                f"{r.lanes / r.requests:.1f}",
                 f"{r.cost / r.requests:.2f}", f"{r.ideal / r.requests:.2f}",
                 f"<- {r.remark}" if r.remark else "",
             )
@@ -130,7 +155,7 @@ class Traffic:
 
 
 def _source_lines(binary: Path, offsets: list[str]) -> dict[str, str]:
-    """The innermost line outside the emulation for each instruction; offsets where it is unknown."""
+    """The innermost line outside the emulation for each instruction; its offset if unknown."""
     addr2line = shutil.which("addr2line")
     if addr2line is None or not offsets:
         return {offset: f"+{offset}" for offset in offsets}
@@ -143,7 +168,7 @@ def _source_lines(binary: Path, offsets: list[str]) -> dict[str, str]:
     for line in out.splitlines():
         if line.startswith("0x"):
             address = f"{int(line, 16) + 1:x}"
-        elif address not in found and "/emulation/" not in line and not line.startswith("?"):
+        elif address not in found and not re.search(r"cuda/(device/\.\./)?emulation/|^\?", line):
             place = line.split(" ")[0]
             found[address] = "/".join(place.split("/")[-1:])
     return {offset: found.get(offset, f"+{offset}") for offset in offsets}

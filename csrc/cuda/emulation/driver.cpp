@@ -1,6 +1,6 @@
 // The child process of the test kit: runs one launcher once, under a sanitizer or counting.      (its parent: hetkern.testing)
 //
-// driver FOLDER. FOLDER/arguments has a line for each parameter:
+// driver --parameters prints the launcher's. driver FOLDER runs it: FOLDER/arguments has a line for each parameter:
 //   tensor NAME FILE BYTES ALIGN     its bytes lie in FOLDER/FILE and are written back; ALIGN: its address modulo 256
 //   same I                           the pointer of parameter I
 //   value HEX                        eight bytes
@@ -17,6 +17,7 @@
 #include "sanitizers.h"
 #include "traffic.h"
 
+extern "C" const char* hetkern_parameters();
 extern "C" int hetkern_call(const unsigned char* slots, char* error, size_t error_size);
 
 namespace {
@@ -40,6 +41,7 @@ char* allocate(size_t bytes, size_t align) {
 }  // namespace
 
 int main(int, char** arguments) {
+  if (std::strcmp(arguments[1], "--parameters") == 0) return std::fputs(hetkern_parameters(), stdout) < 0;
   const std::string folder = std::string(arguments[1]) + "/";
   std::ifstream lines(folder + "arguments");
   std::vector<uint64_t> slots;

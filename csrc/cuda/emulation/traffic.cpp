@@ -67,7 +67,7 @@ struct Hash {
 };
 
 std::vector<Tensor> tensors;
-std::vector<std::string> launches;
+std::vector<Grid> launches;
 std::vector<Request> requests;
 std::unordered_map<Key, size_t, Hash> open_requests;  // of the launch at hand
 std::unordered_map<Key, unsigned, Hash> passes;       // likewise: by thread instead of warp
@@ -139,7 +139,7 @@ std::string memory_of(const Request& r) {
 }  // namespace
 
 void begin_launch(const Grid& launched, const void* arguments, size_t argument_bytes) {
-  launches.push_back(launched.kernel);
+  launches.push_back(launched);
   open_requests.clear(), passes.clear();
   parameters = {static_cast<const char*>(arguments), static_cast<const char*>(arguments) + argument_bytes};
   pthread_attr_t attributes;
@@ -156,7 +156,7 @@ void watch(const char* name, const void* p, size_t bytes) {
   tensors.push_back({name, {static_cast<const char*>(p), static_cast<const char*>(p) + bytes}});
 }
 
-// Lines of: kernel, instruction's offset in this file, memory, load or store, width, requests, lanes, bytes, cost, ideal cost.
+// A line for each launch: "launch", kernel, blocks, threads a block, shared bytes, blocks a cluster. Then lines of: kernel, instruction's offset in this file, memory, load or store, width, requests, lanes, bytes, cost, ideal cost.
 void report(const char* file) {
   struct Row {
     unsigned width = 0;
@@ -165,13 +165,16 @@ void report(const char* file) {
   };
   std::map<std::tuple<std::string, const void*, std::string, bool>, Row> rows;
   for (const Request& r : requests) {
-    Row& row = rows[{launches[r.launch], r.instruction, memory_of(r), r.store}];
+    Row& row = rows[{launches[r.launch].kernel, r.instruction, memory_of(r), r.store}];
     ++row.requests, row.lanes += r.lanes.size();
     for (const Access& a : r.lanes) row.width = std::max(row.width, a.bytes), row.bytes += a.bytes;
     const Cost cost = r.memory == Memory::global ? sectors(r) : bank_passes(r);
     row.cost.seen += cost.seen, row.cost.ideal += cost.ideal;
   }
   if (std::FILE* out = std::fopen(file, "w")) {
+    for (const Grid& g : launches)
+      std::fprintf(out, "launch\t%s\t%zu\t%u\t%zu\t%u\n", g.kernel, size_t{g.blocks.x} * g.blocks.y * g.blocks.z,
+                   g.threads.x * g.threads.y * g.threads.z, g.shared_bytes, g.cluster);
     for (const auto& [key, row] : rows) {
       const auto& [kernel, instruction, memory, store] = key;
       Dl_info module{};

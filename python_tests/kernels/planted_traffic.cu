@@ -1,0 +1,55 @@
+// Kernels that move n x n floats well, and badly: bug 0 is the good one.                  (the test: test_emulation_traffic.py)
+#include "cuda/device/launch.cuh"
+#include "cuda/device/ptx.cuh"
+
+namespace {
+using namespace hetkern;
+
+constexpr int kTile = 32;
+
+struct Shared {
+  float tile[kTile * (kTile + 1)];
+};
+
+__global__ void __launch_bounds__(128) copy(const float4* x, float4* y) {
+  const int i = blockIdx.x * 128 + threadIdx.x;
+  ptx::store_16_streaming(y + i, ptx::load_16_once(x + i));
+}
+
+__global__ void __launch_bounds__(128) copy_by_columns(const float* x, float* y, int n) {
+  for (int i = blockIdx.x; i < n; i += gridDim.x)
+    for (int row = threadIdx.x; row < n; row += 128) y[row * n + i] = x[row * n + i];
+}
+
+// One tile; pitch 33 keeps the lanes of a column in different banks, 32 does not.
+__global__ void __launch_bounds__(kTile* kTile) transpose(const float* x, float* y, int pitch) {
+  HETKERN_SHARED(Shared, s);
+  const int column = threadIdx.x % kTile, row = threadIdx.x / kTile;
+  s.tile[row * pitch + column] = x[row * kTile + column];
+  __syncthreads();
+  y[row * kTile + column] = s.tile[column * pitch + row];
+}
+
+__global__ void __launch_bounds__(128) copy_reading_twice(const float4* x, float4* y) {
+  const int i = blockIdx.x * 128 + threadIdx.x;
+  const float largest = ptx::load_16(x + i).x;
+  float4 v = ptx::load_16(x + i);
+  v.x = fminf(v.x, largest);
+  ptx::store_16_streaming(y + i, v);
+}
+
+}  // namespace
+
+extern "C" void planted_traffic(int kernel, int bug, const float* x, float* y, int n, void* stream) {
+  const auto* const from = reinterpret_cast<const float4*>(x);
+  auto* const to = reinterpret_cast<float4*>(y);
+  if (kernel == 1) {
+    HETKERN_LAUNCH(transpose, 1, kTile * kTile, sizeof(Shared), stream, x, y, bug ? 32 : 33);
+  } else if (bug == 0) {
+    HETKERN_LAUNCH(copy, n * n / 512, 128, 0, stream, from, to);
+  } else if (bug == 1) {
+    HETKERN_LAUNCH(copy_by_columns, 4, 128, 0, stream, x, y, n);
+  } else {
+    HETKERN_LAUNCH(copy_reading_twice, n * n / 512, 128, 0, stream, from, to);
+  }
+}

@@ -1,0 +1,89 @@
+"""What the emulation does not know it refuses by name, before anything runs."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hetkern.testing import emulation_refused
+from hetkern.testing.emulation import EmulationError, emulate_cuda
+from hetkern.testing.emulation_build import compiler, cuda_headers
+
+HEADER = '#include "cuda/device/launch.cuh"\n'
+LAUNCHER = 'extern "C" void launch(float* y, void* stream) {}\n'
+
+
+@pytest.fixture
+def cuda_file(tmp_path):
+    def write(text: str) -> Path:
+        file = tmp_path / "kernel.cu"
+        file.write_text(HEADER + text + "\n" + LAUNCHER)
+        return file
+
+    try:
+        compiler(), cuda_headers()
+    except NotImplementedError as error:
+        pytest.skip(str(error))
+    return write
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("void f() { kernel<<<1, 32>>>(); }", "<<<…>>>"),
+        ("__global__ void k() { __shared__ float s[32]; }", "__shared__"),
+        ("extern __shared__ float s[];", "__shared__"),
+        ('__device__ void f() { asm volatile("bar.sync 0;"); }', "asm"),
+        ("#include <cub/block/block_reduce.cuh>", "#include <cub/"),
+        ("using Reduce = cub::BlockReduce<float, 128>;", "CUB"),
+        ("namespace cg = cooperative_groups;", "cooperative groups"),
+        ("#include <cooperative_groups.h>", "#include <cooperative_groups"),
+        ("void f() { cudaLaunchKernel(nullptr, 1, 1, nullptr); }", "cudaLaunch…"),
+        ("__device__ unsigned f() { return __activemask(); }", "__activemask"),
+    ],
+)
+def test_a_refused_word_is_named_with_its_line_and_a_way_out(cuda_file, text, word):
+    with pytest.raises(EmulationError) as caught:
+        emulate_cuda(cuda_file(text))
+    assert f"kernel.cu:2: the emulation refuses {word}" in str(caught.value)
+
+
+def test_refused_words_are_found_in_headers_beside_the_file(cuda_file, tmp_path):
+    (tmp_path / "mine.cuh").write_text("// asm\n__shared__ float s;\n")
+    with pytest.raises(EmulationError, match=r"mine\.cuh:2: the emulation refuses __shared__"):
+        emulate_cuda(cuda_file('#include "mine.cuh"'))
+
+
+def test_comments_and_strings_are_not_words(cuda_file):
+    text = '// asm <<<\n/* __shared__\n cub:: */ const char* const s = "<<<";'
+    assert not list(emulation_refused.refusals(text, "kernel.cu"))
+
+
+def test_a_word_that_nobody_knows_does_not_compile(cuda_file):
+    text = "__global__ void k(float* y) { *y = __some_new_intrinsic(1.0f); }"
+    with pytest.raises(EmulationError, match="__some_new_intrinsic"):
+        emulate_cuda(cuda_file(text))
+
+
+def test_a_runtime_call_without_a_twin_does_not_link(cuda_file):
+    with pytest.raises(EmulationError, match="undefined reference to `cudaDeviceSynchronize"):
+        emulate_cuda(cuda_file("void f() { cudaDeviceSynchronize(); }"))
+
+
+def test_a_launcher_that_is_missing_is_named(cuda_file):
+    with pytest.raises(
+        ValueError, match=r"launcher: wanted one of its extern \"C\" functions \(launch\)"
+    ):
+        emulate_cuda(cuda_file(""), "other")
+
+
+def test_a_kernel_without_launch_bounds_is_found_where_nvcc_cannot(tmp_path):
+    good = "template <class T>\n__global__ void __launch_bounds__(256) good(T* p) {}\n"
+    file = tmp_path / "bounds.cu"
+    file.write_text(good + "template <class T>\n__global__ void bad(T* p) {}\n")
+    done = subprocess.run(
+        [sys.executable, emulation_refused.__file__, file], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stderr.strip() == f"{file}:4: a kernel without __launch_bounds__"

@@ -1,0 +1,109 @@
+"""The traffic counter sees what a profiler would: one planted bug for each of its remarks."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from hetkern.testing.emulation import EmulatedKernel, emulate_cuda
+from hetkern.testing.emulation_build import compiler, cuda_headers
+from hetkern.testing.traffic import occupancy
+from hetkern.testing.traffic_table import Launch, Traffic
+
+SOURCE = Path(__file__).parent / "kernels" / "planted_traffic.cu"
+COPY, TRANSPOSE = range(2)
+BYTES = 32 * 32 * 4
+
+
+@pytest.fixture(scope="module")
+def kernel() -> EmulatedKernel:
+    try:
+        compiler(), cuda_headers()
+    except NotImplementedError as error:
+        pytest.skip(str(error))
+    return emulate_cuda(SOURCE, traffic=True)
+
+
+def counted(kernel: EmulatedKernel, which: int, bug: int) -> Traffic:
+    x = torch.arange(1024.0).view(32, 32)
+    y = torch.zeros(32, 32)
+    traffic = kernel(which, bug, x, y, 32)
+    assert torch.equal(y, x.t() if which == TRANSPOSE else x)
+    assert traffic is not None
+    return traffic
+
+
+def test_a_vector_copy_moves_each_byte_once_in_whole_sectors(kernel):
+    traffic = counted(kernel, COPY, 0)
+    traffic.assert_within(read={"x": BYTES}, written={"y": BYTES}, width=16)
+    assert [(r.memory, r.op, r.requests, r.lanes, r.cost) for r in traffic.rows] == [
+        ("x", "load", 8, 256, 128),
+        ("y", "store", 8, 256, 128),
+    ]
+    assert all(r.line.startswith("planted_traffic.cu:") for r in traffic.rows)
+
+
+def test_a_padded_transpose_has_no_bank_conflicts(kernel):
+    counted(kernel, TRANSPOSE, 0).assert_within(read={"x": BYTES}, written={"y": BYTES}, width=4)
+
+
+@pytest.mark.parametrize(
+    ("which", "bug", "report"),
+    [
+        (COPY, 1, r"x: load: uncoalesced"),
+        (TRANSPOSE, 1, r"shared: load: bank conflicts"),
+        (COPY, 2, rf"x: {2 * BYTES} bytes read, the budget is {BYTES}"),
+    ],
+    ids=["an uncoalesced load", "a bank conflict", "a tensor read twice"],
+)
+def test_a_planted_bug_exceeds_the_budget(kernel, which, bug, report):
+    traffic = counted(kernel, which, bug)
+    with pytest.raises(AssertionError, match=report):
+        traffic.assert_within(read={"x": BYTES}, written={"y": BYTES})
+
+
+def test_a_column_of_an_unpadded_tile_takes_a_pass_for_each_lane(kernel):
+    row = next(
+        r for r in counted(kernel, TRANSPOSE, 1).rows if (r.memory, r.op) == ("shared", "load")
+    )
+    assert (row.requests, row.cost, row.ideal) == (32, 32 * 32, 32)
+
+
+def test_narrow_accesses_exceed_a_wanted_width(kernel):
+    traffic = counted(kernel, TRANSPOSE, 0)
+    with pytest.raises(AssertionError, match="4 bytes a lane, wanted 16"):
+        traffic.assert_within(read={"x": BYTES}, written={"y": BYTES}, width=16)
+
+
+def test_the_table_names_lines_tensors_and_the_time_of_the_bytes(kernel):
+    text = str(counted(kernel, COPY, 1))
+    assert "planted_traffic.cu:" in text and "<- uncoalesced" in text
+    assert f"x: {BYTES} bytes read, 0 written" in text and "of an H100's memory" in text
+
+
+def test_the_command_prints_the_table_with_registers_and_occupancy():
+    words = ["1", "1", "x=float32:32x32", "y=float32:32x32", "32"]
+    command = [sys.executable, "-m", "hetkern.testing.traffic", SOURCE, *words]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "<- bank conflicts" in done.stdout
+    if "nvcc is not installed" not in done.stdout:
+        assert re.search(r"transpose.*: \d+ registers, 0 bytes spilled, 4224 bytes", done.stdout)
+        assert "64 of 64 warps" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("registers", "threads", "shared", "wanted"),
+    [
+        (32, 256, 0, "64 of 64 warps (limited by registers)"),
+        (128, 256, 0, "16 of 64 warps (limited by registers)"),
+        (32, 512, 100 << 10, "32 of 64 warps (limited by shared memory)"),
+        (16, 1024, 0, "64 of 64 warps (limited by threads)"),
+        (16, 32, 0, "32 of 64 warps (limited by blocks)"),
+    ],
+)
+def test_occupancy_is_what_the_scarcest_resource_admits(registers, threads, shared, wanted):
+    assert occupancy(registers, Launch("k", 1, threads, shared, 1)) == wanted
