@@ -83,7 +83,7 @@ class Bench:
         speed: float | None,
         exact: Callable[[torch.Tensor], torch.Tensor],
     ) -> None:
-        """A row for each call. ``moved``: bytes; ``speed``: that of a copy; exact: of the first rows."""
+        """A row for each call. ``moved``: bytes; ``speed``: a copy's; ``exact``: first rows."""
         right = exact(inputs[0])
         for name, call in calls.items():
             if time.monotonic() > self.until:
