@@ -1,4 +1,7 @@
-"""What only a real GPU shows: graphs, streams, autocast and torch.compile on its own tensors."""
+"""What only a real GPU shows: graphs, streams, autocast and torch.compile on its own tensors.
+
+Without a GPU the tests that need no GPU's own machinery run on the emulated one.
+"""
 
 import pytest
 import torch
@@ -6,13 +9,32 @@ import torch.nn.functional as F
 
 import hetkern
 from hetkern import impl as choice
+from hetkern.testing.emulation import emulated_cuda, why_no_emulation
 
 WITHOUT = None if torch.cuda.is_available() else "torch finds no CUDA GPU"
+DEVICE = "cpu" if WITHOUT else "cuda"
+
+
+@pytest.fixture(params=["cuda", "triton"])
+def impl(request):
+    """Each implementation that serves CUDA tensors; one that cannot on a GPU fails, not skips."""
+    if not WITHOUT:
+        assert choice.why_not(request.param, "cuda", torch.float32) is None
+        yield request.param
+    elif request.param == "cuda":
+        if reason := why_no_emulation():
+            pytest.skip(f"{WITHOUT}, and {reason}")
+        with emulated_cuda():
+            yield "cuda"
+    else:
+        if reason := choice.why_not("triton", "cpu", torch.float32):
+            pytest.skip(f"{WITHOUT}, and {reason}")
+        yield "triton"
 
 
 @pytest.fixture(params=["cuda", "triton"])
 def on_gpu(request):
-    """Each implementation that serves CUDA tensors; one that cannot on a GPU fails, not skips."""
+    """As ``impl``, on a GPU alone."""
     if WITHOUT:
         pytest.skip(WITHOUT)
     assert choice.why_not(request.param, "cuda", torch.float32) is None
@@ -20,11 +42,12 @@ def on_gpu(request):
 
 
 def normal(*shape, dtype=torch.float32, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to("cuda", dtype)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
 
 
 def targets(rows, classes):
-    return torch.randint(classes, (rows,), generator=torch.Generator().manual_seed(1)).cuda()
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(classes, (rows,), generator=generator).to(DEVICE)
 
 
 def train_step(x, target, impl):
@@ -83,27 +106,27 @@ def test_kernels_run_on_the_stream_that_is_current(on_gpu, length):
         assert torch.equal(got, right)
 
 
-def test_autocast_gives_float32_losses_and_probabilities_as_torch_does(on_gpu):
+def test_autocast_gives_float32_losses_and_probabilities_as_torch_does(impl):
     target = targets(16, 1000)
-    with torch.autocast("cuda", dtype=torch.bfloat16):
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
         scores = normal(16, 64) @ normal(64, 1000, seed=1)
         assert scores.dtype == torch.bfloat16
-        y = hetkern.softmax(scores, -1, impl=on_gpu)
-        loss = hetkern.cross_entropy(scores, target, impl=on_gpu)
+        y = hetkern.softmax(scores, -1, impl=impl)
+        loss = hetkern.cross_entropy(scores, target, impl=impl)
         wanted = F.cross_entropy(scores, target)
     torch.testing.assert_close(loss, wanted.float(), rtol=1e-4, atol=1e-5)
     exact = torch.softmax(scores.double(), -1)
     torch.testing.assert_close(y.double(), exact, rtol=2**-7, atol=2**-9)
 
 
-def test_a_compiled_step_gives_what_the_eager_one_gives(on_gpu):
+def test_a_compiled_step_gives_what_the_eager_one_gives(impl):
     torch._dynamo.reset()
 
     def loss(x, target):
-        y = hetkern.softmax(x * 2, -1, impl=on_gpu)
-        return hetkern.cross_entropy(x, target, impl=on_gpu) + y.square().sum()
+        y = hetkern.softmax(x * 2, -1, impl=impl)
+        return hetkern.cross_entropy(x, target, impl=impl) + y.square().sum()
 
-    compiled = torch.compile(loss, fullgraph=True)
+    compiled = torch.compile(loss, backend="aot_eager" if WITHOUT else "inductor", fullgraph=True)
     x, target = normal(8, 1000).requires_grad_(), targets(8, 1000)
     results = []
     for run in (loss, compiled):
@@ -113,11 +136,11 @@ def test_a_compiled_step_gives_what_the_eager_one_gives(on_gpu):
         torch.testing.assert_close(traced, eager)
 
 
-def test_results_are_on_the_gpu_and_come_from_the_implementation_named(on_gpu):
+def test_results_are_on_the_device_and_come_from_the_implementation_named(impl):
     with hetkern.record() as log:
-        y = hetkern.softmax(normal(4, 1000), -1, impl=on_gpu)
-    assert y.is_cuda
-    assert [call.impl for call in log] == [on_gpu]
+        y = hetkern.softmax(normal(4, 1000), -1, impl=impl)
+    assert y.device.type == DEVICE
+    assert [call.impl for call in log] == [impl]
 
 
 def test_no_call_waits_for_the_gpu(on_gpu):

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import twins
-from evidence import bad_target, driver_facts, find_gpu, has_module, junit, reported
+from evidence import bad_target, clean, driver_facts, find_gpu, has_module, junit, reported
 from programs import HERE, Programs, has_nvcc, sanitizer
 from running import ROOT, Failed, Runner
 
@@ -79,7 +79,8 @@ class Check:
         folder = self.work / "cmake"
         cuda = "OFF" if self.options.quick else "ON" if not self.dry or has_nvcc() else "OFF"
         words = [cmake, "-S", ROOT, "-B", folder, f"-DPython_EXECUTABLE={sys.executable}"]
-        words += [f"-DHETKERN_CUDA={cuda}", "-DHETKERN_EMULATION=ON"]
+        # A suite on a GPU must not find an emulation to run on instead.
+        words += [f"-DHETKERN_CUDA={cuda}", f"-DHETKERN_EMULATION={'ON' if self.dry else 'OFF'}"]
         words += ["-DCMAKE_CUDA_ARCHITECTURES=" + (self.programs.architecture or "90a")]
         words += ["-G", "Ninja"] if shutil.which("ninja") else []
         self.runner.command(words)
@@ -119,42 +120,59 @@ class Check:
 
     def sanitizers(self) -> dict[str, Any]:
         """compute-sanitizer on the launchers, and on a bug planted for each tool."""
-        facts: dict[str, Any] = {}
         driver = self.built["driver"].result()
+        facts: dict[str, Any] = {}
         if self.dry:
             facts["driver"] = self.driver_facts(self.runner.command([driver], may_fail=True).stdout)
-        for tool in self.tools():
-            words = [] if self.dry else [sanitizer(), "--tool", tool, "--error-exitcode", "99"]
-            program = self.built["planted_" + (TOOLS[tool] if self.dry else "plain")].result()
-            found = self.runner.command([*words, program, tool], limit=60, may_fail=True)
-            if not found.returncode:
-                raise Failed(f"{tool} is blind to the bug planted for it:\n{found.stdout}")
-            if not reported(tool, found.stdout, self.dry):
-                raise Failed(f"{tool} reports something else than its planted bug:\n{found.stdout}")
-            facts[f"{tool}: planted bug"] = "reported"
-            if not self.dry:
-                ran = self.runner.command([*words, driver], limit=150, may_fail=True)
-                facts[tool] = self.driver_facts(ran.stdout)
-                if ran.returncode or " 0 errors" not in ran.stdout + " ":
-                    raise Failed(f"{tool}:\n" + "\n".join(ran.stdout.splitlines()[-40:]))
-        facts["bad target"] = bad_target(
-            self.runner.command([driver, "bad-target"], 60, may_fail=True)
-        )
+        with ThreadPoolExecutor(len(TOOLS)) as pool:
+            for found in pool.map(self.tool, self.tools()):
+                facts |= found
+        ran = self.runner.command([driver, "bad-target"], limit=60, may_fail=True)
+        return {**facts, "bad target": bad_target(ran)}
+
+    def tool(self, tool: str) -> dict[str, Any]:
+        """One tool of compute-sanitizer; in a dry run the emulation's counterpart."""
+        words = [] if self.dry else [sanitizer(), "--tool", tool, "--error-exitcode", "99"]
+        program = self.built["planted_" + (TOOLS[tool] if self.dry else "plain")].result()
+        found = self.runner.command([*words, program, tool], limit=60, may_fail=True)
+        if not found.returncode:
+            raise Failed(f"{tool} is blind to the bug planted for it:\n{found.stdout}")
+        if not reported(tool, found.stdout, self.dry):
+            raise Failed(f"{tool} reports something else than its planted bug:\n{found.stdout}")
+        facts: dict[str, Any] = {f"{tool}: planted bug": "reported"}
+        if not self.dry:
+            ran = self.runner.command([*words, self.built["driver"].result()], 120, may_fail=True)
+            if ran.returncode or not clean(tool, ran.stdout):
+                tail = "\n".join(ran.stdout.splitlines()[-40:])
+                raise Failed(f"{tool}: exit status {ran.returncode}\n{tail}")
+            facts[tool] = self.driver_facts(ran.stdout)
         return facts
 
     def suite(self) -> dict[str, Any]:
-        """The families' tests, by CUDA and by Triton."""
-        facts: dict[str, Any] = {}
-        for impl in ("cuda", "triton"):
-            facts[impl] = self.pytest(impl, ["--impl", impl], *self.selection(impl))
-            if not facts[impl]["passed"]:
-                raise Failed(f"--impl {impl}: no test passed: {facts[impl]}")
+        """The families' tests, by CUDA and by Triton side by side, on a GPU on its own tensors."""
+        with ThreadPoolExecutor(2) as pool:
+            runs = {name: pool.submit(self.suite_of, name) for name in ("cuda", "triton")}
+        facts = {name: run.result() for name, run in runs.items() if not run.exception()}
+        for run in runs.values():
+            if error := run.exception():
+                error.facts = facts | getattr(error, "facts", {})  # type: ignore[attr-defined]
+                raise error
         return facts
+
+    def suite_of(self, name: str) -> dict[str, Any]:
+        """One implementation's tests; the benchmarks' time is left to them."""
+        limit = 600.0 if self.dry else max(30.0, self.runner.remaining() - 180)
+        counts = self.pytest(name, ["--impl", name], *self.selection(name), limit=limit)
+        if not counts["passed"]:
+            raise Failed(f"--impl {name}: no test passed: {counts}")
+        if not self.dry and 2 * counts["on the GPU"] < counts["passed"]:
+            raise Failed(f"--impl {name}: tests passed without the GPU: {counts}")
+        return counts
 
     def selection(self, impl: str) -> list[str]:
         """All tests on a GPU; a few in its place."""
         if not self.dry:
-            workers = ["-n", "4"] if has_module("xdist") else []
+            workers = ["-n", "6"] if has_module("xdist") else []
             return [*workers, "--ignore", "python_tests/test_gpu_check.py", "python_tests"]
         interpreted = ["-p", "hetkern.testing.triton_interpreter"] if impl == "triton" else []
         few = "test_softmax_is_shift_invariant or test_softmax_of_one_row"
@@ -167,8 +185,9 @@ class Check:
 
     def real(self) -> dict[str, Any]:
         """What only a real device shows: graphs, streams, autocast, torch.compile."""
-        counts = self.pytest("real", [], "python_tests/test_gpu_real.py")
-        if not counts["passed"] or (not self.dry and counts["skipped"]):
+        interpreted = ["-p", "hetkern.testing.triton_interpreter"] if self.dry else []
+        counts = self.pytest("real", interpreted, "python_tests/test_gpu_real.py")
+        if counts["passed"] < 3 or (not self.dry and counts["on the GPU"] + 1 < counts["passed"]):
             raise Failed(f"test_gpu_real.py: wanted all to run, got {counts}")
         return counts
 
@@ -177,7 +196,9 @@ class Check:
         file = self.work / "bench_gpu.json"
         file.unlink(missing_ok=True)
         words = [sys.executable, HERE / "bench_gpu.py", "--out", file]
-        self.runner.command([*words, "--dry"] if self.dry else words, limit=200)
+        seconds = max(20, self.runner.remaining() - 45)  # the last row begun still ends
+        words += ["--dry"] if self.dry else ["--seconds", f"{seconds:.0f}"]
+        self.runner.command(words, env=self.environment())
         facts: dict[str, Any] = json.loads(file.read_text())
         wanted = {("softmax", "hetkern cuda"), ("cross-entropy", "hetkern cuda")}
         if not self.dry:
@@ -201,39 +222,34 @@ class Check:
 
     def environment(self) -> dict[str, str]:
         """The checkout, before what is installed."""
-        path = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+        path = [str(ROOT), str(HERE), os.environ.get("PYTHONPATH", "")]
         return {"PYTHONPATH": os.pathsep.join(part for part in path if part)}
 
-    def pytest(self, name: str, options: list[str], *more: str) -> dict[str, Any]:
-        """How many tests passed, failed and were skipped, and why.
+    def pytest(
+        self, name: str, options: list[str], *more: str, limit: float = 120
+    ) -> dict[str, Any]:
+        """How many tests passed, failed and were skipped, why, and how many used the GPU.
 
         Raises:
             Failed: one failed, or the run was stopped; the counts come along.
         """
-        file = self.work / f"{name}.xml"
+        file, used = self.work / f"{name}.xml", self.work / f"{name}.used"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.unlink(missing_ok=True)
-        words = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-m",
-            "not proof",
-            "--junitxml",
-            file,
-            *options,
-        ]
-        environment = {**self.environment(), "PYTHONUNBUFFERED": "1"}
+        used.write_text("")
+        words = [sys.executable, "-m", "pytest", "-q", "-m", "not proof", "-p", "gpu_used"]
+        environment = {"GPU_USED": str(used), "PYTHONUNBUFFERED": "1", **self.environment()}
+        counts: dict[str, Any] = {}
         try:
-            ran = self.runner.command([*words, *more], limit=150, env=environment, may_fail=True)
-        finally:
-            counts = junit(file)
-        if ran.returncode or counts["failed"]:
-            tail = "\n".join(ran.stdout.splitlines()[-25:])
-            failed = Failed(f"pytest {' '.join(options)}: {counts}\n{tail}")
+            self.runner.command(
+                [*words, "--junitxml", file, *options, *more], limit=limit, env=environment
+            )
+        except Failed as failed:
             failed.facts = {name: counts}  # type: ignore[attr-defined]
-            raise failed
+            raise
+        finally:
+            counts |= junit(file)
+            counts["on the GPU"] = len(set(used.read_text().splitlines()))
         return counts
 
 

@@ -53,6 +53,12 @@ def reported(tool: str, output: str, dry: bool) -> bool:
     return (emulated if dry else real)[tool].lower() in output.lower()
 
 
+def clean(tool: str, output: str) -> bool:
+    """Whether compute-sanitizer's summary stands there and counts nothing."""
+    none = "0 hazards displayed" if tool == "racecheck" else "ERROR SUMMARY: 0 errors"
+    return none in output
+
+
 def driver_facts(output: str, clusters: bool) -> dict[str, Any]:
     """What the driver ran.
 

@@ -47,6 +47,10 @@ class Runner:
         with self._writing, self.log.open("a") as file:
             file.write(text.rstrip("\n") + "\n")
 
+    def remaining(self) -> float:
+        """Seconds before the deadline."""
+        return self.deadline - time.monotonic()
+
     def command(
         self,
         words: Sequence[str | Path],
@@ -59,7 +63,7 @@ class Runner:
         Raises:
             Failed: it failed (unless it may), or ran past its limit or the deadline.
         """
-        seconds = min(limit, self.deadline - time.monotonic())
+        seconds = min(limit, self.remaining())
         text = " ".join(map(str, words))
         if seconds <= 0:
             raise Failed(f"no time was left for: {text}")
