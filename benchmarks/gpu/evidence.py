@@ -47,7 +47,7 @@ def reported(tool: str, output: str, dry: bool) -> bool:
     }
     real = {
         "memcheck": "Invalid __global__ write",
-        "racecheck": "hazard",
+        "racecheck": "race reported",
         "synccheck": "Barrier error",
     }
     return (emulated if dry else real)[tool].lower() in output.lower()
