@@ -196,5 +196,8 @@ void serve_softmax(StableLibrary& m) {
   m.impl("softmax_double_backward", TORCH_BOX((&softmax_double_backward<kernels>)));
 }
 template void serve_softmax<cpu::softmax_kernels>(StableLibrary&);
+#ifdef HETKERN_WITH_CUDA
+template void serve_softmax<cuda::softmax_kernels>(StableLibrary&);
+#endif
 
 }  // namespace hetkern

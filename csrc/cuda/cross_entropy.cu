@@ -114,10 +114,13 @@ struct LossRows {
 
   __device__ Total finish(const Row& row, const Total& total, bool leader) const {
     if (!leader) return total;
-    if constexpr (with_statistics)
+    if constexpr (with_statistics) {
       finish_loss(row, total);
-    else
-      finish_loss(row, LossSum<A>{total});
+    } else {
+      LossSum<A> whole;
+      whole.exp = total;
+      finish_loss(row, whole);
+    }
     return total;
   }
 
@@ -218,7 +221,7 @@ __global__ void __launch_bounds__(kReduceThreads)
 
 // Pieces of rows: `lanes` threads a row, kBackwardVectors each. Over columns a thread is a row, and its block's warps are lanes.
 template <class A, class X>
-__global__ void __launch_bounds__(max_threads(sizeof(X)), min_blocks(sizeof(X)))
+__global__ void __launch_bounds__(kBackwardThreads, sizeof(X) == 8 ? 2 : 3)
     gradient_kernel(const __grid_constant__ CrossEntropyBackward p, const int lanes, const int rows, const int64_t chunks,
                     const bool columns) {
   constexpr int V = vector_of(sizeof(X));
@@ -253,7 +256,7 @@ __global__ void __launch_bounds__(max_threads(sizeof(X)), min_blocks(sizeof(X)))
       const int64_t j = ((c * kBackwardVectors + k) * lanes + lane) * V;
       const int count = clamped(p.rows.N - j, V);
       if (count == 0) break;
-      A z[V], slope[V], d[V], probability[V], w[V];
+      A z[V], slope[V] = {}, d[V], probability[V] = {}, w[V];
       if (!gradient.nothing || dq) unpack(x.fetch(j, count), slope);
       if (q) unpack(q.fetch(j, count), probability);
 #pragma unroll
@@ -291,7 +294,7 @@ void forward(const CrossEntropyForward& p, const CrossEntropyPlan& plan, void* s
 template <class A, class X>
 void backward(const CrossEntropyBackward& p, const CrossEntropyPlan& plan, void* stream) {
   const bool columns = plan.path == RowPath::columns;
-  const int threads = plan.block.threads;
+  const int threads = plan.block.threads < kBackwardThreads ? plan.block.threads : kBackwardThreads;
   const int lanes = columns ? threads / kColumnRows : plan.block.lanes < threads ? plan.block.lanes : threads;
   const int rows = threads / lanes;
   const int64_t chunks = divided_up(p.rows.N, int64_t{lanes} * vector_of(sizeof(X)) * kBackwardVectors);

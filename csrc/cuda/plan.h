@@ -23,6 +23,7 @@ constexpr int kColumnRows = 32;  // rows a block of the columns path
 constexpr int kColumnWarps = 8;
 constexpr int kMaxWarps = 16;
 constexpr int kMaxTasks = 1 << 30;
+constexpr int kBackwardThreads = 256;    // of a block of a loss's backward, at most
 constexpr int kBackwardVectors = 4;     // of a row that a thread of a loss's backward takes at a time
 constexpr int kBackwardBlocks = 16;     // a multiprocessor
 constexpr int kMostWords = 24;          // of a total that threads exchange
@@ -32,7 +33,7 @@ constexpr int kExchangeHeader = 2 * kMostWords * (kMaxWarps + 1) * 4;  // bytes
 constexpr int max_threads(int64_t widest_bytes) { return widest_bytes == 4 ? 512 : 256; }
 constexpr int min_blocks(int64_t widest_bytes) { return widest_bytes == 2 ? 3 : 2; }  // a multiprocessor
 
-inline int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+HETKERN_HOST_DEVICE inline int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int power_of_two_from(int64_t a, int most) {
   int p = 1;
   while (p < a && p < most) p *= 2;
@@ -40,7 +41,7 @@ inline int power_of_two_from(int64_t a, int most) {
 }
 
 // Elements that a thread takes at a time: 16 bytes of the wider type.
-constexpr int vector_of(int64_t widest_bytes) { return static_cast<int>(16 / widest_bytes); }
+HETKERN_HOST_DEVICE constexpr int vector_of(int64_t widest_bytes) { return static_cast<int>(16 / widest_bytes); }
 
 struct RowShares {
   RowPath path;

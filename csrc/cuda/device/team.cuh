@@ -140,12 +140,15 @@ template <class Job>
 constexpr int kWidest = 16 / Job::V;  // bytes an element
 
 template <class Job>
+constexpr int kMinBlocks = min_blocks(kWidest<Job>) - (sizeof(typename Job::Total) > 32);  // a long total takes registers
+
+template <class Job>
 constexpr bool kWrites = Job::kPlanes > 0;
 
 // ---- Rows: neighbouring threads take neighbouring vectors. ----------------------------------------------------------------
 
 template <class Job>
-__global__ void __launch_bounds__(max_threads(kWidest<Job>), min_blocks(kWidest<Job>))
+__global__ void __launch_bounds__(max_threads(kWidest<Job>), kMinBlocks<Job>)
     rows_kernel(const __grid_constant__ typename Job::Params p, const BlockShape shape, const bool keep) {
   HETKERN_SHARED(Exchange, exchange);
   constexpr int V = Job::V;
@@ -185,7 +188,7 @@ __global__ void __launch_bounds__(max_threads(kWidest<Job>), min_blocks(kWidest<
 // ---- Columns: neighbouring threads take neighbouring rows. ----------------------------------------------------------------
 
 template <class Job>
-__global__ void __launch_bounds__(32 * kColumnWarps)
+__global__ void __launch_bounds__(32 * kColumnWarps, 1)
     columns_kernel(const __grid_constant__ typename Job::Params p, const BlockShape shape, const bool keep) {
   using Total = typename Job::Total;
   constexpr int V = Job::V;
