@@ -177,7 +177,7 @@ void run_cross_entropy(Log& log, const char* type, const CrossEntropyCase& c) {
 }
 
 inline void run_cross_entropy(Log& log) {
-  const Shape shapes[] = {{37, 100, false, 0}, {6, 101, false, 1}, {3, 1, false, 0},      {3, 4096, false, 0},
+  const Shape shapes[] = {{37, 100, false, 0}, {6, 101, false, 1}, {3, 1, false, 0},     {3, 4096, false, 0},
                           {2, 4099, false, 3}, {70, 37, true, 0},  {2, 128257, false, 0}};
   for (const Shape& shape : shapes)
     for (const bool features : {false, true}) {

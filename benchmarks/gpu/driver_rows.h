@@ -62,8 +62,7 @@ struct Shape {
 template <class T>
 class Tensor {
  public:
-  explicit Tensor(const Shape& shape, const Numbers* from = nullptr)
-      : shape_(shape), buffer_(contents(shape, from)) {}
+  explicit Tensor(const Shape& shape, const Numbers* from = nullptr) : shape_(shape), buffer_(contents(shape, from)) {}
   Operand operand() const { return {buffer_.data() + shape_.pad, step(shape_), {stride(shape_)}}; }
 
   Numbers read(const char* name) const {

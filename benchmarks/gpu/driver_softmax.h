@@ -48,8 +48,7 @@ class SoftmaxRun {
     Numbers exact;
     for (int64_t i = 0; i < M(); ++i) {
       double sum = 0;
-      for (int64_t j = 0; j < N(); ++j)
-        sum += c_.log ? dy_[at(i, j)] : kept(i, j) ? dy_[at(i, j)] * y_[at(i, j)] : 0;
+      for (int64_t j = 0; j < N(); ++j) sum += c_.log ? dy_[at(i, j)] : kept(i, j) ? dy_[at(i, j)] * y_[at(i, j)] : 0;
       for (int64_t j = 0; j < N(); ++j) {
         const double v = dy_[at(i, j)], w = y_[at(i, j)];
         exact.push_back(kept(i, j) ? (c_.log ? v - std::exp(w) * sum : w * (v - sum)) * slope(x_[at(i, j)]) : 0);
@@ -107,9 +106,7 @@ class SoftmaxRun {
     return kernels_.plan(shape);
   }
   // Row i sees columns up to i + N - M, of those the mask's.
-  bool kept(int64_t i, int64_t j) const {
-    return !c_.features || (mask_[at(i, j)] != 0 && j <= i + N() - M());
-  }
+  bool kept(int64_t i, int64_t j) const { return !c_.features || (mask_[at(i, j)] != 0 && j <= i + N() - M()); }
   double slope(double x) const {
     const double t = cap() > 0 ? std::tanh(scale() * x / cap()) : 0;
     return scale() * (1 - t * t);
@@ -157,7 +154,7 @@ void run_softmax(Log& log, const char* types, const SoftmaxCase& c) {
 }
 
 inline void run_softmax(Log& log) {
-  const Shape shapes[] = {{37, 100, false, 0}, {6, 101, false, 1}, {3, 1, false, 0},      {3, 4096, false, 0},
+  const Shape shapes[] = {{37, 100, false, 0}, {6, 101, false, 1}, {3, 1, false, 0},    {3, 4096, false, 0},
                           {2, 4099, false, 3}, {70, 37, true, 0},  {2, 70000, false, 0}};
   for (const Shape& shape : shapes)
     for (const bool features : {false, true}) {

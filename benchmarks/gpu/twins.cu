@@ -171,8 +171,9 @@ __global__ void __launch_bounds__(kThreads) exp2_kernel(const float* in, float* 
 
 // Without what lies within an error of the largest and the least normal result, where either answer is right.
 Words exponentials() {
-  std::vector<float> x{0.0f, -0.0f, 1.0f, -1.0f, 128.0f, FLT_MAX, INFINITY, -INFINITY, NAN, -126.5f, -149.0f, -200.0f,
-                       -FLT_MAX, FLT_MIN, -FLT_MIN, 1e-40f, -1e-40f, 0.5f, 0x1p-24f, -0x1p-24f, 127.99f, -125.99f};
+  std::vector<float> x{0.0f,    -0.0f,   1.0f,     -1.0f,     128.0f,   FLT_MAX, INFINITY, -INFINITY,
+                       NAN,     -126.5f, -149.0f,  -200.0f,   -FLT_MAX, FLT_MIN, -FLT_MIN, 1e-40f,
+                       -1e-40f, 0.5f,    0x1p-24f, -0x1p-24f, 127.99f,  -125.99f};
   Random random(30);
   while (x.size() < 4096) {
     const double wide = -125.9 + 253.8 * random.unit();
