@@ -9,6 +9,7 @@ warning an error.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import inspect
 import os
 import sys
@@ -47,6 +48,7 @@ class _Thread(threading.local):
 
     def __init__(self) -> None:  # runs in each thread
         self.used: str = _from_outside
+        self.emulated = False  # CUDA kernels run on the CPU: hetkern.testing's doing
         self.logs: tuple[list[Call], ...] = ()
 
 
@@ -72,15 +74,71 @@ def use(impl: str) -> Iterator[None]:
         thread.used = before
 
 
-def why_not(impl: str, device: str) -> str | None:
-    """Why ``impl`` cannot serve tensors on ``device``; None if it can."""
+def why_not(impl: str, device: str, dtype: torch.dtype | None = None) -> str | None:
+    """Why ``impl`` cannot serve tensors on ``device`` (of ``dtype``); None if it can."""
     if impl == "reference":
         return None
-    if impl in ("cuda", "triton"):
-        return "this version of hetkern has no such kernels yet"
-    if device not in ("cpu", "meta"):  # on meta only shapes are computed
+    if device == "meta":  # only shapes are computed
+        return missing_library
+    return _REASONS[impl](device, dtype)
+
+
+def _not_cpu(device: str, dtype: torch.dtype | None) -> str | None:
+    if device != "cpu":
         return f"it serves tensors on the CPU, not on {device}"
     return missing_library
+
+
+def _not_cuda(device: str, dtype: torch.dtype | None) -> str | None:
+    if thread.emulated:
+        return None if device == "cpu" else "it is emulated here, and serves tensors on the CPU"
+    if device != "cuda":
+        return f"it serves tensors on a CUDA GPU, not on {device}"
+    if missing_library is not None:
+        return missing_library
+    if "cuda" not in _found:
+        _found["cuda"] = _no_cuda_kernels() or _no_gpu() or _gpu_too_old()
+    return _found["cuda"]
+
+
+def _not_triton(device: str, dtype: torch.dtype | None) -> str | None:
+    if dtype is torch.float64:
+        return "its kernels have no float64"
+    if device == "cpu" and not triton_interprets:
+        return "it serves tensors on a GPU; on the CPU only in its interpreter (hetkern.testing)"
+    if device not in ("cpu", "cuda"):
+        return f"it serves tensors on a CUDA GPU, not on {device}"
+    if "triton" not in _found:
+        missing = importlib.util.find_spec("triton") is None
+        _found["triton"] = "triton is not installed: pip install triton" if missing else None
+    return _found["triton"] or (_no_gpu() if device == "cuda" else None)
+
+
+_REASONS = {"cpu": _not_cpu, "cuda": _not_cuda, "triton": _not_triton}
+_found: dict[str, str | None] = {}  # what was looked for, and why it cannot run
+triton_interprets = os.environ.get("TRITON_INTERPRET") == "1"  # triton asks at its import
+LEAST_CAPABILITY = (8, 0)
+
+
+def _no_cuda_kernels() -> str | None:
+    if torch._C._dispatch_has_kernel_for_dispatch_key("hetkern::softmax", "CUDA"):
+        return None
+    return "the native library was built without CUDA kernels"
+
+
+def _no_gpu() -> str | None:
+    if torch.version.cuda is None:
+        return "this torch is a build without CUDA"
+    return None if torch.cuda.is_available() else "torch finds no CUDA GPU"
+
+
+def _gpu_too_old() -> str | None:
+    for index in range(torch.cuda.device_count()):
+        if (capability := torch.cuda.get_device_capability(index)) < LEAST_CAPABILITY:
+            name, wanted = torch.cuda.get_device_name(index), ".".join(map(str, LEAST_CAPABILITY))
+            got = ".".join(map(str, capability))
+            return f"{name} has compute capability {got}, the kernels need {wanted}"
+    return None
 
 
 def choose(
@@ -97,21 +155,29 @@ def choose(
         if impl == "auto":
             if (x.is_cpu or x.is_meta) and missing_library is None:
                 return served["cpu"]
-            _fall_back(op, x.device.type)
+            if x.is_cuda:
+                for name in ("cuda", "triton"):
+                    if why_not(name, "cuda", x.dtype) is None:
+                        return served[name]
+            _fall_back(op, x)
             return None
-    return served.get(_able(op, x.device.type, impl))
+    name = _able(op, x, impl)
+    if name == "cuda" and thread.emulated:
+        name = "emulated"
+    return served.get(name)
 
 
-def _able(op: str, device: str, impl: str) -> str:
+def _able(op: str, x: Tensor, impl: str) -> str:
     """The named implementation, once it is sure that it can run."""
-    reason = why_not(_checked(impl, f"{op}: impl"), device)
+    reason = why_not(_checked(impl, f"{op}: impl"), x.device.type, x.dtype)
     if reason:
         raise NotImplementedError(f"{op}: impl: {impl!r} cannot run here: {reason}")
     return impl
 
 
-def _fall_back(op: str, device: str) -> None:
-    reason = why_not("cpu", device) or ""
+def _fall_back(op: str, x: Tensor) -> None:
+    device = x.device.type
+    reason = why_not("cuda" if device == "cuda" else "cpu", device, x.dtype) or ""
     _refuse_if_strict(op, reason)
     if not torch.compiler.is_compiling() and (op, reason) not in _warned:
         _warned.add((op, reason))
@@ -167,7 +233,10 @@ _planners: dict[Callable[..., Any], tuple[str, dict[str, SimpleNamespace], Plann
 def explainable(
     op: str, served: dict[str, SimpleNamespace], planner: Planner
 ) -> Callable[[Function], Function]:
-    """Decorate a public function; ``planner`` takes its arguments and gives the native plan."""
+    """Decorate a public function.
+
+    ``planner`` takes the implementation's name and the function's arguments, and gives its plan.
+    """
 
     def mark(function: Function) -> Function:
         _planners[function] = (op, served, planner)
@@ -197,22 +266,21 @@ def _describe(function: Callable[..., Any], arguments: dict[str, Any]) -> Call:
     arguments = dict(arguments)
     impl = arguments.pop("impl")
     x: Tensor = next(iter(arguments.values()))
-    device = x.device.type
-    excluded = {name: why_not(name, device) for name in IMPLEMENTATIONS[1:]}
+    excluded = {name: why_not(name, x.device.type, x.dtype) for name in IMPLEMENTATIONS[1:]}
 
     # The same choice as choose() makes, without its warning.
     if impl != "auto":
-        name, why, others = _able(op, device, impl), "named in the call", "another one is named"
+        name, why, others = _able(op, x, impl), "named in the call", "another one is named"
     elif thread.used != "auto":
-        name, why = _able(op, device, thread.used), "named by hetkern.use or HETKERN_IMPL"
+        name, why = _able(op, x, thread.used), "named by hetkern.use or HETKERN_IMPL"
         others = "another one is named"
     else:
         name = next(name for name, reason in excluded.items() if reason is None)
         why, others = "the best that can run here", "a faster one serves this call"
         if name == "reference":
-            _refuse_if_strict(op, excluded["cpu"] or "")
+            _refuse_if_strict(op, excluded["cuda" if x.is_cuda else "cpu"] or "")
 
-    plan = planner(**arguments) if name in served else {"path": "eager PyTorch"}
+    plan = planner(name, **arguments) if name in served else {"path": "eager PyTorch"}
     reasons = {n: reason or others for n, reason in excluded.items() if n != name}
     return Call(op, tuple(x.shape), str(x.dtype).removeprefix("torch."), name, why, plan, reasons)
 

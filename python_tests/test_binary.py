@@ -15,7 +15,7 @@ LIBRARY = next((p for d in hetkern.__path__ if (p := Path(d, "libhetkern_ops.so"
 # The C shims of torch 2.11 that the library may use.  (torch/csrc/stable/c/shim.h)
 ALLOWED = re.compile(
     r"(aoti_torch|torch_dtype)_\w+"
-    r"|torch_(call_dispatcher|library_impl|get_num_threads|parallel_for|get_(const|mutable)_data_ptr)"
+    r"|torch_(call_dispatcher|library_impl|get_num_threads|parallel_for|from_blob|get_(const|mutable)_data_ptr)"
 )
 
 needs_library = pytest.mark.skipif(LIBRARY is None, reason="the native library is not built")

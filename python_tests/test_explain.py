@@ -41,8 +41,9 @@ def test_explain_says_which_and_why_and_why_not_the_others():
     )
     assert call.why == "the best that can run here"
     assert call.reasons == {
-        "cuda": "this version of hetkern has no such kernels yet",
-        "triton": "this version of hetkern has no such kernels yet",
+        "cuda": "it serves tensors on a CUDA GPU, not on cpu",
+        "triton": "it serves tensors on a GPU; on the CPU only in its interpreter "
+        "(hetkern.testing)",
         "reference": "a faster one serves this call",
     }
     named = hetkern.explain(hetkern.softmax, X, impl="reference")

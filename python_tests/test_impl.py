@@ -80,6 +80,9 @@ def test_a_named_implementation_does_not_fall_back_where_the_library_is_missing(
 
 def test_each_implementation_says_which_devices_it_serves():
     assert impl.why_not("cpu", "mps") == "it serves tensors on the CPU, not on mps"
+    assert impl.why_not("cuda", "mps") == "it serves tensors on a CUDA GPU, not on mps"
+    assert impl.why_not("triton", "mps") == "it serves tensors on a CUDA GPU, not on mps"
+    assert impl.why_not("triton", "cuda", torch.float64) == "its kernels have no float64"
     assert impl.why_not("reference", "mps") is None
 
 

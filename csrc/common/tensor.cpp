@@ -1,9 +1,8 @@
 #include "tensor.h"
 
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include <vector>
+
+#include "output_memory.h"
 
 namespace hetkern {
 
@@ -40,17 +39,11 @@ const char* name_of(ScalarType type) {
 
 namespace {
 
-constexpr size_t kHugePageOutput = size_t{4} << 20;  // bytes from which huge pages pay
-
-void use_huge_pages(void* data, size_t bytes) {
-#ifdef MADV_HUGEPAGE
-  const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-  const auto begin = (reinterpret_cast<size_t>(data) + page - 1) / page * page;
-  const auto end = (reinterpret_cast<size_t>(data) + bytes) / page * page;
-  if (begin < end)
-    madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // advice: a refusal costs only time
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr bool kKeepsMemory = false;  // the sanitizer's own malloc knows where a result ends
+#else
+constexpr bool kKeepsMemory = true;
 #endif
-}
 
 }  // namespace
 
@@ -72,13 +65,17 @@ Tensor empty(const Tensor& like, Sizes sizes, ScalarType type) {
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
   const auto torch_type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
+  const auto bytes = static_cast<size_t>(numel) * (float_dtype(type) ? size_of(*float_dtype(type)) : 8);
+  if (kKeepsMemory && bytes >= kLargeOutput && like.is_cpu()) {
+    if (const Block block = take_block(bytes); block.data)
+      return torch::stable::from_blob(block.data, sizes, Sizes(strides, sizes.size()),
+                                      torch::stable::Device(torch::headeronly::DeviceType::CPU), type,
+                                      [size = block.bytes](void* data) { give_block({data, size}); });
+  }
   AtenTensorHandle handle = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides, torch_type,
                                                   device_type, device_index, &handle));
-  Tensor made(handle);
-  const auto bytes = static_cast<size_t>(numel) * (float_dtype(type) ? size_of(*float_dtype(type)) : 8);
-  if (like.is_cpu() && bytes >= kHugePageOutput) use_huge_pages(made.mutable_data_ptr(), bytes);
-  return made;
+  return Tensor(handle);
 }
 
 }  // namespace hetkern

@@ -54,8 +54,7 @@ constexpr ScalarType accumulator_of(ScalarType type) {
 // The usual name of a dtype, for messages.
 const char* name_of(ScalarType type);
 
-// A new contiguous tensor on `like`'s device. Large ones on the CPU get huge pages before anybody touches them: the page
-// faults of a fresh 64 MB result cost more than the arithmetic that fills it.
+// A new contiguous tensor on `like`'s device; a large one on the CPU lies in memory that is kept between calls.
 Tensor empty(const Tensor& like, Sizes sizes, ScalarType type);
 
 }  // namespace hetkern

@@ -126,6 +126,11 @@ struct Unscaled {
     return x;
   }
 };
+template <class A>
+struct Scaled {
+  Vec<A> scale;
+  Vec<A> operator()(Vec<A> x) const { return x * scale; }
+};
 struct NothingMore {
   template <class V>
   V operator()(V z, int64_t, int64_t) const {
@@ -160,32 +165,81 @@ inline Lanes<A> write_scores(const T* x, int64_t n, const ScoreOf& score, A* z, 
   return largest;
 }
 
-// Exponentials of z[0, padded n) - max, summed. `write` leaves them in z and takes the maximum's own term off afterwards:
-// enough where the sum only divides. Otherwise the term is never added, which keeps every digit of a sum near 0.
-template <bool write, class A>
-inline RowSum<A> sum_exponentials(A* z, int64_t n, A max) {
+// Scores that are cheap enough to be computed anew wherever they are read.
+template <class A, class T, class ScoreOf>
+struct ScoresOf {
+  const T* x;
+  int64_t n;
+  ScoreOf score;
+  Vec<A> whole(int64_t j) const { return score(load<A>(x + j)); }
+  Vec<A> at(int64_t j) const {  // -inf past the end
+    const int64_t count = n - j;
+    if (count >= W<A>) return whole(j);
+    Vec<A> v = splat(-kInfinity<A>);
+    if (count > 0) {
+      const Vec<A> some = score(load_some<A>(x + j, count, A(0)));
+      for (int64_t i = 0; i < count; ++i) v[i] = some[i];
+    }
+    return v;
+  }
+};
+
+// Scores that write_scores left in z.
+template <class A>
+struct ScoresIn {
+  const A* z;
+  Vec<A> whole(int64_t j) const { return load<A>(z + j); }
+  Vec<A> at(int64_t j) const { return whole(j); }
+};
+
+// Calls body(k, v) with every vector v of a chunk's scores, for register k, from column j on; the last ones are padded.
+template <class A, class Scores, class Body>
+inline void for_each_score(const Scores& scores, int64_t n, const Body& body) {
+  int64_t j = 0;
+  for (; j + kLanes<A> <= n; j += kLanes<A>)
+    for (int k = 0; k < kVectors<A>; ++k) body(j + k * W<A>, k, scores.whole(j + k * W<A>));
+  for (int k = 0; j < padded<A>(n); ++k, j += W<A>) body(j, k, scores.at(j));
+}
+
+template <class A, class Scores>
+inline A largest_score(const Scores& scores, int64_t n) {
+  Lanes<A> largest(-kInfinity<A>);
+  for_each_score<A>(scores, n, [&](int64_t, int k, Vec<A> v) { largest.v[k] = max(v, largest.v[k]); });
+  return largest.largest();
+}
+
+// Exponentials of the scores less their maximum, into z, and their sum. The maximum's own term is taken off afterwards:
+// enough where the sum only divides.
+template <bool coarse, class A, class Scores>
+inline RowSum<A> write_exponentials(const Scores& scores, int64_t n, A max, A* z) {
+  const Vec<A> shift = splat(max == -kInfinity<A> ? A(0) : max);
+  Lanes<A> sum(0);
+  for_each_score<A>(scores, n, [&](int64_t j, int k, Vec<A> v) {
+    const Vec<A> e = exp_of_share<coarse>(v - shift);
+    sum.v[k] += e;
+    store<A>(z + j, e);
+  });
+  return {max, max == -kInfinity<A> ? sum.sum() : sum.sum() - A(1)};  // without a maximum: zeros, or NaN
+}
+
+// The sum of the exponentials of z[0, padded n) - max. The maximum's own term is never added, which keeps every digit of a
+// sum near 0; z stays.
+template <class A>
+inline RowSum<A> sum_exponentials(const A* z, int64_t n, A max) {
   const Vec<A> shift = splat(max == -kInfinity<A> ? A(0) : max);
   Lanes<A> sum(0);
   Mask<A> equal[kVectors<A>] = {};
-  for (int64_t j = 0; j < padded<A>(n); j += kLanes<A>)
-    for (int k = 0; k < kVectors<A>; ++k) {
-      const Vec<A> v = load<A>(z + j + k * W<A>);
-      const Vec<A> e = exp(v - shift);
-      if constexpr (write) {
-        sum.v[k] += e;
-        store<A>(z + j + k * W<A>, e);
-      } else {
-        const Mask<A> is_max = v == shift;
-        sum.v[k] += is_max ? Vec<A>{} : e;
-        equal[k] += is_max;  // counts down
-      }
-    }
+  for_each_score<A>(ScoresIn<A>{z}, n, [&](int64_t, int k, Vec<A> v) {
+    const Vec<A> e = exp(v - shift);
+    const Mask<A> is_max = v == shift;
+    sum.v[k] += is_max ? Vec<A>{} : e;
+    equal[k] += is_max;  // counts down
+  });
   RowSum<A> row{max, sum.sum()};
   if (max == -kInfinity<A>) return row;  // nothing but the padding's zeros, or NaN
   int64_t count = 0;
-  if constexpr (!write)
-    for (int k = 0; k < kVectors<A>; ++k)
-      for (int i = 0; i < W<A>; ++i) count -= equal[k][i];
+  for (int k = 0; k < kVectors<A>; ++k)
+    for (int i = 0; i < W<A>; ++i) count -= equal[k][i];
   row.sum += static_cast<A>(count - 1);
   return row;
 }
@@ -228,11 +282,11 @@ inline RowSum<A> sum_beside_maxima(const A* z, int64_t n, A max, const Maxima<A>
 // ---- Writing a row. -------------------------------------------------------------------------------------------------------
 
 // to[j] = value(j, count) for j in [0, n): whole vectors, then single elements. Ordinary stores, also for outputs that no
-// cache holds: the pages of a fresh one have just been zeroed and still lie there, and streaming past them gained nothing.
-template <class A, class T, class Value>
+// cache holds: streaming past it gained nothing. `own`: the values are computed from Ts alone.
+template <class A, bool own = false, class T, class Value>
 inline void write_row(T* to, int64_t n, const Value& value) {
   int64_t j = 0;
-  for (; j + W<A> <= n; j += W<A>) store<A>(to + j, value(j, W<A>));
+  for (; j + W<A> <= n; j += W<A>) own ? store_own<A>(to + j, value(j, W<A>)) : store<A>(to + j, value(j, W<A>));
   if (j < n) store_some<A>(to + j, value(j, n - j), n - j);
   if (planted(Bug::out_of_bounds)) to[n] = to[n - 1];
   if (planted(Bug::misaligned)) *reinterpret_cast<uint32_t*>(reinterpret_cast<char*>(to) + 1) = 0;

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #include "../rows.h"
 
@@ -129,30 +130,50 @@ struct Packed<A, A> {
   Vec<A> unpack() const { return v; }
   static Packed pack(Vec<A> a) { return {a}; }
 };
+// 16 bits to 32 and back, of which the upper half is dropped. GCC 12's own conversion takes a vector apart first.
+using Shorts = VectorOf<uint16_t, kVectorBytes / 2>::type;
+inline Vec<uint32_t> widen(Shorts v) {
+#if defined(__AVX512F__)
+  return bit_cast<Vec<uint32_t>>(_mm512_cvtepu16_epi32(bit_cast<__m256i>(v)));
+#elif defined(__AVX2__)
+  return bit_cast<Vec<uint32_t>>(_mm256_cvtepu16_epi32(bit_cast<__m128i>(v)));
+#else
+  return __builtin_convertvector(v, Vec<uint32_t>);
+#endif
+}
+inline Shorts narrow(Vec<uint32_t> v) {
+#if defined(__AVX512F__)
+  return bit_cast<Shorts>(_mm512_cvtepi32_epi16(bit_cast<__m512i>(v)));
+#else
+  return __builtin_convertvector(v, Shorts);
+#endif
+}
+
 template <>
 struct Packed<float, bf16> {
-  typename VectorOf<uint16_t, kVectorBytes / 2>::type v;
-  Vec<float> unpack() const { return bit_cast<Vec<float>>(__builtin_convertvector(v, Vec<uint32_t>) << 16); }
-  static Packed pack(Vec<float> a) {  // to nearest, ties to even
-    const Vec<uint32_t> u = bit_cast<Vec<uint32_t>>(a);
-    const Vec<uint32_t> rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
-    const Vec<uint32_t> nan = (u >> 16) | 0x40;
-    return {__builtin_convertvector(a == a ? rounded : nan, decltype(v))};
+  Shorts v;
+  Vec<float> unpack() const { return bit_cast<Vec<float>>(widen(v) << 16); }
+  static Vec<uint32_t> rounded(Vec<uint32_t> u) { return (u + 0x7fff + ((u >> 16) & 1)) >> 16; }  // ties to even
+  static Packed pack(Vec<float> a) {
+    const Vec<uint32_t> u = bit_cast<Vec<uint32_t>>(a), nan = (u >> 16) | 0x40;
+    return {narrow(a == a ? rounded(u) : nan)};
   }
+  // What was computed from bf16 alone: the lower half of its NaNs is 0, so that rounding leaves them NaN.
+  static Packed pack_own(Vec<float> a) { return {narrow(rounded(bit_cast<Vec<uint32_t>>(a)))}; }
 };
 template <>
 struct Packed<float, f16> {
-  typename VectorOf<uint16_t, kVectorBytes / 2>::type v;
+  Shorts v;
 #if defined(__AVX512F__)
   Vec<float> unpack() const { return _mm512_cvtph_ps(bit_cast<__m256i>(v)); }
-  static Packed pack(Vec<float> a) { return {bit_cast<decltype(v)>(_mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT))}; }
+  static Packed pack(Vec<float> a) { return {bit_cast<Shorts>(_mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT))}; }
 #elif defined(__F16C__)
   Vec<float> unpack() const { return _mm256_cvtph_ps(bit_cast<__m128i>(v)); }
-  static Packed pack(Vec<float> a) { return {bit_cast<decltype(v)>(_mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT))}; }
+  static Packed pack(Vec<float> a) { return {bit_cast<Shorts>(_mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT))}; }
 #else
   // Half's exponent bias is 15 against 127: a product by 2^112 moves it, denormals included.
   Vec<float> unpack() const {
-    const Vec<uint32_t> h = __builtin_convertvector(v, Vec<uint32_t>);
+    const Vec<uint32_t> h = widen(v);
     const Vec<uint32_t> magnitude = (h & 0x7fff) << 13;
     const Vec<uint32_t> finite = bit_cast<Vec<uint32_t>>(bit_cast<Vec<float>>(magnitude) * 0x1p112f);
     const Vec<uint32_t> bits = magnitude >= (0x7c00u << 13) ? (magnitude | 0x7f800000) : finite;
@@ -166,7 +187,7 @@ struct Packed<float, f16> {
     Vec<uint32_t> half = magnitude < (113u << 23) ? tiny : normal;
     half = magnitude >= 0x477ff000u ? (half & 0) + 0x7c00 : half;  // 65520 and above
     half = magnitude > 0x7f800000u ? (half & 0) + 0x7e00 : half;
-    return {__builtin_convertvector(half | sign, decltype(v))};
+    return {narrow(half | sign)};
   }
 #endif
 };
@@ -192,6 +213,17 @@ template <class A, class T>
 inline void store(T* to, Vec<A> v) {
   const auto packed = Packed<A, T>::pack(v);
   std::memcpy(to, &packed, sizeof(packed));
+}
+
+// The same, of numbers that were computed from Ts alone.
+template <class A, class T>
+inline void store_own(T* to, Vec<A> v) {
+  if constexpr (std::is_same_v<T, bf16>) {
+    const auto packed = Packed<A, T>::pack_own(v);
+    std::memcpy(to, &packed, sizeof(packed));
+  } else {
+    store<A>(to, v);
+  }
 }
 
 template <class A, class T>
@@ -265,6 +297,31 @@ inline Vec<float> exp_nonpositive(Vec<float> x) {
 #endif
 }
 
+// exp(x) to within an error of 2^-23 (`coarse`: 2^-18) for x <= 0, though not to as many digits of a small result: what a row
+// that is divided by its sum needs. 2^t, t = x / ln 2, with a polynomial for the fraction of t.
+template <bool coarse>
+inline Vec<float> exp_of_share(Vec<float> x) {
+#if defined(__AVX512DQ__)
+  const Vec<float> t = x * splat(0x1.715476p0f);
+  const Vec<float> r = _mm512_reduce_ps(t, _MM_FROUND_TO_NEG_INF);  // t - floor(t), and 0 of -inf
+  Vec<float> p;
+  if constexpr (coarse) {
+    p = fma(splat(0.013426684f), r, splat(0.052242473f));
+    p = fma(p, r, splat(0.2412802f));
+    p = fma(p, r, splat(0.69304484f));
+  } else {
+    p = fma(splat(0.00021612915f), r, splat(0.0012467847f));
+    p = fma(p, r, splat(0.009675452f));
+    p = fma(p, r, splat(0.05548528f));
+    p = fma(p, r, splat(0.24022931f));
+    p = fma(p, r, splat(0.69314706f));
+  }
+  return _mm512_scalef_ps(fma(p, r, splat(1.0f)), t);  // scales by 2 to the floor of t
+#else
+  return exp(x);
+#endif
+}
+
 inline Vec<double> exp(Vec<double> x) {
   x = max(splat(-746.0), x);
   const Vec<double> shifter = splat(0x1.8p52);
@@ -289,6 +346,10 @@ inline Vec<double> exp(Vec<double> x) {
 }
 
 inline Vec<double> exp_nonpositive(Vec<double> x) { return exp(x); }
+template <bool coarse>
+inline Vec<double> exp_of_share(Vec<double> x) {
+  return exp(x);
+}
 
 template <class A>
 inline A exp_one(A x) {

@@ -55,20 +55,28 @@ struct ForwardRows {
     if (chunk.n == 0) return {};
     A* const z = plan.keep ? row.z + chunk.begin : row.z;
     bool kept = !row.mask;
-    A largest;
-    if (!row.bias && !row.mask) {
-      largest = write_scores(row.x + chunk.begin, chunk.n, score, z, NothingMore{}).largest();
+    const X* const x = row.x + chunk.begin;
+    RowSum<A> part;
+    if (!log && !row.bias && !row.mask && !(score.cap > 0)) {
+      part = score.scale == 1 ? plain_sum(ScoresOf<A, X, Unscaled>{x, chunk.n, {}}, chunk.n, z)
+                              : plain_sum(ScoresOf<A, X, Scaled<A>>{x, chunk.n, {splat(score.scale)}}, chunk.n, z);
     } else {
-      largest = write_scores(row.x + chunk.begin, chunk.n, score, z, [&](Vec<A> v, int64_t j, int64_t count) {
-                  if (row.bias) v += load_strided<A>(row.bias, p.bias.step, chunk.begin + j, count);
-                  if (row.mask) kept |= apply_mask<A>(v, row.mask, p.mask.step, chunk.begin + j, count);
-                  return v;
-                }).largest();
+      const A largest = write_scores(x, chunk.n, score, z, [&](Vec<A> v, int64_t j, int64_t count) {
+                          if (row.bias) v += load_strided<A>(row.bias, p.bias.step, chunk.begin + j, count);
+                          if (row.mask) kept |= apply_mask<A>(v, row.mask, p.mask.step, chunk.begin + j, count);
+                          return v;
+                        }).largest();
+      part = log ? sum_exponentials(z, chunk.n, largest)
+                 : write_exponentials<kCoarse<Y>>(ScoresIn<A>{z}, chunk.n, largest, z);
     }
-    RowSum<A> part = sum_exponentials<!log>(z, chunk.n, largest);
     part.kept = kept;
-    if (plan.keep) row.chunk_max[c] = largest;
+    if (plan.keep) row.chunk_max[c] = part.max;
     return part;
+  }
+
+  template <class Scores>
+  static RowSum<A> plain_sum(const Scores& scores, int64_t n, A* z) {
+    return write_exponentials<kCoarse<Y>>(scores, n, largest_score<A>(scores, n), z);
   }
 
   RowSum<A> finish(Row& row, RowSum<A> whole) const {
@@ -87,7 +95,7 @@ struct ForwardRows {
     A largest = whole.max;
     if (n > 0) largest = plan.keep ? row.chunk_max[c] : sum(row, c).max;
     const Output<log, A> output(largest, whole);
-    write_row<A>(y, n, [&](int64_t j, int64_t count) { return output(load_at<A>(z, j, count)); });
+    write_row<A, std::is_same_v<X, Y>>(y, n, [&](int64_t j, int64_t count) { return output(load_at<A>(z, j, count)); });
     if (n == all.n) return;
     const Vec<A> masked = splat(whole.kept ? output.masked() : log ? -kInfinity<A> : A(0));
     write_row<A>(y + n, all.n - n, [&](int64_t, int64_t) { return masked; });
@@ -137,7 +145,7 @@ struct BackwardRows {
     X* const dx = row.dx + all.begin;
     if (!row.x && !row.mask) {
       const Vec<A> sum = splat(total), scale = splat(score.scale);
-      write_row<A>(dx, chunk.n, [&](int64_t at, int64_t count) {
+      write_row<A, std::is_same_v<X, Y>>(dx, chunk.n, [&](int64_t at, int64_t count) {
         const int64_t j = all.begin + at;
         return softmax_gradient<log, A>(load_strided<A>(row.dy, p.dy.step, j, count), load_at<A>(row.y, j, count),
                                         sum) *

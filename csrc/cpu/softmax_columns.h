@@ -54,11 +54,13 @@ struct ForwardColumns {
     const Vec<A> shift = largest == -kInfinity<A> ? Vec<A>{} : largest;
     Mask<A> equal = {};
     const Vec<A> sums = sum_columns<A>(0, chunk.n, [&](int64_t j) {
-      const Vec<A> v = load<A>(z + j * W<A>), e = exp(v - shift);
+      const Vec<A> v = load<A>(z + j * W<A>);
       if (!log) {
+        const Vec<A> e = exp_of_share<kCoarse<Y>>(v - shift);
         store<A>(z + j * W<A>, e);
         return e;
       }
+      const Vec<A> e = exp(v - shift);
       const Mask<A> is_max = v == shift;
       equal += is_max;
       return is_max ? Vec<A>{} : e;

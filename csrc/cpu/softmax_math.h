@@ -9,6 +9,10 @@ namespace {
 template <class A>
 constexpr int kKeptChunks = static_cast<int>(kScratchBytes / (kChunk * sizeof(A)));  // that scratch memory holds
 
+// Whether y has fewer digits than exponentials need for a float.
+template <class Y>
+constexpr bool kCoarse = sizeof(Y) == 2;
+
 // Columns that row r of a causal call sees: j <= i + N - queries.
 inline int64_t kept_columns(int64_t N, int64_t queries, int64_t r) {
   if (queries == 0) return N;

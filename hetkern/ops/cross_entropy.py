@@ -62,6 +62,7 @@ _BACKWARD = (
     "float softcap, float z_loss"
 )
 _OPS = register(
+    "cross_entropy",
     Op(
         f"cross_entropy({_FORWARD}) -> (Tensor loss, Tensor saved, Tensor divisors)",
         _fake,
@@ -94,16 +95,19 @@ _OPS = register(
 # ---- Public function. ----------------------------------------------------------------------------
 
 
-def _plan(input, target=None, **features: Any) -> dict[str, Any]:
-    if _impl.native is None:
-        return {}
+def _plan(impl, input, target=None, **features: Any) -> dict[str, Any]:
     dim = 1 if input.dim() > 1 else 0
     classes = input.shape[dim]
+    rows = input.numel() // max(classes, 1)
+    if impl == "triton":
+        from ..triton import cross_entropy as triton_cross_entropy
+
+        return triton_cross_entropy.plan(rows, classes, input.dtype)
+    if _impl.native is None:
+        return {}
     inner = input.shape[dim + 1 :].numel()
     dtype = str(input.dtype).removeprefix("torch.")
-    plan = _impl.native.cross_entropy_plan(
-        input.numel() // max(classes, 1), classes, inner > 1, dtype
-    )
+    plan = _impl.native.cross_entropy_plan(rows, classes, inner > 1, dtype)
     return {"isa": _impl.native.isa(), **plan}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -12,8 +13,7 @@ import torch
 from .differentiable import differentiable
 
 # Which namespace an implementation's ops live in. "cpu" and "cuda" are two dispatch keys of one.
-NAMESPACES = {"cpu": "hetkern"}
-_libraries = {space: torch.library.Library(space, "DEF") for space in set(NAMESPACES.values())}
+NAMESPACES = {"cpu": "hetkern", "cuda": "hetkern", "triton": "hetkern_triton"}
 
 
 class Derivative(NamedTuple):
@@ -33,25 +33,67 @@ class Op(NamedTuple):
     vmap: Callable[..., Any] | None = None  # (op, info, in_dims, *args)
 
 
-def register(*ops: Op) -> dict[str, SimpleNamespace]:
-    """Define the ops in every namespace; return, per implementation, the callables by op name."""
-    served = {}
-    for space, library in _libraries.items():
-        calls = served[space] = SimpleNamespace()
-        for schema, fake, derivative, vmap in ops:
-            name = schema.split("(")[0]
-            library.define(schema, tags=[torch.Tag.pt2_compliant_tag])
-            torch.library.register_fake(f"{space}::{name}", fake, lib=library)
-            op = getattr(getattr(torch.ops, space), name).default
-            if vmap:
-                torch.library.register_vmap(
-                    f"{space}::{name}", functools.partial(vmap, op), lib=library
-                )
-            if derivative:
-                setattr(calls, name, _with_derivative(op, derivative, calls))
-            else:
-                setattr(calls, name, op)
-    return {implementation: served[space] for implementation, space in NAMESPACES.items()}
+class _Family(NamedTuple):
+    name: str
+    ops: tuple[Op, ...]
+    served: dict[str, SimpleNamespace]  # implementation: the callables by op name
+
+
+_families: list[_Family] = []
+_libraries: dict[str, torch.library.Library] = {}
+
+
+def register(name: str, *ops: Op) -> dict[str, SimpleNamespace]:
+    """Define a family's ops in every namespace; return, per implementation, the callables by name.
+
+    What serves them is native, or for Triton ``hetkern.triton.NAME``, imported by the first call.
+    """
+    family = _Family(name, ops, {})
+    _families.append(family)
+    for implementation, space in NAMESPACES.items():
+        if implementation == "cuda":
+            family.served["cuda"] = family.served["cpu"]
+        else:
+            _define(family, implementation, space)
+    return family.served
+
+
+def serve(implementation: str, space: str) -> None:
+    """Define all families' ops in one more namespace, whose kernels somebody else registers."""
+    for family in _families:
+        _define(family, implementation, space)
+
+
+def _define(family: _Family, implementation: str, space: str) -> None:
+    if space not in _libraries:
+        _libraries[space] = torch.library.Library(space, "DEF")
+    library = _libraries[space]
+    calls = family.served[implementation] = SimpleNamespace()
+    for schema, fake, derivative, vmap in family.ops:
+        name = schema.split("(")[0]
+        library.define(schema, tags=[torch.Tag.pt2_compliant_tag])
+        torch.library.register_fake(f"{space}::{name}", fake, lib=library)
+        if implementation == "triton":
+            for key in ("CPU", "CUDA"):
+                library.impl(name, _first_called(f"hetkern.triton.{family.name}", name), key)
+        op = getattr(getattr(torch.ops, space), name).default
+        if vmap:
+            torch.library.register_vmap(
+                f"{space}::{name}", functools.partial(vmap, op), lib=library
+            )
+        if derivative:
+            setattr(calls, name, _with_derivative(op, derivative, calls))
+        else:
+            setattr(calls, name, op)
+
+
+def _first_called(module: str, name: str) -> Callable[..., Any]:
+    """The function of that name, whose module is imported when it is called."""
+
+    def run(*args: Any) -> Any:
+        return getattr(importlib.import_module(module), name)(*args)
+
+    return run
 
 
 def _with_derivative(op: Any, derivative: Derivative, calls: SimpleNamespace) -> Callable[..., Any]:

@@ -46,6 +46,7 @@ _SCORES = (
     "bool causal, bool log"
 )
 _OPS = register(
+    "softmax",
     Op(
         f"softmax({_SCORES}) -> Tensor",
         _fake,
@@ -78,15 +79,20 @@ _OPS = register(
 # ---- Public functions. ---------------------------------------------------------------------------
 
 
-def _plan(x, dim=-1, dtype=None, **features: Any) -> dict[str, Any]:
-    if _impl.native is None:
-        return {}
+def _plan(impl, x, dim=-1, dtype=None, **features: Any) -> dict[str, Any]:
     dim = dim % max(x.dim(), 1)
     N = x.shape[dim] if x.dim() else 1
-    inner = x.shape[dim + 1 :].numel()
+    M = x.numel() // max(N, 1)
     read = x.dtype if dtype is None or _casts_inside(x.dtype, dtype) else dtype
+    if impl == "triton":
+        from ..triton import softmax as triton_softmax
+
+        return triton_softmax.plan(M, N, read)
+    if _impl.native is None:
+        return {}
+    inner = x.shape[dim + 1 :].numel()
     names = [str(t).removeprefix("torch.") for t in (read, dtype or read)]
-    plan = _impl.native.softmax_plan(x.numel() // max(N, 1), N, inner > 1, *names)
+    plan = _impl.native.softmax_plan(M, N, inner > 1, *names)
     return {"isa": _impl.native.isa(), **plan}
 
 

@@ -17,7 +17,7 @@ class dispatched(TorchDispatchMode):
     """``with dispatched("hetkern") as calls:`` collects (op, arguments) of a namespace's ops.
 
     Args:
-        namespace: "hetkern", "hetkern_triton", …
+        namespace: "hetkern", which stands for "hetkern_triton" and the like too, or one of these.
     """
 
     def __init__(self, namespace: str) -> None:
@@ -29,7 +29,7 @@ class dispatched(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Note the call, then let it pass."""
-        if func.namespace == self.namespace:
+        if f"{func.namespace}_".startswith(f"{self.namespace}_"):
             self.calls.append((func, tree_map_only(Tensor, Tensor.detach, args)))
         return func(*args, **(kwargs or {}))
 

@@ -5,6 +5,7 @@ arithmetic in the dtype under test; in float64, where that would be the exact va
 another route to the same value.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from hetkern import reference
 from hetkern.reference.cross_entropy import CrossEntropyStats
 from hetkern.reference.softmax import row_scores
 from hetkern.testing.calls import Call, Op
-from hetkern.testing.check import Case, Summary, check_op
+from hetkern.testing.check import DTYPES, Case, Summary, check_op
 
 
 def softmax_op(impl: str) -> Op:
@@ -139,11 +140,13 @@ def torch_cross_entropy(input: Tensor, target: Tensor, **options: Any) -> Any:
 
 def check_softmax(impl: str, *cases: Case, **options: Any) -> Summary:
     """``check_op`` for the public softmax; ``log=True`` in a case asks for log-softmax."""
+    options["dtypes"] = _served(impl, options.get("dtypes", DTYPES))
     return check_op(softmax_op(impl), exact_softmax, cases, baseline=torch_softmax, **options)
 
 
 def check_cross_entropy(impl: str, *cases: Case, **options: Any) -> Summary:
     """``check_op`` for the public cross-entropy."""
+    options["dtypes"] = _served(impl, options.get("dtypes", DTYPES))
     return check_op(
         cross_entropy_op(impl),
         reference.cross_entropy,
@@ -151,6 +154,11 @@ def check_cross_entropy(impl: str, *cases: Case, **options: Any) -> Summary:
         baseline=torch_cross_entropy,
         **options,
     )
+
+
+def _served(impl: str, dtypes: Sequence[torch.dtype]) -> Sequence[torch.dtype]:
+    """Those that the implementation has; all if it has none of them, so that it says so."""
+    return [t for t in dtypes if impl != "triton" or t != torch.float64] or dtypes
 
 
 def target_classes(call: Call) -> Tensor:

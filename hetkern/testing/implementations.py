@@ -14,7 +14,7 @@ ISA_LEVELS = ("base", "avx2", "avx512")
 class Implementation:
     """One way to run an operation: what ``impl=`` takes, and for the CPU the instruction set."""
 
-    name: str  #: "reference" or "cpu"
+    name: str  #: "reference", "cpu", "cuda" or "triton"
     isa: str | None = None  #: "base", "avx2" or "avx512" for "cpu"
 
     def __str__(self) -> str:
@@ -23,6 +23,14 @@ class Implementation:
 
     def why_absent(self) -> str | None:
         """Why it cannot run here; None if it can."""
+        if self.name == "cuda":
+            from hetkern.testing.emulation import why_no_emulation
+
+            return why_no_emulation()
+        if self.name == "triton":
+            from hetkern.impl import why_not
+
+            return why_not("triton", "cpu")
         if self.isa is None:
             return None
         try:
@@ -38,6 +46,12 @@ class Implementation:
         """Make it the one that ``impl="auto"`` takes, and clamp the instruction set to its own."""
         import hetkern
 
+        if self.name == "cuda":
+            from hetkern.testing.emulation import emulated_cuda
+
+            with emulated_cuda(), hetkern.use("cuda"):
+                yield
+            return
         if self.isa is None:
             with hetkern.use(self.name):
                 yield
@@ -59,4 +73,9 @@ def _native() -> Any:
 
 
 #: Every implementation, in the order of a report.
-IMPLEMENTATIONS = (Implementation("reference"), *(Implementation("cpu", isa) for isa in ISA_LEVELS))
+IMPLEMENTATIONS = (
+    Implementation("reference"),
+    *(Implementation("cpu", isa) for isa in ISA_LEVELS),
+    Implementation("cuda"),
+    Implementation("triton"),
+)

@@ -1,7 +1,9 @@
 """Pytest fixtures: ``pytest_plugins = ["hetkern.testing.pytest_plugin"]`` in a root conftest.
 
 A test that takes ``impl`` runs once with each implementation active; one that cannot run on this
-machine skips with its reason. ``generator`` is a seeded ``torch.Generator``. Tests marked ``proof``
+machine skips with its reason. ``--impl cuda,triton`` runs only the tests of those implementations,
+``--impl cpu`` those of every instruction set; without it the ones that need no preparation run:
+reference and cpu. ``generator`` is a seeded ``torch.Generator``. Tests marked ``proof``
 are long: they run where ``-m`` names them, as in ``pytest -m proof``.
 """
 
@@ -14,6 +16,11 @@ import torch
 from hetkern.testing.implementations import IMPLEMENTATIONS, Implementation
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--impl``."""
+    parser.addoption("--impl", help="only tests of these implementations: reference,cpu,cuda,…")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Declare the marker ``proof``; let a pytest-xdist worker keep to one core."""
     if "PYTEST_XDIST_WORKER" in os.environ:
@@ -22,12 +29,40 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip what is marked ``proof`` unless asked for."""
+    """Keep to the implementations asked for; skip what is marked ``proof`` unless asked for."""
+    asked = config.getoption("--impl")
+    kept, dropped = [], []
+    for item in items:
+        (kept if _wanted(item, asked) else dropped).append(item)
+    items[:] = kept
+    config.hook.pytest_deselected(items=dropped)
     if "proof" in config.option.markexpr:
         return
     for item in items:
         if item.get_closest_marker("proof"):
             item.add_marker(pytest.mark.skip(reason="long: pytest -m proof runs it"))
+
+
+def _wanted(item: pytest.Item, asked: str | None) -> bool:
+    """Whether a test is of an implementation asked for; without ``--impl``, or of none."""
+    parameters = getattr(getattr(item, "callspec", None), "params", {})
+    implementation = parameters.get("impl")
+    if not isinstance(implementation, Implementation):
+        return asked is None
+    wanted = asked.split(",") if asked else ("reference", "cpu")
+    return implementation.name in wanted or str(implementation) in wanted
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Skip a test of a dtype that its implementation lacks, with the reason that it gave."""
+    try:
+        return (yield)
+    except NotImplementedError as refusal:
+        params = getattr(getattr(item, "callspec", None), "params", {})
+        if "impl" in params and "its kernels have no float64" in str(refusal):
+            pytest.skip(str(refusal))
+        raise
 
 
 @pytest.fixture(params=IMPLEMENTATIONS, ids=str)

@@ -1,0 +1,247 @@
+"""What the repaired Triton interpreter knows of memory: bounds, alignment, races, bytes moved.
+
+A launch names its tensors; every access is checked against their own elements: not the storage
+around a view, nor the gaps between its rows. Programs run one after another here, so a race shows
+itself as two programs that touch one element, one of them writing it, not both by atomics.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+_ATOMIC, _SEVERAL = -2, -1  # who wrote or read an element, beside a program's number from 1
+
+
+class KernelError(RuntimeError):
+    """A kernel did what it must not do on a GPU."""
+
+
+@dataclass
+class Traffic:
+    """Bytes that went between a kernel and one of its tensors."""
+
+    read: int = 0
+    written: int = 0
+
+
+class _Region:
+    """The elements of one tensor, or of several whose memory overlaps."""
+
+    def __init__(self, name: str, tensor: torch.Tensor) -> None:
+        span = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+        self.name = name
+        self.begin = tensor.data_ptr()
+        self.end = self.begin + span * tensor.element_size()
+        self.unit = tensor.element_size()
+        self.views = [tensor]
+        self._state: tuple[np.ndarray, np.ndarray, np.ndarray | None] | None = None
+
+    def merge(self, other: _Region) -> None:
+        self.name += f"/{other.name}"
+        if other.unit != self.unit or (other.begin - self.begin) % self.unit:
+            self.unit = 1
+        self.end = max(self.end, other.end)
+        self.views += other.views
+
+    @property
+    def state(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Who wrote and who read each element, and which are the tensor's own (None: all)."""
+        if self._state is None:
+            units = (self.end - self.begin) // self.unit
+            own = None if any(_is_dense(v) for v in self.views) else np.zeros(units, bool)
+            if own is not None:
+                for view in self.views:
+                    at = np.int64((view.data_ptr() - self.begin) // self.unit)
+                    for size, stride in zip(view.shape, view.stride(), strict=True):
+                        step = stride * view.element_size() // self.unit
+                        at = at[..., None] + step * np.arange(size)
+                    for byte in range(view.element_size() // self.unit):
+                        own[at + byte] = True
+            self._state = np.zeros(units, np.int32), np.zeros(units, np.int32), own
+        return self._state
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    """Whether a view is all of its span."""
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1 and stride not in (0, expected):
+            return False
+        expected *= size if stride else 1
+    return True
+
+
+def _tensors(name: str, value: Any) -> Iterable[tuple[str, torch.Tensor]]:
+    if isinstance(value, tuple):
+        for i, part in enumerate(value):
+            yield from _tensors(f"{name}[{i}]", part)
+    elif isinstance(value, torch.Tensor):
+        if value.numel():
+            yield name, value
+    elif hasattr(value, "base"):  # a tensor descriptor, or a reinterpreted tensor
+        yield from _tensors(name, value.base)
+
+
+class Memory:
+    """The launch that is running."""
+
+    def __init__(self) -> None:
+        self.check_races = True
+        self.counted: dict[tuple[str, str], Traffic] | None = None
+        self.finish()
+
+    def launch(self, kernel: str, arguments: Iterable[tuple[str, Any]]) -> None:
+        """Learn the tensors of a launch."""
+        found = [_Region(n, t) for name, value in arguments for n, t in _tensors(name, value)]
+        self.kernel = kernel
+        for region in sorted(found, key=lambda r: r.begin):
+            if self._regions and region.begin < self._regions[-1].end:
+                self._regions[-1].merge(region)
+            else:
+                self._regions.append(region)
+        self._begins = [region.begin for region in self._regions]
+
+    def finish(self) -> None:
+        """Forget them."""
+        self.kernel = ""
+        self.program: tuple[int, int, int] = (0, 0, 0)
+        self._regions: list[_Region] = []
+        self._begins: list[int] = []
+
+    def where(self) -> str:
+        """The program at hand, for messages."""
+        return f"kernel {self.kernel}, program {self.program}"
+
+    def access(
+        self,
+        kind: str,
+        pointers: np.ndarray,
+        mask: np.ndarray,
+        width: int,
+        builder: Any,
+        values: np.ndarray | None = None,
+    ) -> None:
+        """Check one request of a program: "load", "store" or "atomic" of ``width`` bytes a lane."""
+        self.program = tuple(int(i) for i in builder.grid_idx)
+        if pointers.shape != mask.shape:
+            pointers, mask = np.broadcast_arrays(pointers, mask)
+        addresses = (pointers.ravel() if mask.all() else pointers[mask]).astype(np.int64)
+        if not addresses.size:
+            return
+        low, high = int(addresses.min()), int(addresses.max())
+        region = self._region_of(low, high + width)
+        if region is not None:
+            self._inside(kind, region, addresses, width)
+        else:
+            for region in self._split(kind, addresses, width):
+                inside = (addresses >= region.begin) & (addresses < region.end)
+                self._inside(kind, region, addresses[inside], width)
+        if kind == "store" and values is not None and self.check_races:
+            self._one_value_each(region, addresses, pointers.shape, mask, values)
+
+    def _region_of(self, low: int, end: int) -> _Region | None:
+        at = bisect.bisect_right(self._begins, low) - 1
+        if at >= 0 and end <= self._regions[at].end:
+            return self._regions[at]
+        return None
+
+    def _split(self, kind: str, addresses: np.ndarray, width: int) -> list[_Region]:
+        """The tensors of a request that is not within one; a lane outside all of them raises."""
+        if not self._regions:
+            raise KernelError(
+                f"{kind} of {width} bytes, but the launch has no tensor, {self.where()}"
+            )
+        at = np.searchsorted(np.array(self._begins), addresses, side="right") - 1
+        ends = np.array([region.end for region in self._regions])
+        outside = (at < 0) | (addresses + width > ends[np.maximum(at, 0)])
+        if outside.any():
+            address = int(addresses[outside][0])
+            region = self._regions[max(int(at[outside][0]), 0)]
+            past, before = address - region.end, region.begin - address
+            far = f"{before} bytes before" if before > 0 else f"{past} bytes past the end of"
+            raise KernelError(
+                f"out-of-bounds {kind}: {int(outside.sum())} of {addresses.size} lanes, the first "
+                f"{far} {region.name!r} ({region.end - region.begin} bytes), {self.where()}"
+            )
+        return [self._regions[i] for i in np.unique(at)]
+
+    def _inside(self, kind: str, region: _Region, addresses: np.ndarray, width: int) -> None:
+        if (addresses % width).any():
+            address = int(addresses[addresses % width != 0][0])
+            raise KernelError(
+                f"misaligned {kind}: {width} bytes at byte {address - region.begin} of "
+                f"{region.name!r}, whose address is not a multiple of {width}, {self.where()}"
+            )
+        writer, reader, own = region.state
+        first = (addresses - region.begin) // region.unit
+        for step in range(max(1, width // region.unit)):
+            at = first + step
+            if own is not None and not own[at].all():
+                raise KernelError(
+                    f"out-of-bounds {kind}: {int((~own[at]).sum())} of {addresses.size} lanes, "
+                    f"between the rows of {region.name!r}, {self.where()}"
+                )
+            if self.check_races:
+                self._note(kind, region.name, writer, reader, at)
+        if self.counted is not None:
+            traffic = self.counted.setdefault((self.kernel, region.name), Traffic())
+            moved = np.unique(addresses).size * width
+            if kind != "store":
+                traffic.read += moved
+            if kind != "load":
+                traffic.written += moved
+
+    def _note(
+        self, kind: str, name: str, writer: np.ndarray, reader: np.ndarray, at: np.ndarray
+    ) -> None:
+        """Enter this program as writer or reader; another's mark may be a race."""
+        x, y, z = self.program
+        me = 1 + x + (y << 10) + (z << 20) if y or z else 1 + x
+        wrote, read = writer[at], reader[at]
+        others_wrote = (wrote != 0) & (wrote != me)
+        others_read = (read != 0) & (read != me)
+        if kind == "load":
+            if others_wrote.any():
+                self._race(name, "loads what another program stored")
+            reader[at] = np.where(others_read, _SEVERAL, me)
+        elif kind == "store":
+            if others_wrote.any():
+                self._race(name, "stores what another program stored")
+            if others_read.any():
+                self._race(name, "stores what another program loaded")
+            writer[at] = me
+        else:
+            if (others_wrote & (wrote != _ATOMIC)).any() or others_read.any():
+                self._race(name, "updates atomically what another program accesses without")
+            writer[at] = _ATOMIC
+
+    def _race(self, name: str, what: str) -> None:
+        raise KernelError(f"race on {name!r}: a program {what}, {self.where()}")
+
+    def _one_value_each(
+        self,
+        region: _Region | None,
+        addresses: np.ndarray,
+        shape: tuple[int, ...],
+        mask: np.ndarray,
+        values: np.ndarray,
+    ) -> None:
+        """Two lanes that store to one address must agree."""
+        if addresses.size < 2 or (np.diff(addresses) > 0).all():
+            return
+        stored = np.broadcast_to(values, shape)[mask]
+        order = np.argsort(addresses, kind="stable")
+        same = addresses[order][1:] == addresses[order][:-1]
+        differ = stored[order][1:] != stored[order][:-1]
+        if (same & differ).any():
+            name = region.name if region is not None else "several tensors"
+            self._race(name, "stores two values to one element")
+
+
+memory = Memory()

@@ -1,0 +1,419 @@
+"""Row cross-entropy in Triton: the kernels.                (the contract: csrc/cross_entropy.h).
+
+    m_i   = max_j z_ij         d_i = log1p(sum_{j != argmax} exp(z_ij - m_i))
+    row_i = w_t (m_i - z_it + d_i)             dx_ij = (exp(z_ij - m_i - d_i) a_i - ...) dz/dx
+
+x, dx: M rows of N; float32, float16 or bfloat16; m, d, losses and statistics are float32.
+Work:    forward takes a tile of short rows, or a row in blocks, each lane with sums of its own;
+         backward has no sums, so that its programs take blocks of all rows.
+Traffic: forward reads MN elements (and the probabilities) once; backward reads MN and writes MN.
+Edges:   a class out of range is skipped and trapped; nothing counted gives a mean of NaN.
+
+``numbers`` are scale, softcap, 1 / softcap, 1 - eps, eps / N and z_loss.
+"""
+
+import triton
+import triton.language as tl
+
+from .rows import (
+    add_exponentials,
+    columns,
+    exp,
+    expm1,
+    finished,
+    finite,
+    log1p,
+    pointers,
+    row_sum,
+    rows_of_program,
+    score,
+    times_slope,
+    tree_sum,
+)
+
+# ---- Forward: what a row's lanes add up to. ------------------------------------------------------
+
+
+@triton.jit
+def shifted(dot, weight, by):
+    """Sum w (z - m) for another maximum: ``by`` is the old one minus the new one."""
+    return tl.where((by == 0) | (weight == 0), dot, dot + weight * by)
+
+
+@triton.jit
+def distance(m, top):
+    """The old maximum minus the new one, where they differ: -inf - -inf is 0 here."""
+    return tl.where(m == top, 0.0, m - top)
+
+
+@triton.jit
+def add_moment(moment, m, s, z):
+    """One more score a lane in sum exp(z - m) (z - m); ``m`` and ``s`` are those before it."""
+    by = -tl.abs(z - m)
+    e = exp(by)
+    grown = tl.where(m == float("-inf"), moment * 0.0, e * (moment + by * (1.0 + s)))
+    # exp underflows to 0 long before the bound; a product with it must not be NaN.
+    more = tl.where(z == float("-inf"), moment, moment + e * tl.maximum(by, -1e4))
+    return tl.where(z > m, grown, more)
+
+
+@triton.jit
+def row_moment(moment, m, s, top, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """The same for a row, from its lanes."""
+    by = m - finite(top)[:, None]
+    moved = exp(by) * (moment + tl.maximum(by, -1e4) * (1.0 + s))
+    own = (m == top[:, None]) | (m == float("-inf"))
+    return tree_sum(tl.where(own, moment, moved), ROWS, BLOCK)
+
+
+@triton.jit
+def first_of_largest(largest, first, N):
+    """The first column of a row that holds its largest value, from its lanes."""
+    top = tl.max(largest, 1)
+    return tl.min(tl.where(largest == top[:, None], first, N), 1)
+
+
+@triton.jit
+def class_of(index, sizes, outer, inner, row_ok, N, ignore_index, CHECKED: tl.constexpr):
+    """The rows' classes, and which of them count; one out of range does not, and is trapped."""
+    t = tl.load(pointers(index, sizes, outer, inner), mask=row_ok, other=0)
+    valid = (t >= 0) & (t < N)
+    counted = row_ok & valid & (t != ignore_index)
+    if CHECKED:
+        tl.device_assert(
+            valid | (t == ignore_index) | ~row_ok,
+            "hetkern::cross_entropy: target: wanted a class in [0, C) or ignore_index",
+        )
+    return tl.where(counted, t, 0), counted
+
+
+@triton.jit
+def cross_entropy_forward_kernel(
+    x,
+    index,
+    q,
+    weight,
+    saved,
+    terms,
+    stats,
+    sizes,
+    N,
+    ignore_index,
+    numbers,
+    CAPPED: tl.constexpr,
+    SMOOTHED: tl.constexpr,
+    CHECKED: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """``terms``: the loss, or planes of terms, z-loss terms, weights and counts; each may be None.
+
+    ``stats``: row_loss, lse, z_loss, entropy, log_prob, correct; or None.
+    """
+    # 1. The rows at hand.
+    outer, inner, row = rows_of_program(tl.program_id(0).to(tl.int64), sizes, ROWS)
+    row_ok = inner < sizes[len(sizes) - 1]
+    lanes = tl.arange(0, BLOCK)
+    x_rows = pointers(x, sizes, outer, inner)
+    q_rows = x_rows if q is None else pointers(q, sizes, outer, inner)
+    WEIGHS: tl.constexpr = SMOOTHED or q is not None  # sums over all classes' targets
+    PLAIN: tl.constexpr = q is not None and (SMOOTHED or weight is not None)  # other sums of q
+
+    # 2. Scores; each lane's maximum and sums.
+    zeros = tl.zeros([ROWS, BLOCK], tl.float32)
+    m, s = zeros + float("-inf"), zeros
+    dot, total, dot_q, total_q, moment = zeros, zeros, zeros, zeros, zeros
+    largest_q = zeros + float("-inf")
+    first = tl.zeros([ROWS, BLOCK], tl.int32)
+    first_q = tl.zeros([ROWS, BLOCK], tl.int32)
+    for start in range(0, N, BLOCK):
+        column_ok = lanes < N - start
+        inside = row_ok[:, None] & column_ok[None, :]
+        v = tl.load(columns(x_rows, x, sizes, start, lanes), mask=inside, other=0.0).to(tl.float32)
+        z = tl.where(inside, score(v, numbers, CAPPED), float("-inf"))
+        top = tl.maximum(m, z)
+        if stats is not None:
+            moment = add_moment(moment, m, s, z)
+            first = tl.where(z > m, (start + lanes)[None, :], first)
+        if WEIGHS:
+            away, by = z - finite(top), distance(m, top)
+            w = zeros + 1.0
+            if weight is not None:
+                w = zeros + tl.load(weight + start + lanes, mask=column_ok, other=0.0)[None, :]
+            t = w
+            if q is not None:
+                p = tl.load(columns(q_rows, q, sizes, start, lanes), mask=inside, other=0.0)
+                p = p.to(tl.float32)
+                t = w * (numbers[3] * p + numbers[4]) if PLAIN else p
+                if PLAIN:
+                    dot_q = shifted(dot_q, total_q, by) + tl.where(inside, p * away, 0.0)
+                    total_q += tl.where(inside, p, 0.0)
+                if stats is not None:
+                    p = tl.where(inside, p, float("-inf"))
+                    first_q = tl.where(p > largest_q, (start + lanes)[None, :], first_q)
+                    largest_q = tl.maximum(largest_q, p)
+            dot = shifted(dot, total, by) + tl.where(inside, t * away, 0.0)
+            total += tl.where(inside, t, 0.0)
+        m, s = add_exponentials(m, s, z)
+
+    # 3. Row maximum and sums.
+    top, all_but_one = row_sum(m, s, ROWS, BLOCK)
+    all_but_one = finished(top, all_but_one, True)
+    d = log1p(all_but_one)
+    lse = top + d
+    by = distance(m, top[:, None])
+    row_dot, row_total = d * 0.0, d * 0.0
+    if WEIGHS:
+        row_dot = tree_sum(shifted(dot, total, by), ROWS, BLOCK)
+        row_total = tree_sum(total, ROWS, BLOCK)
+
+    # 4. The row's term.
+    counted = row_ok
+    if q is None:
+        t, counted = class_of(index, sizes, outer, inner, row_ok, N, ignore_index, CHECKED)
+        x_t = tl.load(x_rows + t * x[len(sizes) + 1], mask=counted, other=0.0).to(tl.float32)
+        w_t = zeros_like_row(d) + 1.0
+        if weight is not None:
+            w_t = tl.load(weight + t, mask=counted, other=0.0)
+        log_prob = (score(x_t, numbers, CAPPED) - top) - d
+        term = -(w_t * log_prob)
+        if SMOOTHED:
+            term = numbers[3] * term + numbers[4] * (row_total * d - row_dot)
+        log_prob, term = tl.where(counted, log_prob, 0.0), tl.where(counted, term, 0.0)
+        if terms[2] is not None:
+            tl.store(terms[2] + row, tl.where(counted, w_t, 0.0), mask=row_ok)
+        if terms[3] is not None:
+            tl.store(terms[3] + row, counted.to(tl.float32), mask=row_ok)
+    else:
+        term = row_total * d - row_dot
+        row_dot_q, row_total_q = row_dot, row_total
+        if PLAIN:
+            row_dot_q = tree_sum(shifted(dot_q, total_q, by), ROWS, BLOCK)
+            row_total_q = tree_sum(total_q, ROWS, BLOCK)
+        log_prob = row_dot_q - row_total_q * d
+    z_term = tl.where(counted & (numbers[5] != 0), numbers[5] * (lse * lse), 0.0)
+
+    # 5. What backward needs, and what the reduction adds up.
+    saved_rows = pointers(saved, sizes, outer, inner)
+    step = saved[len(sizes) + 1]
+    tl.store(saved_rows, top, mask=row_ok)
+    tl.store(saved_rows + step, d, mask=row_ok)
+    if q is not None:
+        tl.store(saved_rows + 2 * step, row_total, mask=row_ok)
+        tl.store(saved_rows + 3 * step, row_total_q, mask=row_ok)
+    if terms[1] is not None:
+        tl.store(terms[0] + row, term, mask=row_ok)
+        tl.store(terms[1] + row, z_term, mask=row_ok)
+    else:
+        tl.store(terms[0] + row, term + z_term, mask=row_ok)
+
+    # 6. Statistics.
+    if stats is not None:
+        entropy = d - tl.div_rn(row_moment(moment, m, s, top, ROWS, BLOCK), 1.0 + all_but_one)
+        best = first_of_largest(m, first, N)
+        if q is None:
+            correct = counted & (t == best)
+        else:
+            correct = first_of_largest(largest_q, first_q, N) == best
+        tl.store(stats[0] + row, term + z_term, mask=row_ok)
+        tl.store(stats[1] + row, lse, mask=row_ok)
+        tl.store(stats[2] + row, z_term, mask=row_ok)
+        tl.store(stats[3] + row, entropy, mask=row_ok)
+        tl.store(stats[4] + row, log_prob, mask=row_ok)
+        tl.store(stats[5] + row, correct & (lse == lse), mask=row_ok)
+
+
+@triton.jit
+def zeros_like_row(d):
+    """A zero a row, whatever ``d`` holds."""
+    return tl.where(d == d, 0.0, 0.0)
+
+
+# ---- The reduction: a second kernel, one program, one tree. --------------------------------------
+
+
+@triton.jit
+def sum_plane(plane, M, BLOCK: tl.constexpr):
+    """Sum of M terms, in float64."""
+    lanes = tl.arange(0, BLOCK)
+    sums = tl.zeros([1, BLOCK], tl.float64)
+    for start in range(0, M, BLOCK):
+        sums += tl.load(plane + start + lanes, mask=lanes < M - start, other=0.0).to(tl.float64)[
+            None, :
+        ]
+    return tl.sum(tree_sum(sums, 1, BLOCK), 0)
+
+
+@triton.jit
+def cross_entropy_reduction_kernel(
+    terms, loss, divisors, M, MEAN: tl.constexpr, Z_LOSS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """The planes of terms to a loss; to D_0 and D_1 for a mean."""
+    total = sum_plane(terms[0], M, BLOCK)
+    z_total = total * 0.0
+    if Z_LOSS:
+        z_total = sum_plane(terms[1], M, BLOCK)
+    if MEAN:
+        counted = (M + tl.zeros([1], tl.int64)).to(tl.float64)
+        if terms[3] is not None:
+            counted = sum_plane(terms[3], M, BLOCK) + tl.zeros([1], tl.float64)
+        weight = counted
+        if terms[2] is not None:
+            weight = sum_plane(terms[2], M, BLOCK) + tl.zeros([1], tl.float64)
+        at = tl.arange(0, 1)
+        tl.store(divisors + at, weight.to(tl.float32))
+        tl.store(divisors + 1 + at, counted.to(tl.float32))
+        result = total / weight
+        if Z_LOSS:
+            result += z_total / counted
+        tl.store(loss + at, result.to(tl.float32))
+    else:
+        result = total + z_total if Z_LOSS else total
+        tl.store(loss, result.to(tl.float32))
+
+
+# ---- Backward. -----------------------------------------------------------------------------------
+
+
+@triton.jit
+def upstream(operand, row, row_ok):
+    """One value a row, 0 where it is absent."""
+    value = tl.where(row_ok, 0.0, 0.0)
+    if operand is not None:
+        value = tl.load(operand[0] + row * operand[1], mask=row_ok, other=0.0)
+    return value
+
+
+@triton.jit
+def cross_entropy_backward_kernel(
+    x,
+    index,
+    q,
+    weights,
+    saved,
+    divisors,
+    gradients,
+    dx,
+    dq,
+    sizes,
+    N,
+    ignore_index,
+    numbers,
+    CAPPED: tl.constexpr,
+    SMOOTHED: tl.constexpr,
+    CHECKED: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """``gradients`` of loss, row_loss, lse, z_loss, entropy, log_prob; then the entropy.
+
+    With s = z - m, p = exp(s - d), u and v as in the contract:
+
+        dz_j = p_j (f0 - f1 s_j) + u (T p_j - t_j) - g (Q p_j - q_j)
+        dq_j = g log p_j - u (1 - eps) w_j log p_j
+
+    For class indices t_j is w_j, T their sum and u has the factor eps / N; the target's own column
+    is set apart. The differences are not multiplied out: they vanish where p is the target.
+    """
+    # 1. The rows and the block at hand.
+    blocks = tl.cdiv(N, BLOCK)
+    program = tl.program_id(0).to(tl.int64)
+    start = (program % blocks) * BLOCK
+    outer, inner, row = rows_of_program(program // blocks, sizes, ROWS)
+    row_ok = inner < sizes[len(sizes) - 1]
+    lanes = tl.arange(0, BLOCK)
+    column_ok = lanes < N - start
+    inside = row_ok[:, None] & column_ok[None, :]
+    x_rows = pointers(x, sizes, outer, inner)
+    saved_rows = pointers(saved, sizes, outer, inner)
+    step = saved[len(sizes) + 1]
+    m = tl.load(saved_rows, mask=row_ok, other=0.0)
+    d = tl.load(saved_rows + step, mask=row_ok, other=0.0)
+    inverse = exp(-d)
+    weight = weights[0]
+    SAME: tl.constexpr = q is not None and not SMOOTHED and weights[0] is None
+    PLAIN: tl.constexpr = q is None and not SMOOTHED and gradients[4] is None
+
+    # 2. What reaches the row's two terms and its statistics.
+    counted = row_ok
+    t = row * 0
+    if q is None:
+        t, counted = class_of(index, sizes, outer, inner, row_ok, N, ignore_index, CHECKED)
+    u = upstream(gradients[1], row, row_ok)
+    v = u + upstream(gradients[3], row, row_ok)
+    if gradients[0] is not None:
+        d_loss = upstream(gradients[0], row, row_ok)
+        by = divisors[0] + row * divisors[1]
+        u += tl.div_rn(d_loss, tl.load(by, mask=row_ok, other=1.0))
+        v += tl.div_rn(d_loss, tl.load(by + divisors[2], mask=row_ok, other=1.0))
+    u, v = tl.where(counted, u, 0.0), tl.where(counted, v, 0.0)
+    g = tl.where(counted, upstream(gradients[5], row, row_ok), 0.0)
+    f0 = upstream(gradients[2], row, row_ok)
+    f1 = upstream(gradients[4], row, row_ok)
+    if gradients[4] is not None:  # p (f0 - d_entropy (log p + H)), log p = s - d
+        f0 += f1 * (d - upstream(gradients[6], row, row_ok))
+    f0 += tl.where(counted & (numbers[5] != 0), 2.0 * numbers[5] * (m + d) * v, 0.0)
+
+    # 3. The rows' numbers.
+    T, Q = u * 0.0, u * 0.0
+    dx_t = zeros_like_row(u)
+    if q is not None:
+        if SAME:
+            u, g = u - g, zeros_like_row(u)
+        T = tl.load(saved_rows + 2 * step, mask=row_ok, other=0.0)
+        Q = tl.load(saved_rows + 3 * step, mask=row_ok, other=0.0)
+    else:
+        w_t = zeros_like_row(u) + 1.0
+        if weight is not None:
+            w_t = tl.load(weight + t, mask=counted, other=0.0)
+        # dz_t has own (p_t - 1), where p_t - 1 keeps its digits; other columns have own p_j.
+        own = tl.where(counted, u * numbers[3] * w_t - g, 0.0)
+        T = zeros_like_row(u) + (N if weights[1] is None else tl.load(weights[1]))
+        u *= numbers[4]
+        x_t = tl.load(x_rows + t * x[len(sizes) + 1], mask=counted, other=0.0).to(tl.float32)
+        s_t = score(x_t, numbers, CAPPED) - m
+        p_t = exp(s_t) * inverse
+        dz_t = p_t * (f0 - f1 * tl.maximum(s_t, -1e4)) + own * expm1(s_t - d)
+        if SMOOTHED:
+            dz_t += u * (T * p_t - w_t)
+        dx_t = times_slope(dz_t, x_t, numbers, CAPPED)
+        f0 += own
+        g = zeros_like_row(u)
+
+    # 4. Write the block.
+    something = counted  # an ignored row's zeros stand whatever it holds
+    if gradients[2] is not None or gradients[4] is not None:
+        something = row_ok
+    x_block = columns(x_rows, x, sizes, start, lanes)
+    value = tl.load(x_block, mask=inside & something[:, None], other=0.0).to(tl.float32)
+    s = score(value, numbers, CAPPED) - m[:, None]
+    w = tl.zeros([ROWS, BLOCK], tl.float32) + 1.0
+    if weight is not None:
+        w = w * tl.load(weight + start + lanes, mask=column_ok, other=0.0)[None, :]
+    if PLAIN:
+        dz = exp(s) * (inverse * f0)[:, None]
+    else:
+        p = exp(s) * inverse[:, None]
+        dz = p * (f0[:, None] - f1[:, None] * tl.maximum(s, -1e4))
+        if q is None:
+            dz += u[:, None] * (T[:, None] * p - w)
+        else:
+            q_rows = pointers(q, sizes, outer, inner)
+            target = tl.load(columns(q_rows, q, sizes, start, lanes), mask=inside, other=0.0)
+            target = target.to(tl.float32)
+            share = target if SAME else w * (numbers[3] * target + numbers[4])
+            dz += u[:, None] * (T[:, None] * p - share) - g[:, None] * (Q[:, None] * p - target)
+    gradient = times_slope(dz, value, numbers, CAPPED)
+    if q is None:
+        at_target = counted[:, None] & ((start + lanes)[None, :] == t[:, None])
+        gradient = tl.where(at_target, dx_t[:, None], gradient)
+    gradient = tl.where(something[:, None], gradient, 0.0)
+    to = columns(pointers(dx, sizes, outer, inner), dx, sizes, start, lanes)
+    tl.store(to, gradient.to(dx[0].dtype.element_ty), mask=inside)
+    if dq is not None:
+        log_p = s - d[:, None]
+        own_q = -(u[:, None] * numbers[3] * w) * log_p
+        if gradients[5] is not None and not SAME:
+            own_q = g[:, None] * log_p + own_q
+        to = columns(pointers(dq, sizes, outer, inner), dq, sizes, start, lanes)
+        tl.store(to, own_q.to(dq[0].dtype.element_ty), mask=inside)

@@ -1,0 +1,143 @@
+"""Triton kernels compiled for GPUs that are not there, held to hetkern/triton/budget.json.
+
+``python python_tests/test_triton_aot.py`` writes the budget anew, from what the kernels need now.
+"""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+BUDGET = Path(__file__).parent.parent / "hetkern" / "triton" / "budget.json"
+VOCABULARY = 128256
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("triton is not installed", allow_module_level=True)
+
+from hetkern.testing import triton_aot  # noqa: E402
+
+
+def meta(*shape, dtype=torch.bfloat16):
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def softmax(N, dtype, everything):
+    from hetkern.triton import softmax as family
+
+    x, rows = meta(4, 64, N, dtype=dtype), meta(4, 64, dtype=dtype)
+    mask = meta(N, dtype=torch.bool)
+    if everything:
+        family.softmax_sink(x, -1, None, 0.5, 30.0, meta(N, dtype=dtype), mask, True, True, rows)
+        family.softmax_backward(x, x, x, -1, dtype, 0.5, 30.0, mask, True, True)
+    else:
+        family.softmax(x, -1, None, 1.0, 0.0, None, None, False, False)
+        family.softmax_backward(x, x, None, -1, dtype, 1.0, 0.0, None, False, False)
+
+
+def cross_entropy(N, dtype, everything, probabilities=False):
+    from hetkern.triton import cross_entropy as family
+
+    M, f32 = 256, torch.float32
+    x = meta(M, N, dtype=dtype)
+    target = x if probabilities else meta(M, dtype=torch.int64)
+    row, saved = meta(M, dtype=f32), meta(M, 4 if probabilities else 2, dtype=f32)
+    weight = meta(N, dtype=f32) if everything else None
+    eps, softcap, z_loss = (0.1, 30.0, 1e-4) if everything else (0.0, 0.0, 0.0)
+    options = (1, -100, eps, 1.0, softcap, z_loss)
+    forward = family.cross_entropy_stats if everything else family.cross_entropy
+    forward(x, target, weight, 1, -100, 1, eps, 1.0, softcap, z_loss)
+    others = (row,) * 5 if everything else (None,) * 5
+    entropy = row if everything else None
+    kept = (x, target, weight, saved, meta(1, 2, dtype=f32), entropy)
+    backward = family.cross_entropy_backward
+    if probabilities:
+        backward = family.cross_entropy_backward_target
+    backward(meta(dtype=f32), *others, *kept, *options)
+
+
+CASES = {
+    "softmax bfloat16 N=1024": lambda: softmax(1024, torch.bfloat16, False),
+    "softmax float32 N=16384": lambda: softmax(16384, torch.float32, False),
+    "softmax bfloat16 N=4096, everything": lambda: softmax(4096, torch.bfloat16, True),
+    "softmax bfloat16 N=131072, everything": lambda: softmax(131072, torch.bfloat16, True),
+    "cross_entropy bfloat16": lambda: cross_entropy(VOCABULARY, torch.bfloat16, False),
+    "cross_entropy bfloat16, everything": lambda: cross_entropy(VOCABULARY, torch.bfloat16, True),
+    "cross_entropy float32 probabilities, everything": lambda: cross_entropy(
+        VOCABULARY, torch.float32, True, True
+    ),
+}
+
+
+def built(name, architecture):
+    with triton_aot.launches() as launched:
+        CASES[name]()
+    return {launch.kernel.__name__: launch.compile(architecture) for launch in launched}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiling():
+    from hetkern.testing import triton_interpreter
+
+    if triton_interpreter.active():
+        pytest.skip("Triton interprets in this process: compiling needs another")
+
+
+@pytest.mark.parametrize("architecture", triton_aot.ARCHITECTURES)
+@pytest.mark.parametrize("name", CASES)
+def test_triton_kernels_keep_their_budget_without_spills(name, architecture):
+    budget = json.loads(BUDGET.read_text())[name]
+    kernels = built(name, architecture)
+    assert kernels.keys() == budget.keys()
+    for kernel, needs in kernels.items():
+        registers, shared = budget[kernel][f"sm_{architecture}"]
+        assert needs.spills == 0 and needs.registers <= registers and needs.shared <= shared, (
+            f"{kernel}: {needs}, budget {registers} registers and {shared} bytes"
+        )
+        # Whole rows are loaded and stored 16 bytes at a time: N is a multiple of 16.
+        if "reduction" not in kernel:
+            assert needs.opcodes["LDG.128"] > 0, f"{kernel}: {needs.opcodes}"
+        if "cross_entropy_forward" not in kernel and "reduction" not in kernel:
+            assert needs.opcodes["STG.128"] > 0, f"{kernel}: {needs.opcodes}"
+
+
+def test_triton_trap_on_a_bad_target_stays_in_the_compiled_kernel():
+    import triton
+
+    with triton_aot.launches() as launched:
+        cross_entropy(1024, torch.float32, False)
+    forward = launched[0]
+    assert forward.arguments["CHECKED"] and forward.options["debug"]
+    needs = forward.compile(90)
+    assert needs.opcodes["CALL"] > 0, f"no call of the assertion's failure: triton {triton}"
+
+
+def test_triton_aot_sees_a_spill_and_a_lost_vector_load():
+    from hetkern.triton.softmax import softmax_forward_kernel
+
+    with triton_aot.launches() as launched:
+        softmax(16384, torch.float32, False)
+    launch = launched[0]
+    assert launch.kernel is softmax_forward_kernel
+    crowded = triton_aot.Launch(
+        launch.kernel, launch.arguments, launch.options | {"num_warps": 1}, launch.grid
+    ).compile(90)
+    assert crowded.spills > 0
+    with triton_aot.launches() as launched:
+        softmax(1023, torch.float32, False)
+    assert launched[0].compile(90).opcodes["LDG.128"] == 0
+
+
+if __name__ == "__main__":
+    needs = {}
+    for case in CASES:
+        for arch in triton_aot.ARCHITECTURES:
+            for kernel, b in built(case, arch).items():
+                needs.setdefault(case, {}).setdefault(kernel, {})[f"sm_{arch}"] = [
+                    b.registers,
+                    b.shared,
+                ]
+                print(f"{case:48} {kernel:36} sm_{arch} {b} {b.opcodes['LDG.128']}", flush=True)
+    lines = json.dumps(needs, indent=1)
+    BUDGET.write_text(lines + "\n")
