@@ -273,5 +273,8 @@ void serve_cross_entropy(StableLibrary& m) {
   m.impl("cross_entropy_backward_target", TORCH_BOX((&cross_entropy_backward_target<kernels>)));
 }
 template void serve_cross_entropy<cpu::cross_entropy_kernels>(StableLibrary&);
+#ifdef HETKERN_WITH_CUDA
+template void serve_cross_entropy<cuda::cross_entropy_kernels>(StableLibrary&);
+#endif
 
 }  // namespace hetkern

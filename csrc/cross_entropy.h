@@ -85,6 +85,7 @@ struct BadTarget {
 struct CrossEntropyPlan {
   RowPath path;
   int tasks;  // run in parallel
+  BlockShape block{};
 };
 
 // What the plan depends on.
@@ -103,5 +104,8 @@ struct CrossEntropyKernels {
 namespace cpu {
 const CrossEntropyKernels& cross_entropy_kernels();
 }  // namespace cpu
+namespace cuda {
+const CrossEntropyKernels& cross_entropy_kernels();
+}  // namespace cuda
 
 }  // namespace hetkern

@@ -7,3 +7,10 @@ STABLE_TORCH_LIBRARY_IMPL(hetkern, CPU, m) {
   serve_softmax<cpu::softmax_kernels>(m);
   serve_cross_entropy<cpu::cross_entropy_kernels>(m);
 }
+
+#ifdef HETKERN_WITH_CUDA
+STABLE_TORCH_LIBRARY_IMPL(hetkern, CUDA, m) {
+  serve_softmax<cuda::softmax_kernels>(m);
+  serve_cross_entropy<cuda::cross_entropy_kernels>(m);
+}
+#endif

@@ -5,6 +5,12 @@
 #pragma once
 #include <cstdint>
 
+#ifdef __CUDACC__
+#define HETKERN_HOST_DEVICE __host__ __device__
+#else
+#define HETKERN_HOST_DEVICE
+#endif
+
 namespace hetkern {
 
 enum class DType : int8_t { f32, f64, f16, bf16 };
@@ -23,7 +29,7 @@ struct Operand {
   void* data;                 // null: absent
   int64_t step;               // from one element of a row to the next
   int64_t stride[kMaxOuter];  // of the outer dimensions
-  explicit operator bool() const { return data != nullptr; }
+  HETKERN_HOST_DEVICE explicit operator bool() const { return data != nullptr; }
 };
 
 // A row's position in the outer dimensions.
@@ -39,11 +45,15 @@ enum class RowPath : int8_t {
   columns,     // the reduced dimension is not the innermost: a task takes vectors of neighbouring rows
 };
 
-#ifdef __CUDACC__
-#define HETKERN_HOST_DEVICE __host__ __device__
-#else
-#define HETKERN_HOST_DEVICE
-#endif
+// How a GPU's blocks take rows; a task is a block. Element vectors go round the `lanes` of a row, which are the leaves of its
+// reduction tree. They are threads: part of a block, all of one, or those of a cluster (split_rows). On the columns path a
+// thread is a row, and the warps of its block share out the leaves.
+struct BlockShape {
+  int threads = 0;   // of a block; 0 on the CPU
+  int lanes = 0;     // of a row
+  int cluster = 1;   // blocks that share a row
+  int shared = 0;    // bytes a block
+};
 
 HETKERN_HOST_DEVICE inline RowIndex row_index(const Rows& rows, int64_t row) {
   RowIndex index;

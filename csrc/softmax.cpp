@@ -146,7 +146,7 @@ Tensor softmax_backward(const Tensor& dy_any, const Tensor& y_any, OptionalTenso
 
   // Plan and launch.
   const SoftmaxKernels& k = kernels();
-  k.backward(p, k.plan({p.rows.M, p.rows.N, layout.columns, p.y_type, p.x_type}), on.stream);
+  k.backward(p, k.plan({p.rows.M, p.rows.N, layout.columns, p.y_type, p.x_type, 2}), on.stream);
   return dx;
 }
 
@@ -184,7 +184,7 @@ std::tuple<Tensor, Tensor> softmax_double_backward(const Tensor& g_any, const Te
 
   // Plan and launch.
   const SoftmaxKernels& k = kernels();
-  k.double_backward(p, k.plan({p.rows.M, p.rows.N, layout.columns, p.y_type, p.y_type}), on.stream);
+  k.double_backward(p, k.plan({p.rows.M, p.rows.N, layout.columns, p.y_type, p.x_type, 3}), on.stream);
   return {g_dy, g_y};
 }
 
@@ -196,5 +196,8 @@ void serve_softmax(StableLibrary& m) {
   m.impl("softmax_double_backward", TORCH_BOX((&softmax_double_backward<kernels>)));
 }
 template void serve_softmax<cpu::softmax_kernels>(StableLibrary&);
+#ifdef HETKERN_WITH_CUDA
+template void serve_softmax<cuda::softmax_kernels>(StableLibrary&);
+#endif
 
 }  // namespace hetkern

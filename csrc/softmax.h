@@ -60,7 +60,8 @@ struct SoftmaxDoubleBackward {
 struct SoftmaxPlan {
   RowPath path;
   int tasks;  // run in parallel
-  bool keep;  // exponentials wait in scratch memory for their sum, otherwise they are computed twice
+  bool keep;  // exponentials wait in scratch memory for their sum, otherwise they are computed twice; a GPU keeps all it read
+  BlockShape block{};
 };
 
 // What the plan depends on.
@@ -68,6 +69,7 @@ struct SoftmaxShape {
   int64_t M, N;
   bool columns;  // neighbouring rows, not neighbouring elements, lie side by side
   DType x_type, y_type;
+  int reads = 1;  // tensors of M rows of N that are read: forward 1, backward 2, double backward 3
 };
 
 // What an implementation provides. `stream` is null on the CPU.
@@ -80,5 +82,8 @@ struct SoftmaxKernels {
 namespace cpu {
 const SoftmaxKernels& softmax_kernels();
 }  // namespace cpu
+namespace cuda {
+const SoftmaxKernels& softmax_kernels();
+}  // namespace cuda
 
 }  // namespace hetkern

@@ -1,0 +1,7 @@
+// The current device's facts, asked once.
+#pragma once
+#include "plan.h"
+
+namespace hetkern::cuda {
+Gpu gpu();
+}  // namespace hetkern::cuda
