@@ -72,7 +72,7 @@ struct LossRows {
     const A all = terms.exp.sum + static_cast<A>(terms.exp.equal), by = terms.exp.raise(largest);
     if (by != 0) {
       more.target.shift(by), more.plain.shift(by);
-      if (before > -kInfinity<A>) more.moment = exp_nonpositive(by) * (more.moment + by * all);
+      if (before > -kInfinity<A>) more.moment = exp_one(by) * (more.moment + by * all);
       more.first_max = INT64_MAX;
     }
     terms.exp.add(z);
@@ -85,7 +85,7 @@ struct LossRows {
       if (i >= count) continue;
       const A s = z[i] - top;
       if (z[i] == terms.exp.max && j + i < more.first_max) more.first_max = j + i;
-      if (p.correct) more.moment += exp_nonpositive(s) * bounded_below(s);
+      if (p.correct) more.moment += exp_one(s) * bounded_below(s);
       const A w = weight && (row.q || smooth) ? weight[j + i] : A(1);
       if (row.q) {
         more.plain.add(q[i], s);

@@ -53,7 +53,7 @@ __device__ __forceinline__ LossSum<A> combine(const LossSum<A>& a, const LossSum
   both.plain = add(a.plain, b.plain);
   const auto moment = [](const LossSum<A>& part, A shift) {
     if (shift == 0 || part.exp.max == -kInfinity<A>) return part.moment;
-    return exp_nonpositive(shift) * (part.moment + shift * part.exp.all());
+    return exp_one(shift) * (part.moment + shift * part.exp.all());
   };
   both.moment = moment(a, a_shift) + moment(b, b_shift);
   Largest<A> z{a.exp.max, a.first_max}, q{a.target_max, a.target_first_max};
@@ -120,10 +120,10 @@ struct RowGradient {
   int64_t at;    // the target's column, or -1
   A dx_at;       // dx there
   // dz where has_plain_gradient.
-  __device__ __forceinline__ A plain(A z) const { return exp_nonpositive(z - m) * (inverse * f0); }
+  __device__ __forceinline__ A plain(A z) const { return exp_one(z - m) * (inverse * f0); }
   // dz anywhere; q is 0 for class indices.
   __device__ __forceinline__ A full(A z, A t, A q) const {
-    const A s = z - m, p = exp_nonpositive(s) * inverse;
+    const A s = z - m, p = exp_one(s) * inverse;
     return p * (f0 - f1 * bounded_below(s)) + (u * (T * p - t) - g * (Q * p - q));
   }
   // dq. Two terms add up, of opposite infinities to NaN, as torch's; `with_g` where there are two.

@@ -53,7 +53,8 @@ struct To<bf16> {
   static __device__ __forceinline__ bf16 from(float v) { return __float2bfloat16_rn(v); }
 };
 
-// Where the error of x log2(e) falls on terms that vanish: of a score less its row's maximum, |x| exp(x) 2^-24 at most.
+// Half of exp_one's instructions, for a softmax's outputs: the error of x log2(e) falls on terms that vanish beside their row's
+// largest, |x| exp(x) 2^-24 at most. A sum of small terms that is a loss itself shows it.
 __device__ __forceinline__ float exp_nonpositive(float x) { return exp2f(x * 1.44269504f); }
 __device__ __forceinline__ double exp_nonpositive(double x) { return exp(x); }
 __device__ __forceinline__ float exp_one(float x) { return expf(x); }

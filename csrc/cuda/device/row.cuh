@@ -141,7 +141,7 @@ __device__ __forceinline__ RowSum<A> combine(RowSum<A> a, RowSum<A> b) {
     a = b, b = swap;
   }
   // A part of -inf adds nothing, but its NaN.
-  a.sum += b.max == -kInfinity<A> ? b.sum : exp_nonpositive(b.max - a.max) * b.all();
+  a.sum += b.max == -kInfinity<A> ? b.sum : exp_one(b.max - a.max) * b.all();
   a.kept |= b.kept;
   return a;
 }
@@ -168,7 +168,7 @@ struct OnlineSum {
   __device__ __forceinline__ A raise(A to) {
     if (!(to > max)) return 0;
     const A by = max - to;
-    if (max > -kInfinity<A>) sum = exp_nonpositive(by) * (sum + static_cast<A>(equal));
+    if (max > -kInfinity<A>) sum = exp_one(by) * (sum + static_cast<A>(equal));
     max = to, equal = 0;
     return by;
   }
@@ -179,14 +179,14 @@ struct OnlineSum {
     for (int i = 1; i < V; ++i) largest = larger(largest, z[i]);
     if (largest < max) {
 #pragma unroll
-      for (int i = 0; i < V; ++i) sum += exp_nonpositive(z[i] - max);
+      for (int i = 0; i < V; ++i) sum += exp_one(z[i] - max);
     } else {
       raise(largest);
       const A top = shift();
 #pragma unroll
       for (int i = 0; i < V; ++i) {
         const bool is_max = z[i] == top;
-        sum += is_max ? A(0) : exp_nonpositive(z[i] - top);
+        sum += is_max ? A(0) : exp_one(z[i] - top);
         equal += is_max;
       }
     }
