@@ -35,6 +35,7 @@ def assert_same(a, b):
         assert same_bits(a[name], b[name]), f"{name} has other bits"
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 @pytest.mark.parametrize("shape", [(4096, 257), (1, 262145), (3, 50257), (8, 1000, 64)])
@@ -50,6 +51,7 @@ def test_cross_entropy_bits_do_not_depend_on_the_thread_count(native, shape, red
     assert_same(seen[0], seen[2])
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("length", [3, 64, 257, 5000])
 def test_cross_entropy_bits_of_a_row_do_not_depend_on_its_neighbours(native, length, dtype):

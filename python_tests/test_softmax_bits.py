@@ -40,6 +40,7 @@ def assert_same(a, b):
         assert same_bits(a[name], b[name]), f"{name} has other bits"
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("log", [False, True])
 @pytest.mark.parametrize("shape, columns, path", PATHS)
@@ -61,6 +62,7 @@ def test_softmax_bits_do_not_depend_on_the_thread_count(native, shape, columns, 
     assert_same(seen[0], seen[2])
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("length", [3, 64, 257, 5000])
 @pytest.mark.parametrize("log", [False, True])

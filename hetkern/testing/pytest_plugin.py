@@ -2,9 +2,10 @@
 
 A test that takes ``impl`` runs once with each implementation active; one that cannot run on this
 machine skips with its reason. ``--impl cuda,triton`` runs only the tests of those implementations,
-``--impl cpu`` those of every instruction set; without it the ones that need no preparation run:
-reference and cpu. ``generator`` is a seeded ``torch.Generator``. Tests marked ``proof``
-are long: they run where ``-m`` names them, as in ``pytest -m proof``.
+``--impl cpu`` those of every instruction set; without it reference and cpu run, which need no
+preparation. ``generator`` is a seeded ``torch.Generator``. Tests marked ``proof`` are long: they
+run where ``-m`` names them, as in ``pytest -m proof``, and so do those marked ``large`` on an
+implementation that is emulated or interpreted.
 """
 
 import os
@@ -26,28 +27,37 @@ def pytest_configure(config: pytest.Config) -> None:
     if "PYTEST_XDIST_WORKER" in os.environ:
         torch.set_num_threads(1)  # workers that each take all cores wait for one another
     config.addinivalue_line("markers", "proof: takes long or much memory; runs where -m names it")
+    config.addinivalue_line("markers", "large: emulated and interpreted, only together with proof")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keep to the implementations asked for; skip what is marked ``proof`` unless asked for."""
     asked = config.getoption("--impl")
-    kept, dropped = [], []
+    kept: list[pytest.Item] = []
+    dropped: list[pytest.Item] = []
     for item in items:
         (kept if _wanted(item, asked) else dropped).append(item)
     items[:] = kept
     config.hook.pytest_deselected(items=dropped)
     if "proof" in config.option.markexpr:
         return
+    long = pytest.mark.skip(reason="long: pytest -m proof runs it")
     for item in items:
-        if item.get_closest_marker("proof"):
-            item.add_marker(pytest.mark.skip(reason="long: pytest -m proof runs it"))
+        slow = _implementation(item) in (Implementation("cuda"), Implementation("triton"))
+        if item.get_closest_marker("proof") or (slow and item.get_closest_marker("large")):
+            item.add_marker(long)
+
+
+def _implementation(item: pytest.Item) -> Implementation | None:
+    """The implementation that a test runs on; None if it takes none."""
+    implementation = getattr(getattr(item, "callspec", None), "params", {}).get("impl")
+    return implementation if isinstance(implementation, Implementation) else None
 
 
 def _wanted(item: pytest.Item, asked: str | None) -> bool:
     """Whether a test is of an implementation asked for; without ``--impl``, or of none."""
-    parameters = getattr(getattr(item, "callspec", None), "params", {})
-    implementation = parameters.get("impl")
-    if not isinstance(implementation, Implementation):
+    implementation = _implementation(item)
+    if implementation is None:
         return asked is None
     wanted = asked.split(",") if asked else ("reference", "cpu")
     return implementation.name in wanted or str(implementation) in wanted
