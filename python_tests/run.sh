@@ -10,6 +10,8 @@ rung() {  # rung NAME pytest-arguments…
   python -m pytest -q -m "not proof" "$@" || failed=1
   echo "== $name: $((SECONDS - start)) s"
 }
-rung "families, kit and layers, on two workers" -n 2 --ignore python_tests/test_sanitizers.py python_tests
+alone=(python_tests/test_sanitizers.py python_tests/test_foreign_kernels.py)   # they keep both cores busy themselves
+rung "families, kit and layers, on two workers" -n 2 "${alone[@]/#/--ignore=}" python_tests
 rung "kernels under ASan + UBSan and TSan, planted bugs" python_tests/test_sanitizers.py
+rung "the kit from a wheel, on kernels from outside, planted bugs" python_tests/test_foreign_kernels.py
 exit $failed

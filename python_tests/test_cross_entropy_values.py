@@ -165,6 +165,11 @@ def test_cross_entropy_of_one_hot_probabilities_equals_that_of_indices(impl):
     torch.testing.assert_close(by_index, by_probability)
 
 
-@pytest.mark.parametrize("seed", range(150))
+#: Found in longer runs: a z-loss lost beside cancelling terms, gradients of row and z-loss that
+#: cancel, the sum of 128257 equal targets, the mean of equal losses.
+FAILED_ONCE = (2824, 3221, 52988, 39255, 84232)
+
+
+@pytest.mark.parametrize("seed", (*range(150), *FAILED_ONCE))
 def test_cross_entropy_is_within_budget_in_random_configurations(impl, seed):
     check_seed("cross_entropy", seed, impl.name)

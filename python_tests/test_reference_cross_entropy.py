@@ -63,6 +63,14 @@ def test_reference_z_loss_is_outside_the_weights_and_averaged_over_counted_rows(
     torch.testing.assert_close(got, wanted)
 
 
+@pytest.mark.parametrize("target", [torch.tensor([0]), torch.ones(1, 1, dtype=F64)])
+def test_reference_z_loss_keeps_its_gradient_where_the_target_terms_cancel(target):
+    x = torch.tensor([[1e-40]], dtype=F64, requires_grad=True)
+    options = {"weight": torch.tensor([0.7], dtype=F64), "label_smoothing": 0.1, "z_loss": 1e-3}
+    (dx,) = torch.autograd.grad(cross_entropy(x, target, **options), x)
+    torch.testing.assert_close(dx.item(), 2e-3 * 1e-40, rtol=1e-12, atol=0.0)
+
+
 def test_reference_statistics_are_what_their_names_say():
     x = torch.randn(4, 5, 2, generator=torch.Generator().manual_seed(0), dtype=F64)
     target = x.argmax(1)

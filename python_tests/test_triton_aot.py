@@ -129,15 +129,21 @@ def test_triton_aot_sees_a_spill_and_a_lost_vector_load():
     assert launched[0].compile(90).opcodes["LDG.128"] == 0
 
 
-if __name__ == "__main__":
+def write_budget():
+    """One line a kernel: registers and bytes of shared memory on each architecture."""
     needs = {}
-    for case in CASES:
-        for arch in triton_aot.ARCHITECTURES:
-            for kernel, b in built(case, arch).items():
-                needs.setdefault(case, {}).setdefault(kernel, {})[f"sm_{arch}"] = [
-                    b.registers,
-                    b.shared,
-                ]
-                print(f"{case:48} {kernel:36} sm_{arch} {b} {b.opcodes['LDG.128']}", flush=True)
-    lines = json.dumps(needs, indent=1)
-    BUDGET.write_text(lines + "\n")
+    for name in CASES:
+        kernels = needs.setdefault(name, {})
+        for architecture in triton_aot.ARCHITECTURES:
+            for kernel, b in built(name, architecture).items():
+                print(f"{name:48} {kernel:36} sm_{architecture} {b}", flush=True)
+                kernels.setdefault(kernel, {})[f"sm_{architecture}"] = [b.registers, b.shared]
+    cases = []
+    for name, kernels in needs.items():
+        lines = [f"  {json.dumps(kernel)}: {json.dumps(b)}" for kernel, b in kernels.items()]
+        cases.append(f" {json.dumps(name)}: {{\n" + ",\n".join(lines) + "\n }")
+    BUDGET.write_text("{\n" + ",\n".join(cases) + "\n}\n")
+
+
+if __name__ == "__main__":
+    write_budget()

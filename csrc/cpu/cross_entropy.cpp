@@ -101,16 +101,13 @@ struct LossRows {
 
 // ---- The reduction. -------------------------------------------------------------------------------------------------
 
-// A plane of M terms, in the tree of row.h: the same bits whatever the threads.
+// A plane of M terms, in a fixed order: the same bits whatever the threads. Equal terms, all rounded the same way, would
+// take a float's last digits.
 template <class A>
 double sum_terms(const A* terms, int64_t M) {
-  double sum = 0;
-  for (int64_t c = 0; c < ceil_div(M, kChunk); ++c) {
-    const Chunk chunk(c, M);
-    sum += sum_chunk<A>(chunk.begin, chunk.begin + chunk.n,
-                        [&](int64_t j, int64_t count) { return load_at<A>(terms, j, count); });
-  }
-  return sum;
+  double lanes[8] = {};
+  for (int64_t i = 0; i < M; ++i) lanes[i % 8] += terms[i];
+  return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
 }
 
 template <class A>

@@ -11,7 +11,7 @@ namespace {
 // sum_j w_j (z_j - max) and sum_j w_j: logarithms come from scores shifted by the maximum, or digits are lost.
 template <class A>
 struct Weighted {
-  A dot = 0, weight = 0;
+  double dot = 0, weight = 0;  // a float would round chunk by chunk: 128257 equal terms lose 6 eps
   Weighted shifted(A by) const { return {by == 0 || weight == 0 ? dot : dot + weight * by, weight}; }
   friend Weighted operator+(const Weighted& a, const Weighted& b) { return {a.dot + b.dot, a.weight + b.weight}; }
 };
@@ -195,9 +195,8 @@ inline RowGradient<A> row_gradient(const CrossEntropyBackward& p, const Score<A>
   const bool counted = t >= 0;
   A u = 0, v = 0;
   if (counted) {
-    u = v = of(p.d_row_loss);
+    u = of(p.d_row_loss), v = u + of(p.d_z_loss);
     if (p.d_loss) u += of(p.d_loss) / divisors[0], v += of(p.d_loss) / divisors[p.divisors.step];
-    v += of(p.d_z_loss);
     r.g = of(p.d_log_prob);
   }
   r.nothing = !counted && !p.d_lse && !p.d_entropy;

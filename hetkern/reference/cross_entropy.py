@@ -87,7 +87,7 @@ def cross_entropy(
     if by_index:
         counted = target != ignore_index
         z = _scores(torch.where(counted.unsqueeze(-1), x, 0.0), scale, softcap)
-        s, d, lse = _log_sum_exp(z)
+        s, d, _ = _log_sum_exp(z)
         log_prob, row, divisor = _by_index(s - d, target.long(), w, ignore_index, label_smoothing)
     else:
         counted = torch.ones(x.shape[:-1], dtype=torch.bool, device=x.device)
@@ -96,7 +96,7 @@ def cross_entropy(
         p = target.to(z.dtype).movedim(class_dim, -1)
         log_prob, row = _by_probability(s - d, p, w, label_smoothing)
         divisor = counted.sum()
-    z_term = torch.where(counted, z_loss * lse.square(), 0.0) if z_loss else torch.zeros_like(lse)
+    z_term = _z_term(z, z_loss, counted)
 
     # Reduction.
     if reduction == "none":
@@ -140,6 +140,18 @@ def _log_sum_exp(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     value = torch.log1p(s.detach().exp().scatter(-1, first_largest, 0.0).sum(-1, keepdim=True))
     d = d + (value - d.detach())
     return s, d, (m + d).squeeze(-1)
+
+
+def _z_term(z: Tensor, z_loss: float, counted: Tensor) -> Tensor:
+    """``z_loss * lse²`` from an lse of its own.
+
+    The row's terms may cancel (p_t near 1, a single class). A z-loss of 1e-20 that reached the
+    scores through the same sums would be rounded away between them.
+    """
+    if not z_loss:
+        return torch.zeros_like(z[..., 0])
+    _, _, lse = _log_sum_exp(z)
+    return torch.where(counted, z_loss * lse.square(), 0.0)
 
 
 def _by_index(

@@ -1,7 +1,8 @@
 """Triton kernels on the CPU, as a GPU would run them: a pytest plugin, a launcher and a context.
 
-``pytest -p hetkern.testing.triton_interpreter …`` and ``python -m hetkern.testing.triton_interpreter
-script.py …`` run every ``@triton.jit`` kernel, anybody's, in Triton's own interpreter, repaired:
+``pytest -p hetkern.testing.triton_interpreter …`` and ``python -m
+hetkern.testing.triton_interpreter script.py …`` run every ``@triton.jit`` kernel, anybody's, in
+Triton's own interpreter, repaired:
 
 * numbers: bfloat16 rounds to nearest even and computes on values, not on bit patterns; a dot of
   float32 in "tf32" loses the digits that tensor cores lose; max and min drop NaN (triton_numbers);
@@ -26,11 +27,12 @@ import os
 import runpy
 import sys
 import threading
+import types
 from collections.abc import Iterator
 from typing import Any
 
 import hetkern.impl
-from hetkern.testing.triton_memory import KernelError, Memory, Traffic, memory
+from hetkern.testing.triton_memory import KernelError, Traffic, memory
 
 __all__ = ["KernelError", "Traffic", "activate", "active", "races_allowed", "traffic"]
 
@@ -105,7 +107,7 @@ def races_allowed() -> Iterator[None]:
 def _patch_language_once(interpreter: Any, language: Any) -> None:
     """Put the interpreted functions in place for good: stock Triton does so at every call."""
     names: dict[str, Any] = {"language": language, "core": language.core}
-    interpreter._patch_lang(type(active)(active.__code__, names))
+    interpreter._patch_lang(types.FunctionType(active.__code__, names))
 
     class NothingToRestore:
         def restore(self) -> None:

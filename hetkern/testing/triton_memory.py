@@ -57,7 +57,7 @@ class _Region:
             own = None if any(_is_dense(v) for v in self.views) else np.zeros(units, bool)
             if own is not None:
                 for view in self.views:
-                    at = np.int64((view.data_ptr() - self.begin) // self.unit)
+                    at = np.array((view.data_ptr() - self.begin) // self.unit)
                     for size, stride in zip(view.shape, view.stride(), strict=True):
                         step = stride * view.element_size() // self.unit
                         at = at[..., None] + step * np.arange(size)
@@ -79,8 +79,9 @@ def _is_dense(tensor: torch.Tensor) -> bool:
 
 def _tensors(name: str, value: Any) -> Iterable[tuple[str, torch.Tensor]]:
     if isinstance(value, tuple):
+        alone = sum(hasattr(part, "data_ptr") for part in value) == 1
         for i, part in enumerate(value):
-            yield from _tensors(f"{name}[{i}]", part)
+            yield from _tensors(name if alone else f"{name}[{i}]", part)
     elif isinstance(value, torch.Tensor):
         if value.numel():
             yield name, value
@@ -94,6 +95,7 @@ class Memory:
     def __init__(self) -> None:
         self.check_races = True
         self.counted: dict[tuple[str, str], Traffic] | None = None
+        self._begins: list[int] = []
         self.finish()
 
     def launch(self, kernel: str, arguments: Iterable[tuple[str, Any]]) -> None:
@@ -110,9 +112,9 @@ class Memory:
     def finish(self) -> None:
         """Forget them."""
         self.kernel = ""
-        self.program: tuple[int, int, int] = (0, 0, 0)
+        self.program: tuple[int, ...] = (0, 0, 0)
         self._regions: list[_Region] = []
-        self._begins: list[int] = []
+        self._begins = []
 
     def where(self) -> str:
         """The program at hand, for messages."""
@@ -162,7 +164,7 @@ class Memory:
         outside = (at < 0) | (addresses + width > ends[np.maximum(at, 0)])
         if outside.any():
             address = int(addresses[outside][0])
-            region = self._regions[max(int(at[outside][0]), 0)]
+            region = min(self._regions, key=lambda r: max(r.begin - address, address - r.end))
             past, before = address - region.end, region.begin - address
             far = f"{before} bytes before" if before > 0 else f"{past} bytes past the end of"
             raise KernelError(

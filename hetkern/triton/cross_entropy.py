@@ -1,4 +1,4 @@
-"""Row cross-entropy in Triton: the launchers.              (the kernels: cross_entropy_kernels.py).
+"""Row cross-entropy in Triton: the launchers.             (the kernels: cross_entropy_*kernels.py).
 
 Each function goes: check, allocate, return if empty, plan, launch.
 """
@@ -11,19 +11,16 @@ import torch
 from torch import Tensor
 
 from . import checks
-from .cross_entropy_kernels import (
-    cross_entropy_backward_kernel,
-    cross_entropy_forward_kernel,
-    cross_entropy_reduction_kernel,
-)
+from .cross_entropy_backward_kernels import cross_entropy_backward_kernel
+from .cross_entropy_kernels import cross_entropy_forward_kernel, cross_entropy_reduction_kernel
 from .views import (
     View,
     next_power_of_2,
     on_device,
     per_row,
-    programs,
     ready,
     rows_per_program,
+    share_out,
     view_rows,
 )
 
@@ -55,6 +52,7 @@ def _numbers(
 
 def _forward(
     op: str,
+    with_stats: bool,
     x: Tensor,
     target: Tensor,
     weight: Tensor | None,
@@ -65,7 +63,6 @@ def _forward(
     scale: float,
     softcap: float,
     z_loss: float,
-    with_stats: bool,
 ) -> tuple[Tensor, ...]:
     """Loss, saved and divisors, and the six statistics if they are wanted."""
     # Check.
@@ -104,7 +101,8 @@ def _forward(
             views = [View(ready(x, dim)), View(saved)]
             views += [View(target, False) if by_index else View(ready(target, dim))]
             outer, (x_view, saved_view, target_view) = view_rows(op, sizes, dim, views)
-            cross_entropy_forward_kernel[(programs(outer, tiles["rows"]),)](
+            programs, flat = share_out(outer, tiles["rows"])
+            cross_entropy_forward_kernel[(programs,)](
                 x_view,
                 target_view if by_index else None,
                 None if by_index else target_view,
@@ -119,6 +117,7 @@ def _forward(
                 CAPPED=softcap > 0,
                 SMOOTHED=label_smoothing > 0,
                 CHECKED=not x.is_cpu,
+                FLAT=flat,
                 ROWS=tiles["rows"],
                 BLOCK=tiles["block"],
                 num_warps=tiles["warps"],
@@ -144,18 +143,19 @@ def _with(shape: tuple[int, ...], dim: int, elements: int) -> tuple[int, ...]:
 
 def cross_entropy(*arguments: Any) -> tuple[Tensor, ...]:
     """``hetkern::cross_entropy``: loss, saved, divisors."""
-    return _forward("cross_entropy", *arguments, with_stats=False)
+    return _forward("cross_entropy", False, *arguments)
 
 
 def cross_entropy_stats(*arguments: Any) -> tuple[Tensor, ...]:
     """``hetkern::cross_entropy_stats``: the same, then the statistics."""
-    return _forward("cross_entropy_stats", *arguments, with_stats=True)
+    return _forward("cross_entropy_stats", True, *arguments)
 
 
 # ---- Backward. -----------------------------------------------------------------------------------
 
 
 def _backward(
+    with_target: bool,
     d_loss: Tensor | None,
     d_row_loss: Tensor | None,
     d_lse: Tensor | None,
@@ -174,7 +174,6 @@ def _backward(
     scale: float,
     softcap: float,
     z_loss: float,
-    with_target: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """dx, and the gradient of class probabilities if it is wanted."""
     op = "cross_entropy_backward"
@@ -223,8 +222,9 @@ def _backward(
         weight_sum = weight.sum(dtype=torch.float64).float()
     tiles = plan(x.numel() // N, N, x.dtype)
     blocks = -(-N // tiles["block"])
+    programs, flat = share_out(outer, tiles["rows"])
     with on_device(x):
-        cross_entropy_backward_kernel[(programs(outer, tiles["rows"]) * blocks,)](
+        cross_entropy_backward_kernel[(programs * blocks,)](
             x_view,
             target_view if by_index else None,
             None if by_index else target_view,
@@ -241,6 +241,7 @@ def _backward(
             CAPPED=softcap > 0,
             SMOOTHED=label_smoothing > 0,
             CHECKED=not x.is_cpu,
+            FLAT=flat,
             ROWS=tiles["rows"],
             BLOCK=tiles["block"],
             num_warps=tiles["warps"],
@@ -251,11 +252,11 @@ def _backward(
 
 def cross_entropy_backward(*arguments: Any) -> Tensor:
     """``hetkern::cross_entropy_backward``: dx."""
-    return _backward(*arguments, with_target=False)[0]
+    return _backward(False, *arguments)[0]
 
 
 def cross_entropy_backward_target(*arguments: Any) -> tuple[Tensor, Tensor]:
     """``hetkern::cross_entropy_backward_target``: dx and the gradient of the probabilities."""
-    dx, d_target = _backward(*arguments, with_target=True)
+    dx, d_target = _backward(True, *arguments)
     assert d_target is not None
     return dx, d_target

@@ -15,13 +15,31 @@ import triton.language as tl
 
 
 @triton.jit
-def rows_of_program(program, sizes, ROWS: tl.constexpr):
-    """Where a program's rows are: all outer positions but the last, as one; the last; the row."""
+def rows_of_program(program, sizes, ROWS: tl.constexpr, FLAT: tl.constexpr):
+    """A program's rows: their outer positions but the last, as one; the last; index; presence.
+
+    They lie along the last outer dimension, so that neighbours are loaded together, or, where that
+    one is short, anywhere (FLAT).
+    """
     inner_size = sizes[len(sizes) - 1]
-    blocks = tl.cdiv(inner_size, ROWS)
-    outer = program // blocks
-    inner = (program % blocks) * ROWS + tl.arange(0, ROWS)
-    return outer, inner, outer * inner_size + inner
+    if FLAT:
+        index = program * ROWS + tl.arange(0, ROWS)
+        outer, inner = index // inner_size, index % inner_size
+        return outer, inner, index, outer < outer_size(sizes)
+    else:
+        blocks = tl.cdiv(inner_size, ROWS)
+        outer = program // blocks
+        inner = (program % blocks) * ROWS + tl.arange(0, ROWS)
+        return outer, inner, outer * inner_size + inner, inner < inner_size
+
+
+@triton.jit
+def outer_size(sizes):
+    """The product of all outer sizes but the last."""
+    total = tl.full([], 1, tl.int64)
+    for d in tl.static_range(len(sizes) - 1):
+        total *= sizes[d]
+    return total
 
 
 @triton.jit
@@ -47,7 +65,7 @@ def columns(row, operand, sizes, start, lanes):
 
 @triton.jit
 def tree_sum(x, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """Sum of each row of a (ROWS, BLOCK) tile: neighbours in pairs, then neighbouring pairs, …
+    """Sum of each row of a (ROWS, BLOCK) tile: neighbours in pairs, then those pairs in pairs.
 
     In this order the first steps stay in a thread that has loaded 16 bytes, and the next in a warp.
     """
@@ -94,7 +112,7 @@ def finished(m, s, kept):
 
 @triton.jit
 def exp(x):
-    """exp(x), below 3 ulp: 2^(x log2 e), with the product's rounding error put back."""
+    """The exponential, below 3 ulp: 2^(x log2 e), with the product's rounding error put back."""
     high = x * 1.4426950216293335
     low = tl.fma(x, 1.4426950216293335, -high) + x * 1.9259629911266175e-08
     e = tl.exp2(high)
@@ -103,7 +121,7 @@ def exp(x):
 
 @triton.jit
 def log1p(x):
-    """log(1 + x) for x >= 0, below 3 ulp: 2 atanh(x / (2 + x)) by its series where x < 1."""
+    """The logarithm of 1 + x for x >= 0, below 3 ulp: by the series of 2 atanh where x < 1."""
     t = tl.div_rn(x, 2.0 + x)
     t2 = t * t
     p = 2.0 / 15 + t2 * (2.0 / 17)
@@ -119,7 +137,7 @@ def log1p(x):
 
 @triton.jit
 def expm1(x):
-    """exp(x) - 1 for x <= 0, below 3 ulp: its series where x > -1/2."""
+    """The exponential less 1 for x <= 0, below 3 ulp: its series where x > -1/2."""
     p = 1.0 / 362880 + x * (1.0 / 3628800)
     p = 1.0 / 40320 + x * p
     p = 1.0 / 5040 + x * p
@@ -133,7 +151,7 @@ def expm1(x):
 
 @triton.jit
 def tanh(x):
-    """tanh(x), below 3 ulp: a minimax polynomial in x^2 near 0, by way of exp elsewhere."""
+    """The hyperbolic tangent, below 3 ulp: a minimax polynomial near 0, else by exp."""
     x2 = x * x
     p = 0.0206505862 + x2 * -0.0057170439
     p = -0.0537434977 + x2 * p
@@ -146,7 +164,7 @@ def tanh(x):
 
 @triton.jit
 def score(x, numbers, CAPPED: tl.constexpr):
-    """z of x alone; ``numbers`` begins with scale, softcap, 1 / softcap."""
+    """The score of x alone; ``numbers`` begins with scale, softcap, 1 / softcap."""
     z = x * numbers[0]
     if CAPPED:
         z = tanh(z * numbers[2]) * numbers[1]

@@ -21,9 +21,9 @@ from .views import (
     View,
     next_power_of_2,
     on_device,
-    programs,
     ready,
     rows_per_program,
+    share_out,
     view_rows,
 )
 
@@ -90,8 +90,9 @@ def _softmax(
     outer, operands = view_rows(op, sizes, dim, views)
     tiles = plan(y.numel() // max(N, 1), N, x.dtype)
     kernel = softmax_forward_kernel if tiles["path"] == "kept" else softmax_forward_looped_kernel
+    programs, flat = share_out(outer, tiles["rows"])
     with on_device(x):
-        kernel[(programs(outer, tiles["rows"]),)](
+        kernel[(programs,)](
             *operands,
             y_sink,
             outer,
@@ -101,6 +102,7 @@ def _softmax(
             LOG=log,
             CAPPED=softcap > 0,
             CAUSAL=causal,
+            FLAT=flat,
             ROWS=tiles["rows"],
             BLOCK=tiles["block"],
             num_warps=tiles["warps"],
@@ -185,8 +187,9 @@ def softmax_backward(
     outer, operands = view_rows(op, sizes, dim, views)
     tiles = plan(dx.numel() // N, N, x_type)
     kernel = softmax_backward_kernel if tiles["path"] == "kept" else softmax_backward_looped_kernel
+    programs, flat = share_out(outer, tiles["rows"])
     with on_device(y):
-        kernel[(programs(outer, tiles["rows"]),)](
+        kernel[(programs,)](
             *operands,
             outer,
             N,
@@ -194,6 +197,7 @@ def softmax_backward(
             _numbers(scale, softcap),
             LOG=log,
             CAUSAL=causal,
+            FLAT=flat,
             ROWS=tiles["rows"],
             BLOCK=tiles["block"],
             num_warps=tiles["warps"],

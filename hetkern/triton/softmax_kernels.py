@@ -113,13 +113,13 @@ def softmax_forward_kernel(
     LOG: tl.constexpr,
     CAPPED: tl.constexpr,
     CAUSAL: tl.constexpr,
+    FLAT: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Rows that fit in a tile: each is read once."""
     # 1. The rows at hand.
-    outer, inner, index = rows_of_program(tl.program_id(0).to(tl.int64), sizes, ROWS)
-    row_ok = inner < sizes[len(sizes) - 1]
+    outer, inner, index, row_ok = rows_of_program(tl.program_id(0).to(tl.int64), sizes, ROWS, FLAT)
     lanes = tl.arange(0, BLOCK)
     inside = row_ok[:, None] & (lanes < N)[None, :]
     x_rows, y_rows = pointers(x, sizes, outer, inner), pointers(y, sizes, outer, inner)
@@ -157,13 +157,13 @@ def softmax_forward_looped_kernel(
     LOG: tl.constexpr,
     CAPPED: tl.constexpr,
     CAUSAL: tl.constexpr,
+    FLAT: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Rows of any length, BLOCK columns at a time, in two sweeps."""
     # 1. The rows at hand.
-    outer, inner, index = rows_of_program(tl.program_id(0).to(tl.int64), sizes, ROWS)
-    row_ok = inner < sizes[len(sizes) - 1]
+    outer, inner, index, row_ok = rows_of_program(tl.program_id(0).to(tl.int64), sizes, ROWS, FLAT)
     lanes = tl.arange(0, BLOCK)
     x_rows, y_rows = pointers(x, sizes, outer, inner), pointers(y, sizes, outer, inner)
     bias_rows = x_rows if bias is None else pointers(bias, sizes, outer, inner)
@@ -243,13 +243,13 @@ def softmax_backward_kernel(
     numbers,
     LOG: tl.constexpr,
     CAUSAL: tl.constexpr,
+    FLAT: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Rows that fit in a tile: dy and y are read once."""
     # 1. The rows at hand.
-    outer, inner, index = rows_of_program(tl.program_id(0).to(tl.int64), sizes, ROWS)
-    row_ok = inner < sizes[len(sizes) - 1]
+    outer, inner, index, row_ok = rows_of_program(tl.program_id(0).to(tl.int64), sizes, ROWS, FLAT)
     lanes = tl.arange(0, BLOCK)
     inside = row_ok[:, None] & (lanes < N)[None, :]
     dy_rows, y_rows = pointers(dy, sizes, outer, inner), pointers(y, sizes, outer, inner)
@@ -280,13 +280,13 @@ def softmax_backward_looped_kernel(
     numbers,
     LOG: tl.constexpr,
     CAUSAL: tl.constexpr,
+    FLAT: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Rows of any length, BLOCK columns at a time, in two sweeps."""
     # 1. The rows at hand.
-    outer, inner, index = rows_of_program(tl.program_id(0).to(tl.int64), sizes, ROWS)
-    row_ok = inner < sizes[len(sizes) - 1]
+    outer, inner, index, row_ok = rows_of_program(tl.program_id(0).to(tl.int64), sizes, ROWS, FLAT)
     lanes = tl.arange(0, BLOCK)
     dy_rows, y_rows = pointers(dy, sizes, outer, inner), pointers(y, sizes, outer, inner)
     dx_rows = pointers(dx, sizes, outer, inner)

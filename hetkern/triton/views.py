@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -117,7 +118,7 @@ def ready(t: Tensor, dim: int, broadcast: bool = False) -> Tensor:
 
 
 def per_row(t: Tensor | None, rows: Sequence[int]) -> Operand | None:
-    """One value a row, in the order of the rows: (tensor, 1), or (tensor, 0) for the same of all."""
+    """One value a row, in the rows' order: (tensor, 1), or (tensor, 0) for the same of all."""
     if t is None:
         return None
     return (t, 0) if t.numel() == 1 else (t.expand(tuple(rows)).contiguous(), 1)
@@ -133,12 +134,12 @@ def rows_per_program(block: int) -> int:
     return max(1, min(MAX_ROWS, TILE // block))
 
 
-def programs(sizes: Sequence[int], rows: int) -> int:
-    """How many programs take all rows: those of one do not cross the innermost outer dimension."""
-    outer = 1
-    for size in sizes[:-1]:
-        outer *= size
-    return outer * -(-sizes[-1] // rows)
+def share_out(sizes: Sequence[int], rows: int) -> tuple[int, bool]:
+    """How many programs take all rows, and whether a program's rows lie anywhere (FLAT)."""
+    outer = math.prod(sizes[:-1])
+    if outer > 1 and sizes[-1] < rows:
+        return -(-outer * sizes[-1] // rows), True
+    return outer * -(-sizes[-1] // rows), False
 
 
 def on_device(x: Tensor) -> contextlib.AbstractContextManager[Any]:

@@ -1,0 +1,410 @@
+"""The repaired Triton interpreter: its numbers, its checks, and one planted bug for each of these.
+
+Triton interprets in a process of its own: without the plugin, this file runs itself in one.
+"""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import hetkern
+from hetkern.testing import triton_interpreter
+from hetkern.testing.triton_interpreter import KernelError, races_allowed, traffic
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("triton is not installed", allow_module_level=True)
+
+PLUGIN = "hetkern.testing.triton_interpreter"
+interpreted = pytest.mark.skipif(
+    not triton_interpreter.active(), reason=f"runs in a process of its own: pytest -p {PLUGIN}"
+)
+if triton_interpreter.active():
+    import triton_kernels as kernels
+
+
+def run(*command, **environment):
+    variables = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | environment
+    return subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, env=variables, timeout=600
+    )
+
+
+def normal(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+# ---- How it is started. --------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(triton_interpreter.active(), reason="this is that process")
+def test_triton_interpreter_suite_passes_in_a_process_of_its_own():
+    done = run("-m", "pytest", "-q", "-p", PLUGIN, "--no-header", __file__)
+    counted = re.search(r"(\d+) passed", done.stdout)
+    assert done.returncode == 0 and counted, done.stdout + done.stderr
+    assert int(counted[1]) >= 40, f"fewer tests ran than there are:\n{done.stdout}"
+
+
+def test_triton_interpreter_refuses_to_come_after_triton():
+    late = run("-c", f"import triton, {PLUGIN} as t; t.activate()")
+    assert late.returncode and "too late: triton was imported before" in late.stderr
+    early = run("-c", f"import {PLUGIN} as t; t.activate(); import triton")
+    assert early.returncode == 0, early.stderr
+
+
+def test_triton_interpreter_runs_a_script(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys, torch, triton, triton.language as tl\n"
+        "@triton.jit\n"
+        "def one(y):\n"
+        "    tl.store(y, 1.0)\n"
+        "y = torch.zeros(1)\n"
+        "one[(1,)](y)\n"
+        "print(y.item(), sys.argv[1:])\n"
+    )
+    done = run("-m", PLUGIN, str(script), "argument")
+    assert done.stdout == "1.0 ['argument']\n", done.stderr
+
+
+def test_triton_is_not_imported_before_a_kernel_is_called():
+    done = run("-c", "import sys, hetkern, hetkern.testing; print('triton' in sys.modules)")
+    assert done.stdout == "False\n", done.stderr
+
+
+# ---- Numbers. ------------------------------------------------------------------------------------
+
+
+@interpreted
+def test_triton_bfloat16_rounds_to_nearest_even_as_torch_does():
+    bits = torch.arange(0, 1 << 16) * 0x8001 + 0x7FFF
+    x = torch.cat([bits.int().view(torch.float32), torch.tensor([3.4e38, -3.4e38, 1e-40, 0.0])])
+    x = torch.cat([x, torch.tensor([1 + 2**-8, 1 + 3 * 2**-8])])[-(1 << 15) :]
+    y = torch.empty(x.shape, dtype=torch.bfloat16)
+    kernels.cast[(1,)](x, y, BLOCK=1 << 15)
+    assert torch.equal(y.float().nan_to_num(7.0), x.bfloat16().float().nan_to_num(7.0))
+    assert torch.equal(y.isnan(), x.isnan()) and y.isinf().any()
+
+
+@interpreted
+def test_triton_bfloat16_arithmetic_is_on_values_and_not_on_bits():
+    x, y = normal(256).bfloat16(), normal(256, seed=1).bfloat16()
+    sums, products = torch.empty_like(x), torch.empty_like(x)
+    less = torch.empty(256, dtype=torch.bool)
+    kernels.arithmetic[(1,)](x, y, sums, products, less, BLOCK=256)
+    assert torch.equal(sums, x + y) and torch.equal(products, x * y) and torch.equal(less, x < y)
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_triton_dot_of_16_bits_is_right(dtype):
+    a, b, c = normal(32, 32).to(dtype), normal(32, 32, seed=1).to(dtype), torch.empty(32, 32)
+    kernels.product[(1,)](a, b, c, N=32, PRECISION="ieee")
+    torch.testing.assert_close(c, a.float() @ b.float())
+
+
+@interpreted
+@pytest.mark.parametrize("precision, least, most", [("ieee", 0, 1e-5), ("tf32", 1e-4, 2e-2)])
+def test_triton_dot_in_tf32_loses_what_tensor_cores_lose(precision, least, most):
+    a, b, c = normal(32, 32), normal(32, 32, seed=1), torch.empty(32, 32)
+    kernels.product[(1,)](a, b, c, N=32, PRECISION=precision)
+    assert least <= (c - a @ b).abs().max() <= most
+
+
+@interpreted
+def test_triton_max_drops_nan_and_fma_rounds_once():
+    y = torch.zeros(1)
+    kernels.largest[(1,)](torch.tensor([1.0, torch.nan, 3.0, -2.0]), y, BLOCK=4)
+    assert y.item() == 3.0
+    x, z = torch.full((4,), 1.0 + 2.0**-12), torch.full((4,), -1.0 - 2.0**-11)
+    w = torch.empty(4)
+    kernels.fused[(1,)](x, x, z, w, BLOCK=4)
+    assert torch.equal(w, torch.full((4,), 2.0**-24)), "the product was rounded before the sum"
+
+
+@interpreted
+def test_triton_autotune_runs_its_first_configuration():
+    x, y = normal(100), torch.zeros(100)
+    with traffic():
+        kernels.tuned[lambda meta: (-(-100 // meta["BLOCK"]),)](x, y, 100)
+    assert torch.equal(y, 2 * x)
+
+
+# ---- Memory. -------------------------------------------------------------------------------------
+
+
+@interpreted
+def test_triton_out_of_bounds_load_is_named():
+    x, y = normal(100), torch.zeros(100)
+    kernels.double[(2,)](x, y, 100, BLOCK=64)
+    message = r"out-of-bounds load: 28 of 64 lanes, .* 0 bytes past the end of 'x' \(400 bytes\), "
+    with pytest.raises(KernelError, match=message + r"kernel unmasked_tail, program \(1, 0, 0\)"):
+        kernels.unmasked_tail[(2,)](x, y, 100, BLOCK=64)
+
+
+@interpreted
+def test_triton_out_of_bounds_store_is_named():
+    buffer = torch.zeros(200)
+    with pytest.raises(KernelError, match=r"out-of-bounds store: 1 of 64 .*4 bytes before 'y'"):
+        kernels.store_before[(1,)](normal(64), buffer[100:164], 64, BLOCK=64)
+
+
+@interpreted
+def test_triton_load_between_the_rows_of_a_view_is_named():
+    x, y = normal(3, 64)[:, :50], torch.zeros(3)
+    kernels.read_rows[(3,)](x, y, 64, 50, BLOCK=64)
+    torch.testing.assert_close(y, x.sum(1))
+    with pytest.raises(KernelError, match=r"out-of-bounds load: .*between the rows of 'x'"):
+        kernels.read_rows[(3,)](x, y, 64, 60, BLOCK=64)
+
+
+@interpreted
+def test_triton_misaligned_load_is_named():
+    kernels.read_at_byte[(1,)](normal(8), torch.zeros(1), BYTE=4)
+    with pytest.raises(KernelError, match=r"misaligned load: 4 bytes at byte 2 of 'x'"):
+        kernels.read_at_byte[(1,)](normal(8), torch.zeros(1), BYTE=2)
+
+
+@interpreted
+def test_triton_false_hint_of_alignment_is_named():
+    kernels.false_hint[(1,)](normal(64), torch.zeros(16), 32, BLOCK=16)
+    with pytest.raises(KernelError, match=r"multiple_of\(16\) of 17 is false"):
+        kernels.false_hint[(1,)](normal(64), torch.zeros(16), 17, BLOCK=16)
+
+
+@interpreted
+def test_triton_race_between_programs_is_named():
+    x = normal(128, 64)
+    y = torch.zeros(64)
+    kernels.column_sums[(4,)](x, y, 128, 64, BM=32, BN=64)
+    torch.testing.assert_close(y, x.sum(0))
+    message = r"race on 'y': a program loads what another program stored, .*program \(1, 0, 0\)"
+    with pytest.raises(KernelError, match=message):
+        kernels.racing_column_sums[(4,)](x, torch.zeros(64), 128, 64, BM=32, BN=64)
+    with races_allowed():
+        kernels.racing_column_sums[(4,)](x, torch.zeros(64), 128, 64, BM=32, BN=64)
+
+
+@interpreted
+def test_triton_race_of_two_stores_is_named():
+    kernels.everyone_writes[(1,)](torch.zeros(8), BLOCK=8)
+    with pytest.raises(KernelError, match=r"race on 'y': a program stores what another program st"):
+        kernels.everyone_writes[(2,)](torch.zeros(8), BLOCK=8)
+
+
+@interpreted
+def test_triton_race_of_an_atomic_with_a_plain_store_is_named():
+    with pytest.raises(KernelError, match=r"race on 'y': a program updates atomically what"):
+        kernels.half_atomic[(2,)](torch.zeros(1))
+
+
+@interpreted
+def test_triton_race_of_two_lanes_is_named():
+    with pytest.raises(KernelError, match=r"race on 'y': a program stores two values to one"):
+        kernels.lanes_collide[(1,)](torch.zeros(8), BLOCK=16)
+
+
+# ---- What it refuses. ----------------------------------------------------------------------------
+
+
+@interpreted
+@pytest.mark.parametrize(
+    "kernel, dtype, message",
+    [
+        ("external", torch.float32, r"libdevice\.tanh is not interpreted"),
+        ("assembly", torch.float32, r"inline assembly is not interpreted"),
+        ("total", torch.bfloat16, r"reduction of bfloat16: cast to float32 first"),
+        ("cast", torch.float8_e5m2, r"rounding to fp8e5 is not interpreted"),
+    ],
+)
+def test_triton_interpreter_refuses_by_name(kernel, dtype, message):
+    x, y = torch.zeros(16), torch.zeros(16)
+    if kernel == "total":
+        x = x.to(dtype)
+    y = y.to(dtype)
+    with pytest.raises(NotImplementedError, match=message):
+        getattr(kernels, kernel)[(1,)](x, y, BLOCK=16)
+
+
+@interpreted
+def test_triton_interpreter_refuses_a_warp_count_that_no_gpu_takes():
+    with pytest.raises(KernelError, match="num_warps: wanted a power of two, got 3"):
+        kernels.double[(1,)](normal(16), torch.zeros(16), 16, BLOCK=16, num_warps=3)
+
+
+# ---- Traffic. ------------------------------------------------------------------------------------
+
+
+def moved(counted):
+    """Bytes read and written by all kernels together, by argument."""
+    table = {}
+    for (_, argument), bytes_moved in counted.items():
+        read, written = table.get(argument, (0, 0))
+        table[argument] = (read + bytes_moved.read, written + bytes_moved.written)
+    return table
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape, sweeps", [((7, 65), 1), ((3, 1000), 1), ((1, 20000), 2)])
+def test_triton_softmax_moves_what_its_header_says(shape, sweeps, dtype):
+    x = normal(*shape).to(dtype).requires_grad_()
+    size = x.numel() * x.element_size()
+    with traffic() as counted:
+        y = hetkern.softmax(x, impl="triton")
+    assert moved(counted) == {"x": (sweeps * size, 0), "y": (0, size)}
+    with traffic() as counted:
+        torch.autograd.grad(y, x, torch.ones_like(y).contiguous())
+    wanted = {"dy": (sweeps * size, 0), "y": (sweeps * size, 0), "dx": (0, size)}
+    assert moved(counted) == wanted
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(7, 65), (3, 1000), (2, 5000)])
+def test_triton_cross_entropy_reads_its_logits_once_each_way(shape, dtype):
+    x, target = normal(*shape).to(dtype).requires_grad_(), torch.arange(shape[0])
+    size, one_each = x.numel() * x.element_size(), shape[0] * x.element_size()
+    with traffic() as counted:
+        loss = hetkern.cross_entropy(x, target, impl="triton")
+    assert moved(counted)["x"] == (size + one_each, 0)
+    with traffic() as counted:
+        torch.autograd.grad(loss, x)
+    read, _ = moved(counted)["x"]
+    blocks = -(-shape[1] // 2048)
+    assert read == size + blocks * one_each and moved(counted)["dx"] == (0, size)
+
+
+@interpreted
+def test_triton_traffic_sees_a_tensor_that_is_read_twice():
+    x, y = normal(100), torch.zeros(100)
+    with traffic() as counted:
+        kernels.read_twice[(1,)](x, y, 100, BLOCK=128)
+    assert moved(counted) == {"x": (800, 0), "y": (0, 400)}
+
+
+# ---- Our kernels. --------------------------------------------------------------------------------
+
+
+@interpreted
+@pytest.mark.parametrize("length", [3, 64, 257, 3000, 17000])
+def test_triton_bits_of_a_row_do_not_depend_on_its_neighbours_or_layout(length):
+    rows = 40 if length < 1000 else 3
+    x, target = normal(rows, length), torch.arange(rows) % length
+    views = {"dense": x, "offset": torch.empty(x.numel() + 1)[1:].view(x.shape).copy_(x)}
+    views["padded"] = torch.empty(rows, length + 3)[:, :length].copy_(x)
+    wanted = hetkern.softmax(x, impl="triton")
+    losses = hetkern.cross_entropy(x, target, reduction="none", impl="triton")
+    for name, view in views.items():
+        assert torch.equal(hetkern.softmax(view, impl="triton"), wanted), name
+        loss = hetkern.cross_entropy(view, target, reduction="none", impl="triton")
+        assert torch.equal(loss, losses), name
+    turned = hetkern.softmax(x.t().contiguous(), 0, impl="triton")
+    assert torch.equal(turned.t(), wanted)
+    last = hetkern.softmax(x[-1:], impl="triton")
+    assert torch.equal(last, wanted[-1:])
+
+
+@interpreted
+@pytest.mark.parametrize("N, path", [(1, "kept"), (16384, "kept"), (16385, "looped")])
+def test_triton_softmax_plan_depends_on_the_length_alone(N, path):
+    from hetkern.triton.softmax import plan
+
+    plans = [plan(M, N, torch.bfloat16) for M in (1, 100, 100_000)]
+    assert plans[0]["path"] == path and plans[0] == plans[1] == plans[2]
+
+
+@interpreted
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"dim": 5},
+        {"bias": torch.zeros(4)},
+        {"mask": torch.ones(3, 3) > 0},
+        {"mask": torch.zeros(2, 3)},
+        {"sink": torch.zeros(2, 3)},
+        {"dim": 0, "causal": True},
+        {"bias": torch.zeros(3).bfloat16()},
+    ],
+    ids=str,
+)
+def test_triton_errors_are_those_of_the_cpu(wrong):
+    texts = []
+    for impl in ("cpu", "triton"):
+        with pytest.raises((ValueError, IndexError)) as caught:
+            hetkern.softmax(torch.zeros(2, 3), impl=impl, **wrong)
+        texts.append((caught.type, str(caught.value)))
+    assert texts[0] == texts[1]
+
+
+@interpreted
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"target": torch.tensor([0, 3])},
+        {"target": torch.tensor([0])},
+        {"target": torch.zeros(2, dtype=torch.int32)},
+        {"target": torch.zeros(2, 4)},
+        {"target": torch.zeros(2, 3), "ignore_index": 1},
+        {"weight": torch.ones(2)},
+        {"label_smoothing": 1.5},
+        {"input": torch.zeros(2, 0)},
+    ],
+    ids=str,
+)
+def test_triton_loss_errors_are_those_of_the_cpu(wrong):
+    arguments = {"input": torch.zeros(2, 3), "target": torch.tensor([0, 2])} | wrong
+    texts = []
+    for impl in ("cpu", "triton"):
+        with pytest.raises((ValueError, IndexError)) as caught:
+            hetkern.cross_entropy(**arguments, impl=impl)
+        texts.append((caught.type, str(caught.value)))
+    assert texts[0] == texts[1]
+
+
+@interpreted
+def test_triton_refuses_float64_by_name():
+    with pytest.raises(NotImplementedError, match="float64"):
+        hetkern.softmax(torch.zeros(2, 3, dtype=torch.float64), impl="triton")
+
+
+@interpreted
+def test_triton_functions_keep_their_accuracy():
+    import triton
+    import triton.language as tl
+
+    from hetkern.triton import rows
+
+    @triton.jit
+    def apply(x, y, F: tl.constexpr, BLOCK: tl.constexpr):
+        i = tl.arange(0, BLOCK)
+        tl.store(y + i, F(tl.load(x + i)))
+
+    ramp = torch.linspace(0, 1, 1 << 14)
+    checks = {
+        rows.exp: (-80 * ramp, torch.exp),
+        rows.log1p: (torch.cat([ramp[: 1 << 13] ** 8, 1000 * ramp[1 << 13 :]]), torch.log1p),
+        rows.expm1: (-20 * ramp**4, torch.expm1),
+        rows.tanh: (20 * ramp**4 - 10, torch.tanh),
+    }
+    for function, (x, exact) in checks.items():
+        y = torch.empty_like(x)
+        apply[(1,)](x, y, F=function, BLOCK=1 << 14)
+        wanted = exact(x.double())
+        error = (y.double() - wanted).abs() / wanted.abs().clamp_min(1e-30)
+        assert error.max() < 3 * torch.finfo(torch.float32).eps, function.__name__
+
+
+@interpreted
+def test_triton_softmax_equals_torch_through_its_gradients():
+    x = normal(5, 300).requires_grad_()
+    results = []
+    for f in (lambda: hetkern.softmax(x, impl="triton"), lambda: F.softmax(x, -1)):
+        y = f()
+        results.append((y, *torch.autograd.grad(y, x, normal(5, 300, seed=1))))
+    torch.testing.assert_close(results[0], results[1])
