@@ -1,5 +1,6 @@
 set(HETKERN_CUDA "AUTO" CACHE STRING "CUDA kernels: AUTO (where nvcc works), ON (fail without it) or OFF")
 set_property(CACHE HETKERN_CUDA PROPERTY STRINGS AUTO ON OFF)
+set(HETKERN_CUDA_ARCHS "" CACHE STRING "GPUs to build for: those seen (default; none seen: 80, 90a and PTX of 80), release, or a list such as 80;90a")
 set(HETKERN_SANITIZE "" CACHE STRING "Build the library under a sanitizer: address (with undefined) or thread")
 set_property(CACHE HETKERN_SANITIZE PROPERTY STRINGS "" address thread)
 set(HETKERN_LEVELS "" CACHE STRING "Instruction sets to build on x86-64, of base;avx2;avx512 (default: all)")

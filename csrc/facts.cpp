@@ -4,6 +4,7 @@
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
 #include "cpu/plan.h"
+#include "cuda/gpu.h"
 
 namespace hetkern {
 namespace {
@@ -61,6 +62,30 @@ SoftmaxPlan softmax_plan_cpu(const SoftmaxShape& shape, const AnyMachine& machin
 
 CrossEntropyPlan cross_entropy_plan_cpu(const CrossEntropyShape& shape, const AnyMachine& machine) {
   return cpu::cross_entropy_plan(shape, completed(machine));
+}
+
+namespace {
+cuda::Gpu completed(const AnyGpu& any) {
+  cuda::Gpu gpu;
+#ifdef HETKERN_WITH_CUDA
+  try {
+    gpu = cuda::gpu();
+  } catch (const std::runtime_error&) {  // no driver, no GPU
+  }
+#endif
+  if (any.capability) gpu.capability = any.capability;
+  if (any.processors) gpu.processors = any.processors;
+  if (any.shared_bytes) gpu.shared_bytes = any.shared_bytes;
+  return gpu;
+}
+}  // namespace
+
+SoftmaxPlan softmax_plan_cuda(const SoftmaxShape& shape, const AnyGpu& gpu) {
+  return cuda::softmax_plan(shape, completed(gpu));
+}
+
+CrossEntropyPlan cross_entropy_plan_cuda(const CrossEntropyShape& shape, const AnyGpu& gpu) {
+  return cuda::cross_entropy_plan(shape, completed(gpu));
 }
 
 }  // namespace hetkern

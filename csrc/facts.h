@@ -25,4 +25,12 @@ struct AnyMachine {
 HETKERN_EXPORT SoftmaxPlan softmax_plan_cpu(const SoftmaxShape& shape, const AnyMachine& machine);
 HETKERN_EXPORT CrossEntropyPlan cross_entropy_plan_cpu(const CrossEntropyShape& shape, const AnyMachine& machine);
 
+// A GPU's plans; a capability (10 major + minor) or size of 0 stands for the current one's own, or an H100's where there is none.
+struct AnyGpu {
+  int capability, processors;
+  int64_t shared_bytes;
+};
+HETKERN_EXPORT SoftmaxPlan softmax_plan_cuda(const SoftmaxShape& shape, const AnyGpu& gpu);
+HETKERN_EXPORT CrossEntropyPlan cross_entropy_plan_cuda(const CrossEntropyShape& shape, const AnyGpu& gpu);
+
 }  // namespace hetkern

@@ -21,11 +21,20 @@ const char* name_of(RowPath path) {
   return path == RowPath::whole_rows ? "whole_rows" : path == RowPath::split_rows ? "split_rows" : "columns";
 }
 
+void add(py::dict d, const BlockShape& block) {
+  if (!block.threads) return;  // the CPU's
+  d["threads"] = block.threads;
+  d["lanes"] = block.lanes;
+  d["cluster"] = block.cluster;
+  d["shared_bytes"] = block.shared;
+}
+
 py::dict dict_of(const SoftmaxPlan& plan) {
   py::dict d;
   d["path"] = name_of(plan.path);
   d["tasks"] = plan.tasks;
   d["keep"] = plan.keep;
+  add(d, plan.block);
   return d;
 }
 
@@ -33,6 +42,7 @@ py::dict dict_of(const CrossEntropyPlan& plan) {
   py::dict d;
   d["path"] = name_of(plan.path);
   d["tasks"] = plan.tasks;
+  add(d, plan.block);
   return d;
 }
 
@@ -60,4 +70,25 @@ PYBIND11_MODULE(_C, m) {
       },
       py::arg("M"), py::arg("N"), py::arg("columns"), py::arg("x"), py::arg("threads") = 0, py::arg("l2_bytes") = 0,
       "The CPU's plan for M rows of N; zeros stand for this machine.");
+  m.def(
+      "softmax_plan_cuda",
+      [](int64_t M, int64_t N, bool columns, const std::string& x, const std::string& y, int reads, int capability,
+         int processors, int64_t shared_bytes) {
+        return dict_of(softmax_plan_cuda({M, N, columns, dtype_of(x), dtype_of(y), reads},
+                                         {capability, processors, shared_bytes}));
+      },
+      py::arg("M"), py::arg("N"), py::arg("columns"), py::arg("x"), py::arg("y"), py::arg("reads") = 1,
+      py::arg("capability") = 0, py::arg("processors") = 0, py::arg("shared_bytes") = 0,
+      "A GPU's plan for M rows of N, of which `reads` tensors are read (forward 1, backward 2, double backward 3); "
+      "capability 90 is 9.0, zeros stand for the current GPU, or an H100 where there is none.");
+  m.def(
+      "cross_entropy_plan_cuda",
+      [](int64_t M, int64_t N, bool columns, const std::string& x, int capability, int processors,
+         int64_t shared_bytes) {
+        return dict_of(
+            cross_entropy_plan_cuda({M, N, columns, dtype_of(x)}, {capability, processors, shared_bytes}));
+      },
+      py::arg("M"), py::arg("N"), py::arg("columns"), py::arg("x"), py::arg("capability") = 0,
+      py::arg("processors") = 0, py::arg("shared_bytes") = 0,
+      "A GPU's plan for M rows of N; zeros stand for the current GPU, or an H100 where there is none.");
 }

@@ -221,7 +221,7 @@ __global__ void __launch_bounds__(kReduceThreads)
 
 // Pieces of rows: `lanes` threads a row, kBackwardVectors each. Over columns a thread is a row, and its block's warps are lanes.
 template <class A, class X>
-__global__ void __launch_bounds__(kBackwardThreads, sizeof(X) == 8 ? 2 : 3)
+__global__ void __launch_bounds__(kBackwardThreads, sizeof(X) == 4 ? 3 : 2)
     gradient_kernel(const __grid_constant__ CrossEntropyBackward p, const int lanes, const int rows,
                     const int64_t chunks, const bool columns) {
   constexpr int V = vector_of(sizeof(X));

@@ -1,0 +1,175 @@
+"""How the CUDA kernels share out rows, and that every way gives the right values."""
+
+import pytest
+import torch
+
+import hetkern
+from hetkern.testing import assert_close_to_exact
+from hetkern.testing.emulation import emulated_cuda, why_no_emulation
+
+_C = pytest.importorskip("hetkern._C", reason="hetkern._C is not built")
+
+H100 = {"capability": 90, "processors": 132, "shared_bytes": 232448}
+A100 = {"capability": 80, "processors": 108, "shared_bytes": 166912}
+RTX4090 = {"capability": 89, "processors": 128, "shared_bytes": 101376}
+GPUS = [H100, A100, RTX4090]
+LENGTHS = [1, 2, 3, 8, 31, 64, 257, 512, 513, 1000, 4097, 16384, 16385, 50257, 128257, 262144, 10**7]
+
+
+def plan(M, N, *, gpu=H100, columns=False, x="float32", y=None, reads=1):
+    return _C.softmax_plan_cuda(M, N, columns, x, y or x, reads, **gpu)
+
+
+@pytest.mark.parametrize("gpu", GPUS, ids=["H100", "A100", "4090"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_the_leaves_of_a_row_depend_on_its_length_alone(gpu, dtype):
+    for N in LENGTHS:
+        lanes = {
+            plan(M, N, gpu=gpu, columns=columns, x=dtype)["lanes"]
+            for M in (1, 7, 4096, 2**33 // N + 1)
+            for columns in (False, True)
+        }
+        assert len(lanes) == 1, N
+
+
+@pytest.mark.parametrize("gpu", GPUS, ids=["H100", "A100", "4090"])
+def test_a_plan_stays_within_the_device(gpu):
+    for N in LENGTHS:
+        for columns in (False, True):
+            for reads in (1, 2, 3):
+                for dtype in ("float32", "float64", "bfloat16"):
+                    p = plan(2**40 // N, N, gpu=gpu, columns=columns, x=dtype, reads=reads)
+                    assert p["shared_bytes"] <= gpu["shared_bytes"]
+                    assert 32 <= p["threads"] <= 512 and p["threads"] % 32 == 0
+                    assert 1 <= p["tasks"] < 2**31 and p["tasks"] % p["cluster"] == 0
+                    assert gpu["capability"] >= 90 or p["cluster"] == 1
+
+
+@pytest.mark.parametrize("dtype, lanes", [("float32", 32), ("bfloat16", 32), ("float64", 32)])
+def test_a_block_takes_several_short_rows(dtype, lanes):
+    longest = plan(1000, 512, x=dtype)
+    assert longest["path"] == "whole_rows" and longest["lanes"] == lanes
+    assert longest["tasks"] == 1000 // (longest["threads"] // lanes)
+    assert plan(1000, 4, x="float32")["tasks"] == -(-1000 // 128)
+
+
+def test_a_block_takes_one_longer_row_and_keeps_it():
+    for gpu in GPUS:
+        p = plan(1000, 4096, gpu=gpu)
+        assert p["path"] == "whole_rows" and p["lanes"] == p["threads"]
+        assert p["keep"] and p["tasks"] == 1000
+
+
+def test_a_cluster_takes_a_row_beyond_one_blocks_good_share():
+    assert plan(8, 16384)["cluster"] == 1
+    for N, cluster in [(16385, 2), (50257, 4), (128257, 8), (262144, 8)]:
+        p = plan(8, N)
+        assert (p["path"], p["cluster"], p["keep"]) == ("split_rows", cluster, True), N
+        assert p["tasks"] == 8 * cluster and p["lanes"] == cluster * p["threads"]
+
+
+def test_a_row_that_no_memory_holds_is_read_twice():
+    assert not plan(1, 10**7)["keep"]
+    assert not plan(8, 50257, gpu=A100)["keep"] and plan(8, 40000, gpu=A100)["keep"]
+    assert not plan(8, 25000, gpu=RTX4090)["keep"] and plan(8, 24000, gpu=RTX4090)["keep"]
+    assert plan(8, 24000, gpu=A100)["keep"] and not plan(8, 24000, gpu=A100, reads=2)["keep"]
+
+
+def test_a_thread_is_a_row_where_neighbouring_rows_lie_side_by_side():
+    p = plan(1000, 300, columns=True)
+    assert (p["path"], p["threads"], p["tasks"], p["keep"]) == ("columns", 256, 32, True)
+    assert not plan(1000, 4000, columns=True)["keep"]
+
+
+def test_a_loss_keeps_nothing():
+    for N in LENGTHS:
+        p = _C.cross_entropy_plan_cuda(64, N, False, "float32", **H100)
+        assert p["shared_bytes"] < 4096 and "keep" not in p
+
+
+# ---- What runs by each plan. ---------------------------------------------------------------------
+
+needs_emulation = pytest.mark.skipif(why_no_emulation() is not None, reason=str(why_no_emulation()))
+
+#: rows, length, columns, capability, shared_bytes, and what the plan must say.
+RUNS = [
+    ((130, 31), False, 90, 232448, {"path": "whole_rows", "lanes": 4}),
+    ((3, 1000), False, 90, 232448, {"path": "whole_rows", "lanes": 64, "keep": True}),
+    ((3, 6000), False, 90, 232448, {"path": "whole_rows", "lanes": 512, "keep": True}),
+    ((3, 6000), False, 80, 16384, {"path": "whole_rows", "lanes": 512, "keep": False}),
+    ((2, 40001), False, 90, 232448, {"path": "split_rows", "cluster": 4, "keep": True}),
+    ((2, 40001), False, 90, 16384, {"path": "split_rows", "cluster": 4, "keep": False}),
+    ((2, 40001), False, 80, 166912, {"path": "whole_rows", "cluster": 1, "keep": True}),
+    ((40, 300), True, 90, 232448, {"path": "columns", "lanes": 64, "keep": True}),
+    ((40, 300), True, 90, 16384, {"path": "columns", "lanes": 64, "keep": False}),
+]
+IDS = [f"{r[1]}-{r[4]['path']}-sm{r[2]}-{r[3]}" for r in RUNS]
+
+
+def _values(shape, columns, log):
+    generator = torch.Generator().manual_seed(0)
+    x, dy = torch.randn(shape, generator=generator) * 3, torch.randn(shape, generator=generator)
+    if columns:
+        x, dy = x.t().contiguous(), dy.t().contiguous()
+    function = hetkern.log_softmax if log else hetkern.softmax
+    x.requires_grad_()
+    y = function(x, 0 if columns else 1)
+    (dx,) = torch.autograd.grad(y, x, dy)
+    return y.detach(), dx, x.detach(), dy
+
+
+@needs_emulation
+@pytest.mark.parametrize("shape, columns, capability, shared_bytes, says", RUNS, ids=IDS)
+def test_every_path_of_softmax_is_within_budget(
+    shape, columns, capability, shared_bytes, says, monkeypatch
+):
+    gpu = {"capability": capability, "shared_bytes": shared_bytes}
+    planned = _C.softmax_plan_cuda(*shape, columns, "float32", "float32", 1, **gpu)
+    assert planned | says == planned, "the test does not reach the path that it claims to"
+    monkeypatch.setenv("HETKERN_EMULATED_CAPABILITY", str(capability))
+    monkeypatch.setenv("HETKERN_EMULATED_SHARED_BYTES", str(shared_bytes))
+    for log in (False, True):
+        with emulated_cuda(), hetkern.use("cuda"):
+            y, dx, x, dy = _values(shape, columns, log)
+        dim = 0 if columns else 1
+        torch_function = torch.log_softmax if log else torch.softmax
+
+        def gradient(dtype, f=torch_function, x=x, dy=dy, dim=dim):
+            x = x.to(dtype).requires_grad_()
+            return torch.autograd.grad(f(x, dim), x, dy.to(dtype))[0]
+
+        assert_close_to_exact(y, lambda t, f=torch_function, x=x, d=dim: f(x.to(t), d), dim=dim)
+        assert_close_to_exact(dx, gradient, dim=dim)
+
+
+@needs_emulation
+@pytest.mark.parametrize("shape, columns", [((3, 6000), False), ((2, 40001), False), ((40, 300), True)])
+def test_softmax_bits_do_not_depend_on_a_row_being_kept(shape, columns, monkeypatch):
+    seen = []
+    for shared_bytes in ("232448", "16384"):
+        monkeypatch.setenv("HETKERN_EMULATED_SHARED_BYTES", shared_bytes)
+        with emulated_cuda(), hetkern.use("cuda"):
+            seen.append(_values(shape, columns, False)[:2])
+    assert all(torch.equal(kept, read_twice) for kept, read_twice in zip(*seen, strict=True))
+
+
+@needs_emulation
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("shape", [(9, 31), (3, 6000), (2, 40001)])
+def test_every_path_of_a_loss_is_within_budget(shape, capability, monkeypatch):
+    monkeypatch.setenv("HETKERN_EMULATED_CAPABILITY", str(capability))
+    cluster = _C.cross_entropy_plan_cuda(*shape, False, "float32", capability=capability)["cluster"]
+    assert (cluster > 1) == (shape[1] > 16384 and capability == 90)
+    logits = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 3
+    target = torch.arange(shape[0])
+
+    def gradient(function, dtype):
+        x = logits.to(dtype).requires_grad_()
+        loss = function(x, target)
+        return loss.detach(), torch.autograd.grad(loss, x)[0]
+
+    with emulated_cuda(), hetkern.use("cuda"):
+        loss, dx = gradient(hetkern.cross_entropy, torch.float32)
+    torch_loss = torch.nn.functional.cross_entropy
+    assert_close_to_exact(loss, lambda dtype: gradient(torch_loss, dtype)[0])
+    assert_close_to_exact(dx, lambda dtype: gradient(torch_loss, dtype)[1])
