@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 HERE = ROOT / "benchmarks/gpu"
 sys.path.insert(0, str(HERE))
 
+import bench_gpu  # noqa: E402
 import check  # noqa: E402
 import evidence  # noqa: E402
 import programs  # noqa: E402
@@ -189,6 +190,26 @@ def test_a_command_that_is_late_is_stopped_with_its_children(runner):
     with pytest.raises(Failed, match="stopped after"):
         runner.command(["bash", "-c", "echo begun; sleep 60; true"], limit=0.5)
     assert "begun" in runner.log.read_text()
+
+
+@pytest.mark.parametrize(
+    "softmax, loss, wanted", [(90, 1.8, (True, True, True)), (80, 2.0, (False, False, False))]
+)
+def test_targets_are_reached_by_the_cuda_rows_alone(softmax, loss, wanted):
+    bench = object.__new__(bench_gpu.Bench)
+    bench.dry = False
+    row = {"work": "softmax 64×1024", "implementation": "hetkern cuda", "% of copy": softmax}
+    bench.rows = [
+        {**row, "ms": loss},
+        {**row, "ms": 1.9, "implementation": "torch.compile"},
+        {**row, "work": "softmax 64×256", "% of copy": 10, "ms": 1.0},
+        {**row, "work": "softmax 64×1024", "implementation": "hetkern triton", "% of copy": 1},
+        {**row, "work": "cross-entropy 8192×128256", "ms": loss},
+    ]
+    bench.rows[3]["ms"] = 9.0
+    assert tuple(bench.reached().values()) == wanted
+    bench.rows = bench.rows[1:2]
+    assert tuple(bench.reached().values()) == (False, False, False)
 
 
 def test_a_failing_test_fails_the_count(tmp_path):
