@@ -13,7 +13,25 @@ H100 = {"capability": 90, "processors": 132, "shared_bytes": 232448}
 A100 = {"capability": 80, "processors": 108, "shared_bytes": 166912}
 RTX4090 = {"capability": 89, "processors": 128, "shared_bytes": 101376}
 GPUS = [H100, A100, RTX4090]
-LENGTHS = [1, 2, 3, 8, 31, 64, 257, 512, 513, 1000, 4097, 16384, 16385, 50257, 128257, 262144, 10**7]
+LENGTHS = [
+    1,
+    2,
+    3,
+    8,
+    31,
+    64,
+    257,
+    512,
+    513,
+    1000,
+    4097,
+    16384,
+    16385,
+    50257,
+    128257,
+    262144,
+    10**7,
+]
 
 
 def plan(M, N, *, gpu=H100, columns=False, x="float32", y=None, reads=1):
@@ -143,7 +161,9 @@ def test_every_path_of_softmax_is_within_budget(
 
 
 @needs_emulation
-@pytest.mark.parametrize("shape, columns", [((3, 6000), False), ((2, 40001), False), ((40, 300), True)])
+@pytest.mark.parametrize(
+    "shape, columns", [((3, 6000), False), ((2, 40001), False), ((40, 300), True)]
+)
 def test_softmax_bits_do_not_depend_on_a_row_being_kept(shape, columns, monkeypatch):
     seen = []
     for shared_bytes in ("232448", "16384"):
