@@ -49,10 +49,10 @@ enum class RowPath : int8_t {
 // reduction tree. They are threads: part of a block, all of one, or those of a cluster (split_rows). On the columns path a
 // thread is a row, and the warps of its block share out the leaves.
 struct BlockShape {
-  int threads = 0;   // of a block; 0 on the CPU
-  int lanes = 0;     // of a row
-  int cluster = 1;   // blocks that share a row
-  int shared = 0;    // bytes a block
+  int threads = 0;  // of a block; 0 on the CPU
+  int lanes = 0;    // of a row
+  int cluster = 1;  // blocks that share a row
+  int shared = 0;   // bytes a block
 };
 
 HETKERN_HOST_DEVICE inline RowIndex row_index(const Rows& rows, int64_t row) {

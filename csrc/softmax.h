@@ -60,7 +60,8 @@ struct SoftmaxDoubleBackward {
 struct SoftmaxPlan {
   RowPath path;
   int tasks;  // run in parallel
-  bool keep;  // exponentials wait in scratch memory for their sum, otherwise they are computed twice; a GPU keeps all it read
+  bool
+      keep;  // exponentials wait in scratch memory for their sum, otherwise they are computed twice; a GPU keeps all it read
   BlockShape block{};
 };
 

@@ -9,7 +9,6 @@
 // Traffic: forward reads MN elements (and the probabilities) once; backward reads MN and writes MN.
 // Edges:   a class out of range is skipped and trapped; nothing counted gives a mean of NaN.
 #include "../cross_entropy.h"
-
 #include "device/loss.cuh"
 #include "device/team.cuh"
 #include "gpu.h"
@@ -63,7 +62,8 @@ struct LossRows {
   }
 
   // The same, and sum_j t_j (z_j - max), sum_j t_j and the like.
-  __device__ __forceinline__ void add_targets(Terms& terms, const Row& row, int64_t j, int count, const A (&z)[V]) const {
+  __device__ __forceinline__ void add_targets(Terms& terms, const Row& row, int64_t j, int count,
+                                              const A (&z)[V]) const {
     LossSum<A>& more = terms.more;
     const A before = terms.exp.max;
     A largest = z[0];
@@ -222,8 +222,8 @@ __global__ void __launch_bounds__(kReduceThreads)
 // Pieces of rows: `lanes` threads a row, kBackwardVectors each. Over columns a thread is a row, and its block's warps are lanes.
 template <class A, class X>
 __global__ void __launch_bounds__(kBackwardThreads, sizeof(X) == 4 ? 3 : 2)
-    gradient_kernel(const __grid_constant__ CrossEntropyBackward p, const int lanes, const int rows, const int64_t chunks,
-                    const bool columns) {
+    gradient_kernel(const __grid_constant__ CrossEntropyBackward p, const int lanes, const int rows,
+                    const int64_t chunks, const bool columns) {
   constexpr int V = vector_of(sizeof(X));
   const int thread = static_cast<int>(threadIdx.x);
   const int lane = columns ? thread / rows : thread % lanes, place = columns ? thread % rows : thread / lanes;

@@ -1,10 +1,9 @@
 // The current device's facts, asked once each.
-#include "gpu.h"
-
 #include <atomic>
 #include <cstdlib>
 
 #include "device/launch.cuh"
+#include "gpu.h"
 
 namespace hetkern::cuda {
 

@@ -23,10 +23,10 @@ constexpr int kColumnRows = 32;  // rows a block of the columns path
 constexpr int kColumnWarps = 8;
 constexpr int kMaxWarps = 16;
 constexpr int kMaxTasks = 1 << 30;
-constexpr int kBackwardThreads = 256;    // of a block of a loss's backward, at most
-constexpr int kBackwardVectors = 4;     // of a row that a thread of a loss's backward takes at a time
-constexpr int kBackwardBlocks = 16;     // a multiprocessor
-constexpr int kMostWords = 24;          // of a total that threads exchange
+constexpr int kBackwardThreads = 256;  // of a block of a loss's backward, at most
+constexpr int kBackwardVectors = 4;    // of a row that a thread of a loss's backward takes at a time
+constexpr int kBackwardBlocks = 16;    // a multiprocessor
+constexpr int kMostWords = 24;         // of a total that threads exchange
 constexpr int kExchangeHeader = 2 * kMostWords * (kMaxWarps + 1) * 4;  // bytes
 
 // Of a block, so that none spills its registers: 16-bit elements come eight at a time, and a double takes two.
@@ -51,7 +51,8 @@ struct RowShares {
 };
 
 // M rows of N, of which `reads` tensors are read; `widest` is the larger element's size in bytes.
-inline RowShares share_rows(int64_t M, int64_t N, bool columns, int64_t widest, bool float64, int reads, const Gpu& gpu) {
+inline RowShares share_rows(int64_t M, int64_t N, bool columns, int64_t widest, bool float64, int reads,
+                            const Gpu& gpu) {
   const int vector = vector_of(widest);
   const int64_t accumulator = float64 ? 8 : 4;
   const int64_t vectors = N > vector ? divided_up(N, vector) : 1;

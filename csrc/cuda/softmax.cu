@@ -10,7 +10,6 @@
 //          and writes MN. Rows too long for that are read twice.
 // Edges:   a row of -inf gives NaN, as torch does; a row emptied by a mask gives 0, its logarithm -inf.
 #include "../softmax.h"
-
 #include "device/row.cuh"
 #include "device/team.cuh"
 #include "gpu.h"
@@ -260,8 +259,7 @@ struct DoubleBackwardRows {
 #pragma unroll
     for (int i = 0; i < V; ++i) {
       g_dy[i] = p.log ? scale * (g[i] - sum.g) : scale * y[i] * (g[i] - sum.g);
-      g_y[i] = p.log ? -scale * sum.dy * (g[i] * exp_one(y[i]))
-                     : scale * (g[i] * (dy[i] - sum.dy) - dy[i] * sum.g);
+      g_y[i] = p.log ? -scale * sum.dy * (g[i] * exp_one(y[i])) : scale * (g[i] * (dy[i] - sum.dy) - dy[i] * sum.g);
     }
     row.g_dy.store(j, count, g_dy);
     row.g_y.store(j, count, g_y);

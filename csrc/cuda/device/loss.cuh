@@ -85,10 +85,10 @@ __device__ __forceinline__ bool same_as_probabilities(const Targets& target) {
 
 // ---- A row's target. ------------------------------------------------------------------------------------------------------
 
-#define HETKERN_CHECK_TARGET(op, t, rows, target, row)                                                                     \
-  HETKERN_DEVICE_CHECK((t) >= 0 && (t) < (rows).N,                                                                         \
-                       op ": target: wanted a class in [0, %lld) or ignore_index %lld, got %lld in row %lld\n",           \
-                       static_cast<long long>((rows).N), static_cast<long long>((target).ignore_index),                    \
+#define HETKERN_CHECK_TARGET(op, t, rows, target, row)                                                          \
+  HETKERN_DEVICE_CHECK((t) >= 0 && (t) < (rows).N,                                                              \
+                       op ": target: wanted a class in [0, %lld) or ignore_index %lld, got %lld in row %lld\n", \
+                       static_cast<long long>((rows).N), static_cast<long long>((target).ignore_index),         \
                        static_cast<long long>(t), static_cast<long long>(row))
 
 // The row's class, or -1 if it does not count.
@@ -135,8 +135,8 @@ struct RowGradient {
 
 // weight_sum: of the class weights.
 template <class A, class X>
-__device__ __forceinline__ RowGradient<A> row_gradient(const CrossEntropyBackward& p, const Score<A>& score, int64_t row,
-                                                       A weight_sum) {
+__device__ __forceinline__ RowGradient<A> row_gradient(const CrossEntropyBackward& p, const Score<A>& score,
+                                                       int64_t row, A weight_sum) {
   const RowIndex at = index_of(p.rows, row);
   const A* const saved = row_of<const A>(p.rows, p.saved, at);
   const A* const divisors = row_of<const A>(p.rows, p.divisors, at);

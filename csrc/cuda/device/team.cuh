@@ -140,7 +140,8 @@ template <class Job>
 constexpr int kWidest = 16 / Job::V;  // bytes an element
 
 template <class Job>
-constexpr int kMinBlocks = min_blocks(kWidest<Job>) - (sizeof(typename Job::Total) > 32);  // a long total takes registers
+constexpr int kMinBlocks =
+    min_blocks(kWidest<Job>) - (sizeof(typename Job::Total) > 32);  // a long total takes registers
 
 template <class Job>
 constexpr bool kWrites = Job::kPlanes > 0;
@@ -170,8 +171,7 @@ __global__ void __launch_bounds__(max_threads(kWidest<Job>), kMinBlocks<Job>)
     // Reduce.
     typename Job::Terms terms{};
     int64_t k = 0;
-    for (int64_t j = lane * V; j < n; j += step, ++k)
-      job.add(terms, row, j, clamped(n - j, V), kept<Job>(memory, k));
+    for (int64_t j = lane * V; j < n; j += step, ++k) job.add(terms, row, j, clamped(n - j, V), kept<Job>(memory, k));
     auto total = combine_team(job.total(terms), shape, exchange, turn);
     total = job.finish(row, total, lane == 0 && n > 0);
 
@@ -215,8 +215,7 @@ __global__ void __launch_bounds__(32 * kColumnWarps, 1)
     int64_t k = 0;
     for (int lane = warp * lanes; lane < (warp + 1) * lanes; ++lane) {
       typename Job::Terms terms{};
-      for (int64_t j = lane * V; j < n; j += step, ++k)
-        job.add(terms, row, j, clamped(n - j, V), kept<Job>(memory, k));
+      for (int64_t j = lane * V; j < n; j += step, ++k) job.add(terms, row, j, clamped(n - j, V), kept<Job>(memory, k));
       total = tree.push(job.total(terms));
     }
     const Words<Total> mine(total);
