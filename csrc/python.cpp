@@ -85,8 +85,7 @@ PYBIND11_MODULE(_C, m) {
       "cross_entropy_plan_cuda",
       [](int64_t M, int64_t N, bool columns, const std::string& x, int capability, int processors,
          int64_t shared_bytes) {
-        return dict_of(
-            cross_entropy_plan_cuda({M, N, columns, dtype_of(x)}, {capability, processors, shared_bytes}));
+        return dict_of(cross_entropy_plan_cuda({M, N, columns, dtype_of(x)}, {capability, processors, shared_bytes}));
       },
       py::arg("M"), py::arg("N"), py::arg("columns"), py::arg("x"), py::arg("capability") = 0,
       py::arg("processors") = 0, py::arg("shared_bytes") = 0,

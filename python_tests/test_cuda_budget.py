@@ -65,7 +65,8 @@ def usage(told: str) -> dict[str, dict[str, int]]:
 def _short(name: str) -> str:
     name = re.sub(r"\(anonymous namespace\)::|hetkern::(cuda::)?|^void ", "", name)
     name = re.sub(r"::?__nv_bfloat16|__nv_bfloat16", "bf16", name.replace("__half", "f16"))
-    return name[: name.index(">(") + 1] if ">(" in name else name.split("(")[0]
+    name = name[: name.rindex(">(") + 1] if ">(" in name else name.split("(")[0]
+    return name.replace("> >", ">>")
 
 
 def _number(pattern: str, text: str) -> int:

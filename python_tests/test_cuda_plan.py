@@ -88,8 +88,8 @@ def test_a_cluster_takes_a_row_beyond_one_blocks_good_share():
 
 def test_a_row_that_no_memory_holds_is_read_twice():
     assert not plan(1, 10**7)["keep"]
-    assert not plan(8, 50257, gpu=A100)["keep"] and plan(8, 40000, gpu=A100)["keep"]
-    assert not plan(8, 25000, gpu=RTX4090)["keep"] and plan(8, 24000, gpu=RTX4090)["keep"]
+    assert not plan(8, 50257, gpu=A100)["keep"] and plan(8, 38000, gpu=A100)["keep"]
+    assert not plan(8, 25000, gpu=RTX4090)["keep"] and plan(8, 22000, gpu=RTX4090)["keep"]
     assert plan(8, 24000, gpu=A100)["keep"] and not plan(8, 24000, gpu=A100, reads=2)["keep"]
 
 
@@ -117,16 +117,16 @@ RUNS = [
     ((3, 6000), False, 80, 16384, {"path": "whole_rows", "lanes": 512, "keep": False}),
     ((2, 40001), False, 90, 232448, {"path": "split_rows", "cluster": 4, "keep": True}),
     ((2, 40001), False, 90, 16384, {"path": "split_rows", "cluster": 4, "keep": False}),
-    ((2, 40001), False, 80, 166912, {"path": "whole_rows", "cluster": 1, "keep": True}),
-    ((40, 300), True, 90, 232448, {"path": "columns", "lanes": 64, "keep": True}),
-    ((40, 300), True, 90, 16384, {"path": "columns", "lanes": 64, "keep": False}),
+    ((2, 38000), False, 80, 166912, {"path": "whole_rows", "cluster": 1, "keep": True}),
+    ((40, 300), True, 90, 232448, {"path": "columns", "lanes": 32, "keep": True}),
+    ((40, 300), True, 90, 16384, {"path": "columns", "lanes": 32, "keep": False}),
 ]
 IDS = [f"{r[1]}-{r[4]['path']}-sm{r[2]}-{r[3]}" for r in RUNS]
 
 
 def _values(shape, columns, log):
     generator = torch.Generator().manual_seed(0)
-    x, dy = torch.randn(shape, generator=generator) * 3, torch.randn(shape, generator=generator)
+    x, dy = torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
     if columns:
         x, dy = x.t().contiguous(), dy.t().contiguous()
     function = hetkern.log_softmax if log else hetkern.softmax
