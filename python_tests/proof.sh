@@ -15,6 +15,8 @@ rung() {  # rung NAME command…
 for level in $(python -c 'import hetkern; print(*hetkern._C.isa_levels())'); do
   rung "all tests, instruction set $level" env HETKERN_ISA="$level" python -m pytest -q -n 2 -m "proof or not proof" --ignore python_tests/test_sanitizers.py python_tests
 done
+rung "all tests of the families in CUDA, emulated" python -m pytest -q -n 2 --impl cuda -m "proof or not proof" python_tests
+rung "all tests of the families in Triton, interpreted" python -m pytest -q -n 2 -p hetkern.testing.triton_interpreter --impl triton -m "proof or not proof" python_tests
 rung "kernels under sanitizers, planted bugs" python -m pytest -q python_tests/test_sanitizers.py
 for family in softmax cross_entropy; do
   rung "random configurations, $family" python -m hetkern.testing.repro "$family" --count "${COUNT:-100000}" --state "build/proof/$family.json"

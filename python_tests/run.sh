@@ -11,9 +11,8 @@ rung() {  # rung NAME pytest-arguments…
   echo "== $name: $((SECONDS - start)) s"
 }
 alone=(python_tests/test_sanitizers.py python_tests/test_foreign_kernels.py)   # they keep both cores busy themselves
-families=(python_tests/test_softmax_*.py python_tests/test_cross_entropy_*.py)
 rung "families on the CPU, kit and layers, on two workers" -n 2 "${alone[@]/#/--ignore=}" python_tests
-rung "families in CUDA, emulated" -n 2 --impl cuda "${families[@]}"
+rung "families in CUDA, emulated" -n 2 --impl cuda python_tests/test_{softmax,cross_entropy}_{values,edges,errors,derivatives,bits}.py
 rung "families in Triton, interpreted" -n 2 -p hetkern.testing.triton_interpreter --impl triton \
   python_tests/test_{softmax,cross_entropy}_{values,edges,errors}.py
 rung "Triton's interpreter" -n 2 -p hetkern.testing.triton_interpreter python_tests/test_triton_interpreter.py
