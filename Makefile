@@ -47,8 +47,8 @@ $(VENV)/.dependencies: constraints.txt Makefile
 $(VENV)/.built: $(VENV)/.dependencies $(SOURCES)
 	@echo "== set-up: building the native library (some minutes the first time)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps \
-	    -C build-dir=build/develop -C cmake.define.HETKERN_WARNINGS_AS_ERRORS=ON \
-	    -C cmake.define.HETKERN_EMULATION=$(EMULATION) -C cmake.define.HETKERN_CUDA_ARCHS=90a -e .
+	    --config-settings=build-dir=build/develop --config-settings=cmake.define.HETKERN_WARNINGS_AS_ERRORS=ON \
+	    --config-settings=cmake.define.HETKERN_EMULATION=$(EMULATION) --config-settings=cmake.define.HETKERN_CUDA_ARCHS=90a -e .
 	@touch $@
 
 clean:
