@@ -221,7 +221,7 @@ __global__ void __launch_bounds__(kReduceThreads)
 
 // Pieces of rows: `lanes` threads a row, kBackwardVectors each. Over columns a thread is a row, and its block's warps are lanes.
 template <class A, class X>
-__global__ void __launch_bounds__(kBackwardThreads, sizeof(X) == 4 ? 3 : 2)
+__global__ void __launch_bounds__(kMaxThreads, 2)
     gradient_kernel(const __grid_constant__ CrossEntropyBackward p, const int lanes, const int rows,
                     const int64_t chunks, const bool columns) {
   constexpr int V = vector_of(sizeof(X));
@@ -241,10 +241,11 @@ __global__ void __launch_bounds__(kBackwardThreads, sizeof(X) == 4 ? 3 : 2)
   }
 
   for (int64_t piece = blockIdx.x; piece < pieces; piece += gridDim.x) {
-    const int64_t r = piece / chunks * rows + place, c = piece % chunks;
-    if (r >= p.rows.M) continue;
+    int64_t r = piece / chunks * rows + place;
+    const int64_t c = piece % chunks, n = r < p.rows.M ? p.rows.N : 0;
+    if (n == 0) r = 0;  // nothing to do but to keep one's warp company
     const RowIndex at = index_of(p.rows, r);
-    if (p.target.index && c == 0 && lane == 0) {
+    if (p.target.index && c == 0 && lane == 0 && n > 0) {
       const int64_t t = *row_of<const int64_t>(p.rows, p.target.index, at);
       if (t != p.target.ignore_index) HETKERN_CHECK_TARGET("hetkern::cross_entropy_backward", t, p.rows, p.target, r);
     }
@@ -254,10 +255,9 @@ __global__ void __launch_bounds__(kBackwardThreads, sizeof(X) == 4 ? 3 : 2)
 
     for (int k = 0; k < kBackwardVectors; ++k) {
       const int64_t j = ((c * kBackwardVectors + k) * lanes + lane) * V;
-      const int count = clamped(p.rows.N - j, V);
-      if (count == 0) break;
+      const int count = clamped(n - j, V);
       A z[V], slope[V] = {}, d[V], probability[V] = {}, w[V];
-      if (!gradient.nothing || dq) unpack(x.fetch(j, count), slope);
+      unpack(x.fetch(j, gradient.nothing && !dq ? 0 : count), slope);
       if (q) unpack(q.fetch(j, count), probability);
 #pragma unroll
       for (int i = 0; i < V; ++i) {
@@ -294,7 +294,7 @@ void forward(const CrossEntropyForward& p, const CrossEntropyPlan& plan, void* s
 template <class A, class X>
 void backward(const CrossEntropyBackward& p, const CrossEntropyPlan& plan, void* stream) {
   const bool columns = plan.path == RowPath::columns;
-  const int threads = plan.block.threads < kBackwardThreads ? plan.block.threads : kBackwardThreads;
+  const int threads = plan.block.threads;
   const int lanes = columns ? threads / kColumnRows : plan.block.lanes < threads ? plan.block.lanes : threads;
   const int rows = threads / lanes;
   const int64_t chunks = divided_up(p.rows.N, int64_t{lanes} * vector_of(sizeof(X)) * kBackwardVectors);
