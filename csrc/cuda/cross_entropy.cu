@@ -77,26 +77,30 @@ struct LossRows {
     }
     terms.exp.add(z);
     const A top = terms.exp.shift();
-    A q[V];
-    if (row.q) unpack(row.q.fetch(j, count), q);
-    const bool smooth = p.target.label_smoothing > 0, same = same_as_probabilities(p.target);
+    A s[V], w[V], q[V];
+    const bool smooth = p.target.label_smoothing > 0, weighted = weight && (row.q || smooth);
 #pragma unroll
     for (int i = 0; i < V; ++i) {
+      s[i] = z[i] - top;
+      w[i] = weighted && i < count ? weight[j + i] : A(1);
       if (i >= count) continue;
-      const A s = z[i] - top;
       if (z[i] == terms.exp.max && j + i < more.first_max) more.first_max = j + i;
-      if (p.correct) more.moment += exp_one(s) * bounded_below(s);
-      const A w = weight && (row.q || smooth) ? weight[j + i] : A(1);
-      if (row.q) {
-        more.plain.add(q[i], s);
-        if (!same) more.target.add(term(q[i], w), s);
-        Largest<A> most{more.target_max, more.target_first_max};
-        most.add(q[i], j + i);
-        more.target_max = most.value, more.target_first_max = most.first;
-      } else if (smooth) {
-        more.target.add(w, s);
-      }
+      if (p.correct) more.moment += exp_one(s[i]) * bounded_below(s[i]);
     }
+    if (!row.q) {
+      if (smooth) more.target.add(w, s, count);
+      return;
+    }
+    unpack(row.q.fetch(j, count), q);
+    more.plain.add(q, s, count);
+    Largest<A> most{more.target_max, more.target_first_max};
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+      if (i < count) most.add(q[i], j + i);
+      w[i] = term(q[i], w[i]);
+    }
+    more.target_max = most.value, more.target_first_max = most.first;
+    if (!same_as_probabilities(p.target)) more.target.add(w, s, count);
   }
 
   __device__ Total total(const Terms& terms) const {
@@ -143,12 +147,12 @@ struct LossRows {
         log_prob = (z - m) - d;
         loss = -(w * log_prob);
         if (p.target.label_smoothing > 0)
-          loss = term.keep * loss + term.spread * (total.target.weight * d - total.target.dot);
+          loss = static_cast<A>(term.keep * loss + term.spread * (total.target.weight * d - total.target.dot));
         correct = t == total.first_max;
       }
     } else {
-      loss = total.target.weight * d - total.target.dot;
-      log_prob = total.plain.dot - total.plain.weight * d;
+      loss = static_cast<A>(total.target.weight * d - total.target.dot);
+      log_prob = static_cast<A>(total.plain.dot - total.plain.weight * d);
       correct = total.target_first_max == total.first_max;
     }
     const A z_term = counted && p.z_loss_factor != 0 ? static_cast<A>(p.z_loss_factor) * (lse * lse) : A(0);
@@ -157,7 +161,8 @@ struct LossRows {
     A* const saved = row_of<A>(p.rows, p.saved, at);
     saved[0] = m, saved[p.saved.step] = d;
     if (p.target.probability)
-      saved[2 * p.saved.step] = total.target.weight, saved[3 * p.saved.step] = total.plain.weight;
+      saved[2 * p.saved.step] = static_cast<A>(total.target.weight),
+                saved[3 * p.saved.step] = static_cast<A>(total.plain.weight);
     if (p.terms) {
       A* plane = static_cast<A*>(p.terms) + row.index;
       *plane = loss;
