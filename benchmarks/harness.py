@@ -124,7 +124,7 @@ def save(name: str, rows: list[dict[str, Any]], more: dict[str, Any], out: Path 
     conditions = machine()
     print(table(rows))
     beaten = max(row.get("% of it in warm memory", row["% of ceiling"]) for row in rows)
-    if out is None and beaten > 110:
+    if out is None and beaten > 120:  # reading beside copying is faster than one after the other
         raise SystemExit(f"{beaten} % of a ceiling: it is measured too low; nothing was saved")
     print(", ".join(f"{k} {v}" for k, v in conditions.items()))
     if out is None:

@@ -6,3 +6,4 @@ python ceilings.py
 python bench_softmax.py "$@"
 python bench_cross_entropy.py "$@"
 python readme_tables.py
+python plot.py

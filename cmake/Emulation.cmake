@@ -1,7 +1,5 @@
 # libhetkern_emulated.so: the CUDA families on the CPU, for tests: the same host files and .cu files, built by the C++ compiler, with
 # csrc/cuda/emulation for a GPU. With HETKERN_SANITIZE it is that sanitizer's; hetkern_traffic is the library that counts.
-# The headers go into the wheel either way: the test kit builds other people's kernels with them.
-install(DIRECTORY csrc/cuda/device csrc/cuda/emulation DESTINATION hetkern/include/cuda PATTERN table.cpp EXCLUDE)
 if(NOT HETKERN_EMULATION)
   return()
 endif()

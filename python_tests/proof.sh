@@ -15,15 +15,54 @@ rung() {  # rung NAME command…
 for level in $(python -c 'import hetkern; print(*hetkern._C.isa_levels())'); do
   rung "all tests, instruction set $level" env HETKERN_ISA="$level" python -m pytest -q -n 2 -m "proof or not proof" --ignore python_tests/test_sanitizers.py python_tests
 done
+rung "all tests of the families in CUDA, emulated" python -m pytest -q -n 2 --impl cuda -m "proof or not proof" python_tests
+rung "all tests of the families in Triton, interpreted" python -m pytest -q -n 2 -p hetkern.testing.triton_interpreter --impl triton -m "proof or not proof" python_tests
 rung "kernels under sanitizers, planted bugs" python -m pytest -q python_tests/test_sanitizers.py
 for family in softmax cross_entropy; do
   rung "random configurations, $family" python -m hetkern.testing.repro "$family" --count "${COUNT:-100000}" --state "build/proof/$family.json"
 done
+# Build promises, in throw-away environments beside the work: every one starts from the files that git knows.
+venv() { rm -rf "build/proof/$1" && python -m venv "build/proof/$1"; }  # venv NAME
+tests_beside() {  # tests_beside VENV FILE…: the tests next to the installed package, not next to the sources
+  local site=$(echo "build/proof/$1"/lib/python3*/site-packages) python=$PWD/build/proof/$1/bin/python config=$PWD/pyproject.toml
+  shift
+  rm -rf "$site/python_tests" && cp -r python_tests "$site" && (cd "$site" && "$python" -m pytest -q -c "$config" --rootdir . "$@")
+}
 isolated() {  # pip's own build environment, its torch held where the constraints hold ours
-  rm -rf build/proof/venv && python -m venv build/proof/venv &&
-    PIP_CONSTRAINT=$PWD/constraints.txt build/proof/venv/bin/pip install -q . &&
-    (cd build/proof && venv/bin/hetkern doctor)
+  venv isolated &&
+    PIP_CONSTRAINT=$PWD/constraints.txt build/proof/isolated/bin/pip install -q . pytest pytest-xdist expecttest &&
+    (cd build/proof && isolated/bin/hetkern doctor) && tests_beside isolated python_tests/test_import.py
+}
+without_torch() {  # must fail, and say what to type
+  venv bare && build/proof/bare/bin/pip install -q scikit-build-core pybind11 cmake ninja &&
+    ! build/proof/bare/bin/pip install --no-build-isolation --no-deps . > build/proof/bare.log 2>&1 &&
+    grep "type .pip install 'torch>=2.11'. first" build/proof/bare.log
+}
+from_sdist() {
+  rm -rf build/proof/dist &&
+    python -c 'from scikit_build_core.build import build_sdist; build_sdist("build/proof/dist")' &&
+    python -m pip wheel -q --no-build-isolation --no-deps -w build/proof/dist build/proof/dist/*.tar.gz &&
+    ls build/proof/dist
+}
+plain_cmake() {
+  rm -rf build/proof/cmake && cmake -S . -B build/proof/cmake -DHETKERN_CUDA=OFF -DPython_EXECUTABLE="$(command -v python)" > /dev/null &&
+    cmake --build build/proof/cmake -j 2 > /dev/null && ls build/proof/cmake/libhetkern_ops.so
+}
+beside_torch() {  # beside_torch VERSION: the library as built here, values on another torch
+  venv other && build/proof/other/bin/pip install -q "torch$1" numpy safetensors typer rich pytest pytest-xdist expecttest &&
+    site=$(echo build/proof/other/lib/python3*/site-packages) && cp -rL hetkern "$site" &&
+    cp build/proof/cmake/libhetkern_ops.so build/proof/cmake/_C*.so "$site/hetkern" &&
+    build/proof/other/bin/python -c 'import torch; print("torch", torch.__version__)' &&
+    tests_beside other python_tests/test_softmax_values.py python_tests/test_cross_entropy_values.py
+  local result=$?
+  rm -rf build/proof/other  # a torch is up to 5 GB
+  return $result
 }
 rung "an isolated pip install" isolated
+rung "no torch: one sentence" without_torch
+rung "sdist, and a wheel from it" from_sdist
+rung "plain cmake" plain_cmake
+rung "values on the oldest torch, the same library" beside_torch "==2.11.*"
+rung "values on the newest torch, the same library" beside_torch ""
 printf '%s\n' "== proof of $(git rev-parse --short HEAD)" "${summary[@]}"
 exit $failed

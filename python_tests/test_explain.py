@@ -8,6 +8,7 @@ import torch
 
 import hetkern
 from hetkern import impl
+from hetkern.testing import emulated_cuda, why_no_emulation
 
 needs_library = pytest.mark.skipif(
     impl.missing_library is not None, reason=str(impl.missing_library)
@@ -54,6 +55,17 @@ def test_explain_says_which_and_why_and_why_not_the_others():
     )
     with hetkern.use("reference"):
         assert hetkern.explain(hetkern.softmax, X).why == "named by hetkern.use or HETKERN_IMPL"
+
+
+@pytest.mark.skipif(why_no_emulation() is not None, reason=str(why_no_emulation()))
+def test_explain_shows_the_plan_of_an_emulated_gpu():
+    with emulated_cuda():
+        call = hetkern.explain(hetkern.softmax, torch.randn(2, 40001), impl="cuda")
+        assert (call.impl, call.plan["path"], call.plan["cluster"]) == ("cuda", "split_rows", 4)
+        loss = hetkern.explain(hetkern.cross_entropy, X, torch.tensor([0, 1]), impl="cuda")
+        assert loss.plan["path"] == "whole_rows" and loss.plan["threads"] > 0
+    with pytest.raises(NotImplementedError, match="it serves tensors on a CUDA GPU, not on cpu"):
+        hetkern.explain(hetkern.softmax, X, impl="cuda")
 
 
 @needs_library

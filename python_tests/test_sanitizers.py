@@ -66,9 +66,11 @@ def sanitized(request) -> tuple[str, dict[str, str]]:
     return sanitizer, environment
 
 
-def run(environment: dict[str, str], **more: str) -> subprocess.CompletedProcess[str]:
+def run(
+    environment: dict[str, str], *command: str, **more: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, WORKLOAD],
+        [sys.executable, *(command or [str(WORKLOAD)])],
         env={**environment, **more},
         capture_output=True,
         text=True,
@@ -100,4 +102,27 @@ def test_a_planted_bug_is_seen(sanitized, planted, seen):
     done = run(environment, HETKERN_PLANT=planted)
     assert done.returncode != 0 and seen[1] in done.stderr, (
         f"{sanitizer} has gone blind:\n{done.stderr[-2000:]}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("planted", "family"),
+    [
+        ("dropped_tail", "softmax"),
+        ("dropped_tail", "cross_entropy"),
+        ("zero_output", "softmax"),
+        ("zero_output", "cross_entropy"),
+        ("dropped_target", "cross_entropy"),
+    ],
+)
+def test_the_error_budget_sees_a_bug_planted_in_a_kernel(sanitized, planted, family):
+    sanitizer, environment = sanitized
+    if sanitizer != "address":
+        pytest.skip("one build with planted bugs is enough")
+    command = "-m", "hetkern.testing.repro", family, "--count", "12"
+    sound = run(environment, *command)
+    assert sound.returncode == 0 and "none failed" in sound.stdout, sound.stderr[-2000:]
+    done = run(environment, *command, HETKERN_PLANT=planted)
+    assert done.returncode == 1 and "error ÷ limit is" in done.stderr, (
+        f"the error budget has gone blind:\n{done.stdout}{done.stderr[-2000:]}"
     )

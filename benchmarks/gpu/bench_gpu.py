@@ -73,6 +73,7 @@ class Bench:
         self.until = time.monotonic() + options.seconds
         self.rows: list[dict[str, Any]] = []
         self.left_out: dict[str, str] = {}
+        self.failed: dict[str, str] = {}  # of our own
 
     def measure(
         self,
@@ -95,10 +96,9 @@ class Bench:
                     None if name == "Liger" else row_error(call(inputs[0])[:CHECKED_ROWS], right)
                 )
                 ms = self.clock.ms(call, inputs)
-            except Exception as failure:  # a peer's failure is a line, not the end
-                if name.startswith("hetkern"):
-                    raise
-                self.left_out[f"{work} {name}"] = f"{type(failure).__name__}: {failure}"[:200]
+            except Exception as failure:  # a line, not the end
+                where = self.failed if name.startswith("hetkern") else self.left_out
+                where[f"{work} {name}"] = f"{type(failure).__name__}: {failure}"[:400]
                 continue
             row = {
                 "work": work,
@@ -245,6 +245,7 @@ class Bench:
             "targets": TARGETS,
             "reached": self.reached(),
             "left out": self.left_out,
+            "failed": self.failed,
             "rows": self.rows,
         }
         self.out.parent.mkdir(parents=True, exist_ok=True)
@@ -278,6 +279,7 @@ def main() -> None:
         bench.save()
     print(table(bench.rows))
     print("left out:", bench.left_out)
+    print("failed:", bench.failed)
     print("reached:", bench.reached())
 
 

@@ -105,9 +105,15 @@ struct LossRows {
 // take a float's last digits.
 template <class A>
 double sum_terms(const A* terms, int64_t M) {
-  double lanes[8] = {};
-  for (int64_t i = 0; i < M; ++i) lanes[i % 8] += terms[i];
-  return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
+  double sum = 0;
+  for (int64_t begin = 0; begin < M; begin += kChunk) {
+    double lanes[32] = {};
+    for (int64_t i = 0; i < M - begin && i < kChunk; ++i) lanes[i % 32] += terms[begin + i];
+    for (int half = 16; half > 0; half /= 2)
+      for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+    sum += lanes[0];
+  }
+  return sum;
 }
 
 template <class A>
@@ -185,7 +191,7 @@ struct GradientRows {
       });
     }
     // The target's own column keeps more digits.
-    if (row.gradient.at >= chunk.begin && row.gradient.at < chunk.begin + chunk.n)
+    if (row.gradient.at >= chunk.begin && row.gradient.at < chunk.begin + chunk.n && !planted(Bug::dropped_target))
       store_some<A>(row.dx + row.gradient.at, splat(row.gradient.dx_at), 1);
     const bool with_g = p.d_log_prob && !same_as_probabilities(p.target);
     if (row.dq)

@@ -42,7 +42,8 @@ void run_tasks(int tasks, void (*body)(const void*, int), const void* context) {
 #ifdef HETKERN_PLANTED_BUGS
 bool planted(Bug bug) {
   const char* wanted = std::getenv("HETKERN_PLANT");
-  constexpr const char* names[] = {"out_of_bounds", "misaligned", "race"};
+  constexpr const char* names[] = {"out_of_bounds", "misaligned",  "race",
+                                   "dropped_tail",  "zero_output", "dropped_target"};
   return wanted && std::strcmp(wanted, names[static_cast<int>(bug)]) == 0;
 }
 #endif

@@ -287,7 +287,8 @@ template <class A, bool own = false, class T, class Value>
 inline void write_row(T* to, int64_t n, const Value& value) {
   int64_t j = 0;
   for (; j + W<A> <= n; j += W<A>) own ? store_own<A>(to + j, value(j, W<A>)) : store<A>(to + j, value(j, W<A>));
-  if (j < n) store_some<A>(to + j, value(j, n - j), n - j);
+  if (j < n && !planted(Bug::dropped_tail)) store_some<A>(to + j, value(j, n - j), n - j);
+  if (planted(Bug::zero_output)) std::memset(to, 0, n * sizeof(T));
   if (planted(Bug::out_of_bounds)) to[n] = to[n - 1];
   if (planted(Bug::misaligned)) *reinterpret_cast<uint32_t*>(reinterpret_cast<char*>(to) + 1) = 0;
 }

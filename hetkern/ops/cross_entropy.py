@@ -107,6 +107,8 @@ def _plan(impl, input, target=None, **features: Any) -> dict[str, Any]:
         return {}
     inner = input.shape[dim + 1 :].numel()
     dtype = str(input.dtype).removeprefix("torch.")
+    if impl == "cuda":
+        return _impl.native.cross_entropy_plan_cuda(rows, classes, inner > 1, dtype)
     plan = _impl.native.cross_entropy_plan(rows, classes, inner > 1, dtype)
     return {"isa": _impl.native.isa(), **plan}
 

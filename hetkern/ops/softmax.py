@@ -92,6 +92,8 @@ def _plan(impl, x, dim=-1, dtype=None, **features: Any) -> dict[str, Any]:
         return {}
     inner = x.shape[dim + 1 :].numel()
     names = [str(t).removeprefix("torch.") for t in (read, dtype or read)]
+    if impl == "cuda":
+        return _impl.native.softmax_plan_cuda(M, N, inner > 1, *names)
     plan = _impl.native.softmax_plan(M, N, inner > 1, *names)
     return {"isa": _impl.native.isa(), **plan}
 

@@ -1,6 +1,6 @@
 """The test kit: what holds an operation to its reference. For anyone who writes kernels.
 
-It needs torch, numpy and pytest, not hetkern's native library, and works on operations from outside:
+It needs torch, numpy and pytest, not hetkern's native library, and works on anybody's operations:
 
     from hetkern.testing import Case, check_op
 
