@@ -77,26 +77,30 @@ struct LossRows {
     }
     terms.exp.add(z);
     const A top = terms.exp.shift();
-    A q[V];
-    if (row.q) unpack(row.q.fetch(j, count), q);
-    const bool smooth = p.target.label_smoothing > 0, same = same_as_probabilities(p.target);
+    A s[V], w[V], q[V];
+    const bool smooth = p.target.label_smoothing > 0, weighted = weight && (row.q || smooth);
 #pragma unroll
     for (int i = 0; i < V; ++i) {
+      s[i] = z[i] - top;
+      w[i] = weighted && i < count ? weight[j + i] : A(1);
       if (i >= count) continue;
-      const A s = z[i] - top;
       if (z[i] == terms.exp.max && j + i < more.first_max) more.first_max = j + i;
-      if (p.correct) more.moment += exp_one(s) * bounded_below(s);
-      const A w = weight && (row.q || smooth) ? weight[j + i] : A(1);
-      if (row.q) {
-        more.plain.add(q[i], s);
-        if (!same) more.target.add(term(q[i], w), s);
-        Largest<A> most{more.target_max, more.target_first_max};
-        most.add(q[i], j + i);
-        more.target_max = most.value, more.target_first_max = most.first;
-      } else if (smooth) {
-        more.target.add(w, s);
-      }
+      if (p.correct) more.moment += exp_one(s[i]) * bounded_below(s[i]);
     }
+    if (!row.q) {
+      if (smooth) more.target.add(w, s, count);
+      return;
+    }
+    unpack(row.q.fetch(j, count), q);
+    more.plain.add(q, s, count);
+    Largest<A> most{more.target_max, more.target_first_max};
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+      if (i < count) most.add(q[i], j + i);
+      w[i] = term(q[i], w[i]);
+    }
+    more.target_max = most.value, more.target_first_max = most.first;
+    if (!same_as_probabilities(p.target)) more.target.add(w, s, count);
   }
 
   __device__ Total total(const Terms& terms) const {
@@ -143,12 +147,12 @@ struct LossRows {
         log_prob = (z - m) - d;
         loss = -(w * log_prob);
         if (p.target.label_smoothing > 0)
-          loss = term.keep * loss + term.spread * (total.target.weight * d - total.target.dot);
+          loss = static_cast<A>(term.keep * loss + term.spread * (total.target.weight * d - total.target.dot));
         correct = t == total.first_max;
       }
     } else {
-      loss = total.target.weight * d - total.target.dot;
-      log_prob = total.plain.dot - total.plain.weight * d;
+      loss = static_cast<A>(total.target.weight * d - total.target.dot);
+      log_prob = static_cast<A>(total.plain.dot - total.plain.weight * d);
       correct = total.target_first_max == total.first_max;
     }
     const A z_term = counted && p.z_loss_factor != 0 ? static_cast<A>(p.z_loss_factor) * (lse * lse) : A(0);
@@ -157,7 +161,8 @@ struct LossRows {
     A* const saved = row_of<A>(p.rows, p.saved, at);
     saved[0] = m, saved[p.saved.step] = d;
     if (p.target.probability)
-      saved[2 * p.saved.step] = total.target.weight, saved[3 * p.saved.step] = total.plain.weight;
+      saved[2 * p.saved.step] = static_cast<A>(total.target.weight),
+                saved[3 * p.saved.step] = static_cast<A>(total.plain.weight);
     if (p.terms) {
       A* plane = static_cast<A*>(p.terms) + row.index;
       *plane = loss;
@@ -221,7 +226,7 @@ __global__ void __launch_bounds__(kReduceThreads)
 
 // Pieces of rows: `lanes` threads a row, kBackwardVectors each. Over columns a thread is a row, and its block's warps are lanes.
 template <class A, class X>
-__global__ void __launch_bounds__(kBackwardThreads, sizeof(X) == 4 ? 3 : 2)
+__global__ void __launch_bounds__(kMaxThreads, 2)
     gradient_kernel(const __grid_constant__ CrossEntropyBackward p, const int lanes, const int rows,
                     const int64_t chunks, const bool columns) {
   constexpr int V = vector_of(sizeof(X));
@@ -241,10 +246,11 @@ __global__ void __launch_bounds__(kBackwardThreads, sizeof(X) == 4 ? 3 : 2)
   }
 
   for (int64_t piece = blockIdx.x; piece < pieces; piece += gridDim.x) {
-    const int64_t r = piece / chunks * rows + place, c = piece % chunks;
-    if (r >= p.rows.M) continue;
+    int64_t r = piece / chunks * rows + place;
+    const int64_t c = piece % chunks, n = r < p.rows.M ? p.rows.N : 0;
+    if (n == 0) r = 0;  // nothing to do but to keep one's warp company
     const RowIndex at = index_of(p.rows, r);
-    if (p.target.index && c == 0 && lane == 0) {
+    if (p.target.index && c == 0 && lane == 0 && n > 0) {
       const int64_t t = *row_of<const int64_t>(p.rows, p.target.index, at);
       if (t != p.target.ignore_index) HETKERN_CHECK_TARGET("hetkern::cross_entropy_backward", t, p.rows, p.target, r);
     }
@@ -254,10 +260,9 @@ __global__ void __launch_bounds__(kBackwardThreads, sizeof(X) == 4 ? 3 : 2)
 
     for (int k = 0; k < kBackwardVectors; ++k) {
       const int64_t j = ((c * kBackwardVectors + k) * lanes + lane) * V;
-      const int count = clamped(p.rows.N - j, V);
-      if (count == 0) break;
+      const int count = clamped(n - j, V);
       A z[V], slope[V] = {}, d[V], probability[V] = {}, w[V];
-      if (!gradient.nothing || dq) unpack(x.fetch(j, count), slope);
+      unpack(x.fetch(j, gradient.nothing && !dq ? 0 : count), slope);
       if (q) unpack(q.fetch(j, count), probability);
 #pragma unroll
       for (int i = 0; i < V; ++i) {
@@ -294,7 +299,7 @@ void forward(const CrossEntropyForward& p, const CrossEntropyPlan& plan, void* s
 template <class A, class X>
 void backward(const CrossEntropyBackward& p, const CrossEntropyPlan& plan, void* stream) {
   const bool columns = plan.path == RowPath::columns;
-  const int threads = plan.block.threads < kBackwardThreads ? plan.block.threads : kBackwardThreads;
+  const int threads = plan.block.threads;
   const int lanes = columns ? threads / kColumnRows : plan.block.lanes < threads ? plan.block.lanes : threads;
   const int rows = threads / lanes;
   const int64_t chunks = divided_up(p.rows.N, int64_t{lanes} * vector_of(sizeof(X)) * kBackwardVectors);

@@ -23,15 +23,12 @@ constexpr int kColumnRows = 32;  // rows a block of the columns path
 constexpr int kColumnWarps = 8;
 constexpr int kMaxWarps = 16;
 constexpr int kMaxTasks = 1 << 30;
-constexpr int kBackwardThreads = 256;  // of a block of a loss's backward, at most
-constexpr int kBackwardVectors = 4;    // of a row that a thread of a loss's backward takes at a time
-constexpr int kBackwardBlocks = 16;    // a multiprocessor
-constexpr int kMostWords = 24;         // of a total that threads exchange
+constexpr int kBackwardVectors = 4;  // of a row that a thread of a loss's backward takes at a time
+constexpr int kBackwardBlocks = 16;  // a multiprocessor
+constexpr int kMostWords = 24;       // of a total that threads exchange
 constexpr int kExchangeHeader = 2 * kMostWords * (kMaxWarps + 1) * 4;  // bytes
 
-// Of a block, so that none spills its registers: 16-bit elements come eight at a time, and a double takes two.
-constexpr int max_threads(int64_t widest_bytes) { return widest_bytes == 4 ? 512 : 256; }
-constexpr int min_blocks(int64_t widest_bytes) { return widest_bytes == 2 ? 3 : 2; }  // a multiprocessor
+constexpr int kMaxThreads = 256;  // of a block; with three of them on a multiprocessor a thread has 80 registers
 
 HETKERN_HOST_DEVICE inline int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int power_of_two_from(int64_t a, int most) {
@@ -67,7 +64,7 @@ inline RowShares share_rows(int64_t M, int64_t N, bool columns, int64_t widest, 
     s.block.lanes = power_of_two_from(divided_up(vectors, 2), 32);
     if (vectors > 1 && s.block.lanes < 2) s.block.lanes = 2;
   } else {
-    const int threads = power_of_two_from(divided_up(vectors, 4), max_threads(widest));
+    const int threads = power_of_two_from(divided_up(vectors, 4), kMaxThreads);
     s.block.threads = s.block.lanes = threads < 64 ? 64 : threads;
     if (gpu.clusters())
       while (s.block.cluster < kMaxCluster && kept_bytes(s.block.lanes, threads) > kGoodSharedBytes)

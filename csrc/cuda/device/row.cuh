@@ -4,6 +4,8 @@
 //
 // s leaves out one term that equals the maximum: log1p(s) is right to rounding where a confident row has s near 0.
 #pragma once
+#include <cstring>
+
 #include "../../rows.h"
 #include "numbers.cuh"
 #include "ptx.cuh"
@@ -43,24 +45,75 @@ __device__ __forceinline__ T* row_of(const Rows& rows, const Operand& operand, c
   return at;
 }
 
-// One tensor's part of a row. V elements move at once where they lie side by side on their own boundary, one by one elsewhere;
-// either way the same thread takes the same elements.
+// 16 bytes from `offset` on of the 32 in two vectors.
+template <class Raw>
+__device__ __forceinline__ Raw window(const Raw& low, const Raw& high, int offset) {
+  uint32_t word[8], result[4];
+  memcpy(word, &low, 16), memcpy(word + 4, &high, 16);
+#pragma unroll
+  for (int by = 2; by > 0; by /= 2)
+    if (offset / 4 & by)
+#pragma unroll
+      for (int i = 0; i + by < 8; ++i) word[i] = word[i + by];
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    result[i] = static_cast<uint32_t>((uint64_t{word[i + 1]} << 32 | word[i]) >> (offset % 4 * 8));
+  Raw raw;
+  memcpy(&raw, result, 16);
+  return raw;
+}
+
+// `raw` of the thread `distance` lanes further on.
+template <class Raw>
+__device__ __forceinline__ Raw of_lane(const Raw& raw, int distance) {
+  uint32_t word[4];
+  memcpy(word, &raw, 16);
+#pragma unroll
+  for (uint32_t& w : word)
+    w = distance > 0 ? __shfl_down_sync(0xffffffffu, w, distance) : __shfl_up_sync(0xffffffffu, w, -distance);
+  Raw other;
+  memcpy(&other, word, 16);
+  return other;
+}
+
+// One tensor's part of a row. V elements move at once where they lie side by side on a 16-byte boundary. In a row that starts
+// elsewhere a thread moves the 16 bytes that begin before its elements, and trades the ends with its neighbours; what nobody can
+// move so, at the row's ends and over other strides, goes one by one. Either way a thread has the same elements.
+// Whole warps call fetch and store together.
 template <class T, int V>
 struct Span {
   using Element = std::remove_const_t<T>;
   using Raw = Vector<Element, V>;
+  static constexpr bool kTrades = sizeof(Raw) == 16 && sizeof(Element) < 8;
   T* at;
   int64_t step;
-  bool whole;
+  bool whole;          // on the boundary
+  bool trade = false;  // some row of this warp is not
   __device__ Span(const Rows& rows, const Operand& operand, const RowIndex& index)
       : at(row_of<T>(rows, operand, index)),
         step(operand.step),
-        whole(step == 1 && reinterpret_cast<uintptr_t>(at) % alignof(Raw) == 0) {}
+        whole(step == 1 && reinterpret_cast<uintptr_t>(at) % alignof(Raw) == 0) {
+    if constexpr (kTrades) trade = __any_sync(0xffffffffu, at && step == 1 && !whole);
+  }
   __device__ explicit operator bool() const { return at != nullptr; }
 
   // Elements [j, j + count); nothing sensible in the others.
   __device__ __forceinline__ Raw fetch(int64_t j, int count) const {
-    Raw raw;
+    Raw raw{};
+    int first = 0, last = count;  // those to load one by one
+    if constexpr (kTrades)
+      if (trade) {
+        const auto address = static_cast<unsigned>(reinterpret_cast<uintptr_t>(at + j));
+        const int before = step == 1 ? address % 16 : 0, mine = V - before / static_cast<int>(sizeof(T));  // elements
+        const bool moves = before > 0 && j > 0 && count >= mine;
+        if (moves)
+          raw = ptx::load_16_once(reinterpret_cast<const Raw*>(reinterpret_cast<const char*>(at + j) - before));
+        const unsigned next = __shfl_down_sync(0xffffffffu, moves ? address : 1u, 1);
+        const Raw after = of_lane(raw, 1);
+        raw = window(raw, after, before);
+        if (moves) first = mine;
+        if (before > 0 && next == address + 16) last = count < mine ? count : mine;
+      }
     if (whole && count == V) {
       const auto* const from = reinterpret_cast<const Raw*>(at + j);
       if constexpr (sizeof(Raw) == 16)
@@ -69,21 +122,36 @@ struct Span {
         raw = *from;
     } else {
 #pragma unroll
-      for (int i = 0; i < V; ++i) raw.e[i] = i < count ? at[(j + i) * step] : Element{};
+      for (int i = 0; i < V; ++i)
+        if (i >= first && i < last) raw.e[i] = at[(j + i) * step];
     }
     return raw;
   }
+
   template <class A>
   __device__ __forceinline__ void store(int64_t j, int count, const A (&value)[V]) const {
     Raw raw;
 #pragma unroll
     for (int i = 0; i < V; ++i) raw.e[i] = To<T>::from(value[i]);
+    int first = 0, last = count;  // those to store one by one
+    if constexpr (kTrades)
+      if (trade) {
+        const auto address = static_cast<unsigned>(reinterpret_cast<uintptr_t>(at + j));
+        const int before = step == 1 ? address % 16 : 0, mine = V - before / static_cast<int>(sizeof(T));
+        const unsigned previous = __shfl_up_sync(0xffffffffu, count == V ? address : 1u, 1);
+        const bool moves = before > 0 && previous + 16 == address && count >= mine;
+        const Raw all = window(of_lane(raw, -1), raw, 16 - before);
+        if (moves) *reinterpret_cast<Raw*>(reinterpret_cast<char*>(at + j) - before) = all;
+        const unsigned next = __shfl_down_sync(0xffffffffu, moves ? address : 1u, 1);
+        if (moves) first = mine;
+        if (before > 0 && next == address + 16) last = mine;
+      }
     if (whole && count == V) {
       *reinterpret_cast<Raw*>(at + j) = raw;
     } else {
 #pragma unroll
       for (int i = 0; i < V; ++i)
-        if (i < count) at[(j + i) * step] = raw.e[i];
+        if (i >= first && i < last) at[(j + i) * step] = raw.e[i];
     }
   }
 };

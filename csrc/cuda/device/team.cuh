@@ -136,12 +136,10 @@ __device__ __forceinline__ Kept kept(char* memory, int64_t k) {
   return {memory ? memory + (k * kBytes * static_cast<int>(blockDim.x) + 16 * static_cast<int>(threadIdx.x)) : nullptr};
 }
 
-template <class Job>
-constexpr int kWidest = 16 / Job::V;  // bytes an element
-
+// Blocks that a multiprocessor shall hold: fewer where doubles, a long total or many elements take registers.
 template <class Job>
 constexpr int kMinBlocks =
-    min_blocks(kWidest<Job>) - (sizeof(typename Job::Total) > 32);  // a long total takes registers
+    3 - (sizeof(typename Job::A) == 8) - (sizeof(typename Job::Total) > 32) - (Job::V * Job::kPlanes >= 16);
 
 template <class Job>
 constexpr bool kWrites = Job::kPlanes > 0;
@@ -149,7 +147,7 @@ constexpr bool kWrites = Job::kPlanes > 0;
 // ---- Rows: neighbouring threads take neighbouring vectors. ----------------------------------------------------------------
 
 template <class Job>
-__global__ void __launch_bounds__(max_threads(kWidest<Job>), kMinBlocks<Job>)
+__global__ void __launch_bounds__(kMaxThreads, kMinBlocks<Job>)
     rows_kernel(const __grid_constant__ typename Job::Params p, const BlockShape shape, const bool keep) {
   HETKERN_SHARED(Exchange, exchange);
   constexpr int V = Job::V;
@@ -171,14 +169,15 @@ __global__ void __launch_bounds__(max_threads(kWidest<Job>), kMinBlocks<Job>)
     // Reduce.
     typename Job::Terms terms{};
     int64_t k = 0;
-    for (int64_t j = lane * V; j < n; j += step, ++k) job.add(terms, row, j, clamped(n - j, V), kept<Job>(memory, k));
+    for (int64_t j = lane * V; j - lane * V < p.rows.N; j += step, ++k)  // whole warps
+      job.add(terms, row, j, clamped(n - j, V), kept<Job>(memory, k));
     auto total = combine_team(job.total(terms), shape, exchange, turn);
     total = job.finish(row, total, lane == 0 && n > 0);
 
     // Write the row.
     if constexpr (kWrites<Job>) {
       k = 0;
-      for (int64_t j = lane * V; j < n; j += step, ++k)
+      for (int64_t j = lane * V; j - lane * V < p.rows.N; j += step, ++k)
         job.write(row, j, clamped(n - j, V), kept<Job>(memory, k), total);
     }
   }
@@ -215,7 +214,8 @@ __global__ void __launch_bounds__(32 * kColumnWarps, 1)
     int64_t k = 0;
     for (int lane = warp * lanes; lane < (warp + 1) * lanes; ++lane) {
       typename Job::Terms terms{};
-      for (int64_t j = lane * V; j < n; j += step, ++k) job.add(terms, row, j, clamped(n - j, V), kept<Job>(memory, k));
+      for (int64_t j = lane * V; j < p.rows.N; j += step, ++k)
+        job.add(terms, row, j, clamped(n - j, V), kept<Job>(memory, k));
       total = tree.push(job.total(terms));
     }
     const Words<Total> mine(total);
@@ -236,7 +236,7 @@ __global__ void __launch_bounds__(32 * kColumnWarps, 1)
     if constexpr (kWrites<Job>) {
       k = 0;
       for (int lane = warp * lanes; lane < (warp + 1) * lanes; ++lane)
-        for (int64_t j = lane * V; j < n; j += step, ++k)
+        for (int64_t j = lane * V; j < p.rows.N; j += step, ++k)
           job.write(row, j, clamped(n - j, V), kept<Job>(memory, k), total);
     }
   }
