@@ -192,7 +192,7 @@ struct ScoresIn {
   Vec<A> at(int64_t j) const { return whole(j); }
 };
 
-// Calls body(k, v) with every vector v of a chunk's scores, for register k, from column j on; the last ones are padded.
+// Calls body(j, k, v) with every vector v of a chunk's scores, from column j on, for register k; the last ones are padded.
 template <class A, class Scores, class Body>
 inline void for_each_score(const Scores& scores, int64_t n, const Body& body) {
   int64_t j = 0;

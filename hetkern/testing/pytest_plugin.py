@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         (kept if _wanted(item, asked) else dropped).append(item)
     items[:] = kept
     config.hook.pytest_deselected(items=dropped)
-    if "proof" in config.option.markexpr:
+    if config.option.markexpr not in ("", "not proof"):
         return
     long = pytest.mark.skip(reason="long: pytest -m proof runs it")
     for item in items:
