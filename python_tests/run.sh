@@ -15,7 +15,6 @@ rung "families on the CPU, kit and layers, on two workers" -n 2 "${alone[@]/#/--
 rung "families in CUDA, emulated" -n 2 --impl cuda python_tests/test_{softmax,cross_entropy}_{values,edges,errors,derivatives,bits}.py
 rung "families in Triton, interpreted" -n 2 -p hetkern.testing.triton_interpreter --impl triton \
   python_tests/test_{softmax,cross_entropy}_{values,edges,errors}.py
-rung "Triton's interpreter" -n 2 -p hetkern.testing.triton_interpreter python_tests/test_triton_interpreter.py
 rung "kernels under ASan + UBSan and TSan, planted bugs" python_tests/test_sanitizers.py
 rung "the kit from a wheel, on kernels from outside, planted bugs" python_tests/test_foreign_kernels.py
 exit $failed
