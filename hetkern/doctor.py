@@ -32,7 +32,7 @@ class Report(dict[str, str]):
 def doctor() -> Report:
     """Say what is built, what can run here, and why the rest cannot.
 
-    Works without the native library, and touches no GPU.
+    Works without the native library. Asks torch for a GPU only where an NVIDIA driver is loaded.
 
     Returns:
         A dict of facts that prints as a report. Its keys are "hetkern", "python", "torch",

@@ -118,6 +118,7 @@ _REASONS = {"cpu": _not_cpu, "cuda": _not_cuda, "triton": _not_triton}
 _found: dict[str, str | None] = {}  # what was looked for, and why it cannot run
 triton_interprets = os.environ.get("TRITON_INTERPRET") == "1"  # triton asks at its import
 LEAST_CAPABILITY = (8, 0)
+_DRIVERS = ("/dev/nvidiactl", "/proc/driver/nvidia/version", "/dev/dxg")  # the last one: WSL
 
 
 def _no_cuda_kernels() -> str | None:
@@ -129,6 +130,8 @@ def _no_cuda_kernels() -> str | None:
 def _no_gpu() -> str | None:
     if torch.version.cuda is None:
         return "this torch is a build without CUDA"
+    if not any(map(os.path.exists, _DRIVERS)):  # before torch is asked, which starts the driver
+        return "no NVIDIA driver is loaded"
     return None if torch.cuda.is_available() else "torch finds no CUDA GPU"
 
 

@@ -40,6 +40,14 @@ def test_the_report_prints_one_line_a_fact_in_two_columns():
     assert repr(report) == str(report)
 
 
+def test_a_torch_for_cuda_without_a_driver_is_not_asked_for_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(impl, "_DRIVERS", ())
+    monkeypatch.setattr(impl, "_found", {})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: pytest.fail("torch was asked"))
+    assert hetkern.doctor()['impl="triton"'] == "cannot run: no NVIDIA driver is loaded"
+
+
 def test_an_implementation_can_run_or_the_report_says_why_not():
     report = hetkern.doctor()
     assert report['impl="reference"'] == "can run"

@@ -190,10 +190,12 @@ def test_ctrl_c_finishes_the_step_saves_and_says_what_to_do(tiny, tmp_path, monk
         return true_step(*arguments)
 
     monkeypatch.setattr(loop_module, "_step", step)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
     with pytest.raises(KeyboardInterrupt, match=r"stopped after step 7; the weights are saved"):
         tiny(out=str(tmp_path / "run"))
     assert saved_step(tmp_path / "run") == 7
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
 
 
 def test_hetkern_and_torch_loss_curves_agree_to_rounding_over_50_steps(tiny):

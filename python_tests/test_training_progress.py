@@ -26,7 +26,8 @@ def test_plain_lines_hold_step_loss_speed_and_time_left():
     assert lines[-1] == "[0.5] said"
 
 
-def test_a_terminal_gets_a_bar_with_loss_speed_and_time_left():
+def test_a_terminal_gets_a_bar_with_loss_speed_and_time_left(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
     shown = follow(Terminal())
     assert "\x1b[" in shown and "step 20/40" not in shown
     for part in ("training", "40/40", "loss 1.000", "tokens/s", "left", "[0.5] said"):
