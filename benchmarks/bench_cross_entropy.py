@@ -38,7 +38,7 @@ def cases(shape, dtype, compiled):
     yield (
         "forward + backward",
         3 * size,
-        lambda c: size / c["read"] + 2 * size / c["fresh copy"],
+        lambda c: size / c["read"] + 2 * size / c["copy"],
         both,
         exact_dx,
     )

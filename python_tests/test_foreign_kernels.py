@@ -138,9 +138,11 @@ def checked(command, folder, **options):
 def wheel(folder):
     """hetkern without CUDA, for one instruction set."""
     settings = ["CUDA=OFF", "LEVELS=base", "WARNINGS_AS_ERRORS=ON"]
-    defined = [word for s in settings for word in ("-C", f"cmake.define.HETKERN_{s}")]
+    defined = [
+        word for s in settings for word in ("--config-settings", f"cmake.define.HETKERN_{s}")
+    ]
     build = ["-m", "pip", "wheel", "--quiet", "--no-build-isolation", "--no-deps", "--no-index"]
-    where = ["-C", f"build-dir={folder / 'build'}", "--wheel-dir", folder / "wheel"]
+    where = ["--config-settings", f"build-dir={folder / 'build'}", "--wheel-dir", folder / "wheel"]
     checked([sys.executable, *build, *defined, *where, ROOT], folder)
     (file,) = (folder / "wheel").glob("hetkern-*.whl")
     return file
