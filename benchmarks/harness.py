@@ -123,8 +123,11 @@ def save(name: str, rows: list[dict[str, Any]], more: dict[str, Any], out: Path 
     """Print the table and write it with its conditions."""
     conditions = machine()
     print(table(rows))
-    beaten = max(row.get("% of it in warm memory", row["% of ceiling"]) for row in rows)
-    if out is None and beaten > 120:  # reading beside copying is faster than one after the other
+    # A last-level cache holds part of what the smaller works move, and beats memory there.
+    large = [row for row in rows if row["ms"] * row["GB/s"] > 400]  # MB
+    shares = [row.get("% of it in warm memory", row["% of ceiling"]) for row in large]
+    beaten = max(shares, default=0)
+    if out is None and beaten > 110:
         raise SystemExit(f"{beaten} % of a ceiling: it is measured too low; nothing was saved")
     print(", ".join(f"{k} {v}" for k, v in conditions.items()))
     if out is None:
