@@ -32,7 +32,7 @@ def cases(shape, dtype):
         3 * size,
         lambda copy, read: size / read + 2 * size / copy,
         {
-            "hetkern": lambda: backward(dy, y, None, -1, dtype, 1.0, 0.0, None, False, False),
+            "hetkern": lambda: backward(dy, y, None, -1, dtype, 1, 0, None, False, False, None),
             "torch": lambda: torch._softmax_backward_data(dy, y, -1, dtype),
         },
         exact_dx,

@@ -28,6 +28,17 @@ int64_t checked_queries(const char* op, bool causal, int64_t dim, Sizes sizes) {
   return sizes[rank - 2];
 }
 
+// A shape without the reduced dimension.
+struct RowsShape {
+  int64_t size[64];
+  size_t rank = 0;
+  RowsShape(Sizes sizes, int64_t dim) {
+    for (size_t d = 0; d < sizes.size(); ++d)
+      if (static_cast<int64_t>(d) != dim) size[rank++] = sizes[d];
+  }
+  operator Sizes() const { return {size, rank}; }
+};
+
 }  // namespace
 
 // y, and y_sink if there is a sink.
@@ -48,11 +59,8 @@ std::pair<Tensor, OptionalTensor> softmax_of(const char* op, const Tensor& x_any
   p.queries = checked_queries(op, causal, dim, sizes);
   if (bias) check_like(op, "bias", *bias, x_any, x_type), check_broadcasts(op, "bias", bias->sizes(), sizes);
   if (mask) check_like(op, "mask", *mask, x_any, ScalarType::Bool), check_broadcasts(op, "mask", mask->sizes(), sizes);
-  int64_t row_sizes[64];
-  size_t row_rank = 0;
-  for (int64_t d = 0; d < rank; ++d)
-    if (d != dim) row_sizes[row_rank++] = sizes[d];
-  const Sizes rows_shape(row_sizes, row_rank);
+  const RowsShape rows_of_shape(sizes, dim);
+  const Sizes rows_shape = rows_of_shape;
   if (sink) check_like(op, "sink", *sink, x_any, x_type), check_broadcasts(op, "sink", sink->sizes(), rows_shape);
 
   // Guard, allocate, return if empty.
@@ -106,7 +114,8 @@ std::tuple<Tensor, Tensor> softmax_sink(const Tensor& x, int64_t dim, std::optio
 
 template <GetSoftmaxKernels kernels>
 Tensor softmax_backward(const Tensor& dy_any, const Tensor& y_any, OptionalTensor x_any, int64_t any_dim,
-                        ScalarType x_type, double scale, double softcap, OptionalTensor mask, bool causal, bool log) {
+                        ScalarType x_type, double scale, double softcap, OptionalTensor mask, bool causal, bool log,
+                        OptionalTensor y_sink) {
   constexpr const char* op = "hetkern::softmax_backward";
   const Sizes sizes = y_any.sizes();
 
@@ -121,6 +130,10 @@ Tensor softmax_backward(const Tensor& dy_any, const Tensor& y_any, OptionalTenso
   if ((softcap > 0) != x_any.has_value()) value_error(op, ": x: wanted with a softcap, and only then");
   if (x_any) check_like(op, "x", *x_any, y_any, x_type), check_shape(op, "x", *x_any, sizes);
   if (mask) check_like(op, "mask", *mask, y_any, ScalarType::Bool), check_broadcasts(op, "mask", mask->sizes(), sizes);
+  if (y_sink) {
+    check_like(op, "y_sink", *y_sink, y_any, accumulator_of(x_type));
+    check_shape(op, "y_sink", *y_sink, RowsShape(sizes, dim));
+  }
 
   // Guard, allocate, return if empty.
   const OnDevice on(y_any);
@@ -133,7 +146,13 @@ Tensor softmax_backward(const Tensor& dy_any, const Tensor& y_any, OptionalTenso
   OptionalTensor x;
   if (x_any) x = layout.ready(*x_any);
   const auto view = [&] {
-    return view_rows(sizes, dim, {{&dy, &p.dy}, {&y, &p.y}, {&dx, &p.dx}, {pointer(x), &p.x}, {pointer(mask), &p.mask}},
+    return view_rows(sizes, dim,
+                     {{&dy, &p.dy},
+                      {&y, &p.y},
+                      {&dx, &p.dx},
+                      {pointer(x), &p.x},
+                      {pointer(mask), &p.mask},
+                      {pointer(y_sink), &p.y_sink, false}},
                      p.rows);
   };
   if (!view()) {

@@ -31,11 +31,12 @@ struct SoftmaxForward {
 
 struct SoftmaxBackward {
   Rows rows;
-  Operand dy;    // y_type; its step may be 0: the gradient of a sum
-  Operand y;     // y_type
-  Operand dx;    // x_type
-  Operand x;     // x_type; present with a softcap
-  Operand mask;  // bool; may be absent
+  Operand dy;      // y_type; its step may be 0: the gradient of a sum
+  Operand y;       // y_type
+  Operand dx;      // x_type
+  Operand x;       // x_type; present with a softcap
+  Operand mask;    // bool; may be absent
+  Operand y_sink;  // float, double for double; one a row; what y lacks to 1, absent without a sink and for log
   double scale;
   double softcap;
   int64_t queries;
@@ -60,8 +61,7 @@ struct SoftmaxDoubleBackward {
 struct SoftmaxPlan {
   RowPath path;
   int tasks;  // run in parallel
-  bool
-      keep;  // exponentials wait in scratch memory for their sum, otherwise they are computed twice; a GPU keeps all it read
+  bool keep;  // exponentials wait in scratch memory for their sum, or they are computed twice; a GPU keeps all it read
   BlockShape block{};
 };
 

@@ -69,7 +69,9 @@ def test_softmax_registered_op_checks_its_arguments_itself(native):
         op(X, -1, None, 1.0, 0.0, None, torch.ones(4) > 0, False, False)
     backward = torch.ops.hetkern.softmax_backward
     with pytest.raises(ValueError, match=r"softmax_backward: dy: wanted .*got"):
-        backward(torch.zeros(2, 4), X, None, -1, X.dtype, 1.0, 0.0, None, False, False)
+        backward(torch.zeros(2, 4), X, None, -1, X.dtype, 1.0, 0.0, None, False, False, None)
+    with pytest.raises(ValueError, match=r"softmax_backward: y_sink: wanted .*got"):
+        backward(X, X, None, -1, X.dtype, 1.0, 0.0, None, False, False, torch.zeros(5))
 
 
 def test_softmax_refuses_by_the_same_name_when_compiled(native):

@@ -30,10 +30,10 @@ def softmax(N, dtype, everything):
     mask = meta(N, dtype=torch.bool)
     if everything:
         family.softmax_sink(x, -1, None, 0.5, 30.0, meta(N, dtype=dtype), mask, True, True, rows)
-        family.softmax_backward(x, x, x, -1, dtype, 0.5, 30.0, mask, True, True)
+        family.softmax_backward(x, x, x, -1, dtype, 0.5, 30.0, mask, True, True, None)
     else:
         family.softmax(x, -1, None, 1.0, 0.0, None, None, False, False)
-        family.softmax_backward(x, x, None, -1, dtype, 1.0, 0.0, None, False, False)
+        family.softmax_backward(x, x, None, -1, dtype, 1.0, 0.0, None, False, False, None)
 
 
 def cross_entropy(N, dtype, everything, probabilities=False):

@@ -44,14 +44,27 @@ struct Column {
   }
 };
 
-// sum over [begin, end) of term(j), a row a lane.
+// n sums over [begin, end) of the terms that term(j, terms) sets, a row a lane.
+template <class A, int n>
+struct ColumnSums {
+  Vec<A> of[n];
+};
+template <int n, class A, class Term>
+inline ColumnSums<A, n> sums_of_columns(int64_t begin, int64_t end, const Term& term) {
+  ColumnSums<A, n> sum[kLanes<A>] = {};
+  for (int64_t j = begin; j < end; ++j) {
+    Vec<A> terms[n];
+    term(j, terms);
+    for (int i = 0; i < n; ++i) sum[(j - begin) % kLanes<A>].of[i] += terms[i];
+  }
+  for (int half = kLanes<A> / 2; half > 0; half /= 2)
+    for (int k = 0; k < half; ++k)
+      for (int i = 0; i < n; ++i) sum[k].of[i] += sum[k + half].of[i];
+  return sum[0];
+}
 template <class A, class Term>
 inline Vec<A> sum_columns(int64_t begin, int64_t end, const Term& term) {
-  Vec<A> sum[kLanes<A>] = {};
-  for (int64_t j = begin; j < end; ++j) sum[(j - begin) % kLanes<A>] += term(j);
-  for (int half = kLanes<A> / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) sum[i] += sum[i + half];
-  return sum[0];
+  return sums_of_columns<1, A>(begin, end, [&](int64_t j, Vec<A>* terms) { *terms = term(j); }).of[0];
 }
 
 // For each lane the first j of [0, n) where value(j) equals `wanted`; 0 if none does.

@@ -80,14 +80,24 @@ struct LossRows {
           sum_chunk<A>(0, chunk.n, [&](int64_t j, int64_t count) { return t(j, count) * shifted(j, count); }),
           sum_chunk<A>(0, chunk.n, t)};
     };
+    // A class that only the smoothing gives a share adds nothing here, though its logarithm be -inf.
+    const auto weighted_present = [&](const auto& t) {
+      const auto term = [&](int64_t j, int64_t count) {
+        const Vec<A> v = t(j, count);
+        return v == A(0) ? v : v * shifted(j, count);
+      };
+      return Weighted<A>{sum_chunk<A>(0, chunk.n, term), sum_chunk<A>(0, chunk.n, t)};
+    };
     if (!row.q) {
       part.target = weighted(w);
       return;
     }
-    part.plain = weighted(q);
-    part.target = same_as_probabilities(p.target)
-                      ? part.plain
-                      : weighted([&](int64_t j, int64_t count) { return term(q(j, count), w(j, count)); });
+    part.plain = part.target = weighted(q);
+    if (p.target.label_smoothing > 0)
+      part.target =
+          term.sums(weighted_present([&](int64_t j, int64_t count) { return w(j, count) * q(j, count); }), weighted(w));
+    else if (weight)
+      part.target = weighted([&](int64_t j, int64_t count) { return w(j, count) * q(j, count); });
     if (!p.correct) return;
     const Largest<A> most(row.q + chunk.begin, chunk.n);
     part.target_max = most.value, part.target_first_max = chunk.begin + most.first;
@@ -102,18 +112,19 @@ struct LossRows {
 // ---- The reduction. -------------------------------------------------------------------------------------------------
 
 // A plane of M terms, in a fixed order: the same bits whatever the threads. Equal terms, all rounded the same way, would
-// take a float's last digits.
+// take a float's last digits, and a double's but for the rests: what each addition rounded away.
 template <class A>
 double sum_terms(const A* terms, int64_t M) {
-  double sum = 0;
-  for (int64_t begin = 0; begin < M; begin += kChunk) {
-    double lanes[32] = {};
-    for (int64_t i = 0; i < M - begin && i < kChunk; ++i) lanes[i % 32] += terms[begin + i];
-    for (int half = 16; half > 0; half /= 2)
-      for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-    sum += lanes[0];
-  }
-  return sum;
+  constexpr int lanes = 32;
+  double sum[lanes] = {}, rest[lanes] = {};
+  const auto add = [&](int i, double term) {
+    const double before = sum[i], added = (sum[i] += term) - before;
+    rest[i] += (before - (sum[i] - added)) + (term - added);
+  };
+  for (int64_t i = 0; i < M; ++i) add(static_cast<int>(i % lanes), terms[i]);
+  for (int half = lanes / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) add(i, sum[i + half]), rest[i] += rest[i + half];
+  return std::isfinite(sum[0]) ? sum[0] + rest[0] : sum[0];
 }
 
 template <class A>

@@ -14,6 +14,7 @@ struct Weighted {
   double dot = 0, weight = 0;  // a float would round chunk by chunk: 128257 equal terms lose 6 eps
   Weighted shifted(A by) const { return {by == 0 || weight == 0 ? dot : dot + weight * by, weight}; }
   friend Weighted operator+(const Weighted& a, const Weighted& b) { return {a.dot + b.dot, a.weight + b.weight}; }
+  friend Weighted operator*(double factor, const Weighted& a) { return {factor * a.dot, factor * a.weight}; }
 };
 
 template <class A>
@@ -57,9 +58,19 @@ inline Vec<A> bounded_below(Vec<A> s) {
 template <class A>
 struct TargetTerm {
   A keep, spread;  // 1 - eps, eps / N
-  TargetTerm(const Targets& target, int64_t N)
-      : keep(static_cast<A>(1 - target.label_smoothing)), spread(static_cast<A>(target.label_smoothing / N)) {}
+  double label_smoothing;
+  int64_t N;
+  TargetTerm(const Targets& target, int64_t N_)
+      : keep(static_cast<A>(1 - target.label_smoothing)),
+        spread(static_cast<A>(target.label_smoothing / N_)),
+        label_smoothing(target.label_smoothing),
+        N(N_) {}
   Vec<A> operator()(Vec<A> q, Vec<A> w) const { return w * (keep * q + spread); }
+  // The sums of t_j, from those of w_j q_j and of w_j: beside a q_j near 1 the small equal terms of a float's sum round all
+  // the same way.
+  Weighted<A> sums(const Weighted<A>& of_q, const Weighted<A>& of_w) const {
+    return (1 - label_smoothing) * of_q + (label_smoothing / static_cast<double>(N)) * of_w;
+  }
 };
 
 // Whether t_j is q_j: the row's term is then -log_prob.
@@ -108,7 +119,10 @@ inline void finish_loss(const CrossEntropyForward& p, const Score<A>& score, Met
                         const LossSum<A>& total) {
   const RowIndex at = row_index(p.rows, row);
   const RowSum<A> sum = finished(total.exp);
-  const A m = sum.max, d = sum.log_all(), lse = m + d;
+  const A m = sum.max, d = sum.log_all();
+  const bool wants_lse = p.correct || p.z_loss_factor != 0;
+  const double exact_d = wants_lse ? std::log1p(static_cast<double>(sum.sum)) : 0;  // lse and entropy may be near 0
+  const A lse = static_cast<A>(m + exact_d);
 
   // The row's term.
   bool counted = true, correct = false;
@@ -150,7 +164,8 @@ inline void finish_loss(const CrossEntropyForward& p, const Score<A>& score, Met
   // Statistics.
   if (!p.correct) return;
   put(p.rows, p.row_loss, at, term + z_term), put(p.rows, p.lse, at, lse), put(p.rows, p.z_loss, at, z_term);
-  put(p.rows, p.entropy, at, d - total.moment / sum.all()), put(p.rows, p.log_prob, at, log_prob);
+  put(p.rows, p.entropy, at, static_cast<A>(exact_d - total.moment / (1 + static_cast<double>(sum.sum)))),
+      put(p.rows, p.log_prob, at, log_prob);
   put(p.rows, p.correct, at, correct && lse == lse);
 }
 
@@ -164,10 +179,12 @@ inline bool has_plain_gradient(const CrossEntropyBackward& p) {
 // One row's gradient in numbers, with s = z - m and p = exp(s) inverse:
 //   dz_j = p_j (f0 - f1 s_j) + u (T p_j - t_j) - g (Q p_j - q_j)          dq_j = g log p_j - u (1 - eps) w_j log p_j
 // For class indices t_j is w_j, T their sum and u has the factor eps / N; the target's own term is `dx_at`. The differences
-// are not multiplied out: they vanish where p is the target.
+// are not multiplied out: they vanish where p is the target. A p above a half is the maximum's, and may be nearly all, as t_j
+// of T: p - 1 keeps its digits in T p_j - t_j = T (p_j - 1) + (T - t_j).
 template <class A>
 struct RowGradient {
   A m, d, inverse, f0, f1, u, T, g, Q;
+  A max_less_1;  // p - 1 of the maximum; unless has_plain_gradient
   bool nothing;  // ignored, and no statistic of it is differentiated: zeros, whatever the row holds
   int64_t at;    // the target's column, or -1
   A dx_at;       // dx there
@@ -189,6 +206,7 @@ inline RowGradient<A> row_gradient(const CrossEntropyBackward& p, const Score<A>
   const TargetTerm<A> share(p.target, p.rows.N);
   RowGradient<A> r{};
   r.m = saved[0], r.d = saved[p.saved.step], r.inverse = exp_one(-r.d), r.at = -1;
+  if (!has_plain_gradient(p)) r.max_less_1 = std::expm1(-r.d);
 
   // What reaches the row's two terms and its statistics.
   const int64_t t = p.target.index ? class_of(p.rows, p.target, at, row, met) : 0;
@@ -225,13 +243,13 @@ inline RowGradient<A> row_gradient(const CrossEntropyBackward& p, const Score<A>
 // The same on vectors: one row in all lanes, or a row a lane.
 template <class A>
 struct GradientFormula {
-  Vec<A> m, d, inverse, f0, f1, u, T, g, Q;
+  Vec<A> m, d, inverse, f0, f1, u, T, g, Q, max_less_1;
   Mask<A> nothing;
   explicit GradientFormula(const RowGradient<A>& r) {
     for (int i = 0; i < W<A>; ++i) set(i, r);
   }
   void set(int i, const RowGradient<A>& r) {
-    m[i] = r.m, d[i] = r.d, inverse[i] = r.inverse, f0[i] = r.f0, f1[i] = r.f1;
+    m[i] = r.m, d[i] = r.d, inverse[i] = r.inverse, max_less_1[i] = r.max_less_1, f0[i] = r.f0, f1[i] = r.f1;
     u[i] = r.u, T[i] = r.T, g[i] = r.g, Q[i] = r.Q, nothing[i] = -static_cast<int>(r.nothing);
   }
   // dz where has_plain_gradient.
@@ -239,7 +257,10 @@ struct GradientFormula {
   // dz anywhere; q is 0 for class indices.
   Vec<A> full(Vec<A> z, Vec<A> t, Vec<A> q) const {
     const Vec<A> s = z - m, p = exp_nonpositive(s) * inverse;
-    return p * (f0 - f1 * bounded_below<A>(s)) + (u * (T * p - t) - g * (Q * p - q));
+    const auto less = [&](Vec<A> sum, Vec<A> part) {
+      return p > A(0.5) ? sum * max_less_1 + (sum - part) : sum * p - part;
+    };
+    return p * (f0 - f1 * bounded_below<A>(s)) + (u * less(T, t) - g * less(Q, q));
   }
   // dq. Two terms add up, of opposite infinities to NaN, as torch's; `with_g` where there are two.
   Vec<A> target(Vec<A> z, Vec<A> w, A keep, bool with_g) const {

@@ -38,7 +38,7 @@ inline int64_t padded(int64_t n) {
 template <class A>
 struct Lanes {
   Vec<A> v[kVectors<A>];
-  explicit Lanes(A a) {
+  explicit Lanes(A a = 0) {
     for (auto& u : v) u = splat(a);
   }
   template <class Op>
@@ -209,12 +209,13 @@ inline A largest_score(const Scores& scores, int64_t n) {
 }
 
 // Exponentials of the scores less their maximum, into z, and their sum. The maximum's own term is taken off afterwards:
-// enough where the sum only divides.
-template <bool coarse, class A, class Scores>
-inline RowSum<A> write_exponentials(const Scores& scores, int64_t n, A max, A* z) {
+// enough where the sum only divides. `meanwhile(j)` is called for every vector: the place to ask for memory.
+template <bool coarse, class A, class Scores, class Meanwhile>
+inline RowSum<A> write_exponentials(const Scores& scores, int64_t n, A max, A* z, const Meanwhile& meanwhile) {
   const Vec<A> shift = splat(max == -kInfinity<A> ? A(0) : max);
   Lanes<A> sum(0);
   for_each_score<A>(scores, n, [&](int64_t j, int k, Vec<A> v) {
+    meanwhile(j);
     const Vec<A> e = exp_of_share<coarse>(v - shift);
     sum.v[k] += e;
     store<A>(z + j, e);
@@ -320,20 +321,37 @@ struct Largest {
   }
 };
 
-// sum over [begin, end) of term(j, count): one chunk of a row, in the tree of this file.
-template <class A, class Term>
-inline A sum_chunk(int64_t begin, int64_t end, const Term& term) {
-  Lanes<A> sum(0);
+// n sums over [begin, end) of the terms that term(j, count, terms) sets: one chunk of a row, in the tree of this file.
+template <class A, int n>
+struct Sums {
+  A of[n];
+};
+template <int n, class A, class Term>
+inline Sums<A, n> sums_of_chunk(int64_t begin, int64_t end, const Term& term) {
+  Lanes<A> sum[n];
+  Vec<A> terms[n];
   int64_t j = begin;
   for (; j + kLanes<A> <= end; j += kLanes<A>)
-    for (int k = 0; k < kVectors<A>; ++k) sum.v[k] += term(j + k * W<A>, W<A>);
+    for (int k = 0; k < kVectors<A>; ++k) {
+      term(j + k * W<A>, W<A>, terms);
+      for (int i = 0; i < n; ++i) sum[i].v[k] += terms[i];
+    }
   for (int k = 0; j < end; ++k, j += W<A>) {
     const int64_t count = end - j < W<A> ? end - j : W<A>;
-    Vec<A> v = term(j, count);
-    for (int64_t i = count; i < W<A>; ++i) v[i] = 0;
-    sum.v[k] += v;
+    term(j, count, terms);
+    for (int i = 0; i < n; ++i) {
+      for (int64_t lane = count; lane < W<A>; ++lane) terms[i][lane] = 0;
+      sum[i].v[k] += terms[i];
+    }
   }
-  return sum.sum();
+  Sums<A, n> sums;
+  for (int i = 0; i < n; ++i) sums.of[i] = sum[i].sum();
+  return sums;
+}
+template <class A, class Term>
+inline A sum_chunk(int64_t begin, int64_t end, const Term& term) {
+  return sums_of_chunk<1, A>(begin, end, [&](int64_t j, int64_t count, Vec<A>* terms) { *terms = term(j, count); })
+      .of[0];
 }
 
 // ---- Broadcast operands. --------------------------------------------------------------------------------------------------

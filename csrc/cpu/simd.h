@@ -108,6 +108,8 @@ inline uint32_t lane_bits(Mask<float> mask) {
   return _mm512_movepi32_mask(bit_cast<__m512i>(mask));
 #elif defined(__AVX2__)
   return static_cast<uint32_t>(_mm256_movemask_ps(bit_cast<__m256>(mask)));
+#elif defined(__SSE2__)
+  return static_cast<uint32_t>(_mm_movemask_ps(bit_cast<__m128>(mask)));
 #else
   uint32_t bits = 0;
   for (int i = 0; i < W<float>; ++i) bits |= (mask[i] & 1u) << i;
@@ -115,9 +117,13 @@ inline uint32_t lane_bits(Mask<float> mask) {
 #endif
 }
 inline uint32_t lane_bits(Mask<double> mask) {
+#if defined(__AVX512DQ__)
+  return _mm512_movepi64_mask(bit_cast<__m512i>(mask));
+#else
   uint32_t bits = 0;
   for (int i = 0; i < W<double>; ++i) bits |= (mask[i] & 1u) << i;
   return bits;
+#endif
 }
 
 // ---- Loads and stores: every element type to and from vectors of A. -------------------------------------------------------
@@ -233,8 +239,9 @@ inline void store_some(T* to, Vec<A> v, int64_t n) {
   for (int64_t i = 0; i < n; ++i) to[i] = lanes[i];
 }
 
-// Asks for memory that is read soon; any address will do.
+// Asks for memory that is read, or written, soon; any address will do.
 inline void prefetch(const void* at) { __builtin_prefetch(at); }
+inline void prefetch_to_write(const void* at) { __builtin_prefetch(at, 1); }
 
 template <class A, class T>
 inline A get(const T* from) {
@@ -251,10 +258,12 @@ inline double get<double, double>(const double* from) {
 
 // ---- exp and tanh. --------------------------------------------------------------------------------------------------------
 
-// exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln 2 / 2; error below 1.1 ulp where the result is normal.
-// Below -87.3 (float) the result is 0, or a denormal where the instruction set scales for nothing.
-inline Vec<float> exp(Vec<float> x) {
-  x = max(splat(-104.0f), x);  // NaN passes
+// exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln 2 / 2.
+struct Exponential {
+  Vec<float> n, less_1;   // exp(r) - 1
+  Vec<int32_t> exponent;  // n, in the low bits
+};
+inline Exponential exponential(Vec<float> x) {
   const Vec<float> shifter = splat(0x1.8p23f);
   const Vec<float> shifted = fma(x, splat(0x1.715476p0f), shifter), n = shifted - shifter;
   Vec<float> r = fma(n, splat(-0x1.62e4p-1f), x);  // ln 2 in two parts, the first short enough that n times it is exact
@@ -264,12 +273,19 @@ inline Vec<float> exp(Vec<float> x) {
   q = fma(q, r, splat(0.0416683908f));
   q = fma(q, r, splat(0.166665204f));
   q = fma(q, r, splat(0.4999999343f));
-  const Vec<float> p = fma(q, r * r, r) + 1.0f;
+  return {n, fma(q, r * r, r), bit_cast<Vec<int32_t>>(shifted)};
+}
+
+// Error below 1.5 ulp where the result is normal. Below -87 (float) the result is 0, or what scaling gives where an instruction
+// scales.
+inline Vec<float> exp(Vec<float> x) {
+  x = max(splat(-104.0f), x);  // NaN passes
+  const Exponential of = exponential(x);
+  const Vec<float> p = of.less_1 + 1.0f;
 #if defined(__AVX512F__)
-  return _mm512_scalef_ps(p, n);
+  return _mm512_scalef_ps(p, of.n);
 #else
-  const Vec<int32_t> exponent = bit_cast<Vec<int32_t>>(shifted) << 23;   // n in the low bits of the sum's mantissa
-  const Vec<float> half = bit_cast<Vec<float>>(exponent + (126 << 23));  // 2^(n-1): in range up to exp(88.7)
+  const Vec<float> half = bit_cast<Vec<float>>((of.exponent << 23) + (126 << 23));  // 2^(n-1): in range up to exp(88.7)
   const Vec<float> e = (p * half) * 2.0f;
   const Vec<float> low = x < -87.0f ? Vec<float>{} : e;
   return x > 89.0f ? splat(kInfinity<float>) : low;
@@ -277,7 +293,7 @@ inline Vec<float> exp(Vec<float> x) {
 }
 
 // exp(x) for x <= 0, at four fifths of the cost where a register can be a table: exp(x) = 2^n T[i] exp(r), with n + i / 16
-// = round(16 x / ln 2) / 16 and |r| <= ln 2 / 32; error below 1 ulp.
+// = round(16 x / ln 2) / 16 and |r| <= ln 2 / 32; error below 1.6 ulp.
 inline Vec<float> exp_nonpositive(Vec<float> x) {
 #if defined(__AVX512F__)
   alignas(64) static constexpr float kSixteenths[16] = {
@@ -297,19 +313,21 @@ inline Vec<float> exp_nonpositive(Vec<float> x) {
 #endif
 }
 
-// exp(x) to within an error of 2^-23 (`coarse`: 2^-18) for x <= 0, though not to as many digits of a small result: what a row
-// that is divided by its sum needs. 2^t, t = x / ln 2, with a polynomial for the fraction of t.
+// exp(x) for x <= 0, error below 1.4 ulp; `coarse`: 2^-18, which is what a row of 16-bit numbers needs that is divided by its
+// sum. 2^t, t = x / ln 2, with a polynomial for the fraction of t.
 template <bool coarse>
 inline Vec<float> exp_of_share(Vec<float> x) {
 #if defined(__AVX512DQ__)
+  x = max(splat(-104.0f), x);
   const Vec<float> t = x * splat(0x1.715476p0f);
-  const Vec<float> r = _mm512_reduce_ps(t, _MM_FROUND_TO_NEG_INF);  // t - floor(t), and 0 of -inf
+  Vec<float> r = _mm512_reduce_ps(t, _MM_FROUND_TO_NEG_INF);  // t - floor(t), and 0 of -inf
   Vec<float> p;
   if constexpr (coarse) {
     p = fma(splat(0.013426684f), r, splat(0.052242473f));
     p = fma(p, r, splat(0.2412802f));
     p = fma(p, r, splat(0.69304484f));
   } else {
+    r += fma(x, splat(0x1.4ae0cp-26f), fma(x, splat(0x1.715476p0f), -t));  // what the product rounded away
     p = fma(splat(0.00021612915f), r, splat(0.0012467847f));
     p = fma(p, r, splat(0.009675452f));
     p = fma(p, r, splat(0.05548528f));
@@ -356,7 +374,8 @@ inline A exp_one(A x) {
   return exp(splat(x))[0];
 }
 
-// Odd polynomial up to 0.625, 1 - 2 / (exp(2|x|) + 1) above; error below 2 ulp.
+// Odd polynomial up to 0.625; above, 1 - 2 / (e + 1) with e = exp(2|x|) in two parts, the quotient corrected by what its
+// rounding left: a softcap multiplies the error. Below 1.2 ulp.
 inline Vec<float> tanh(Vec<float> x) {
   const Vec<float> x2 = x * x;
   Vec<float> p = splat(-0.0057170439f);
@@ -367,7 +386,12 @@ inline Vec<float> tanh(Vec<float> x) {
   const Vec<float> near_zero = fma(p, x2 * x, x);
   const Vec<uint32_t> sign = bit_cast<Vec<uint32_t>>(x) & 0x80000000u;
   const Vec<float> magnitude = bit_cast<Vec<float>>(bit_cast<Vec<uint32_t>>(x) & 0x7fffffffu);
-  const Vec<float> far = 1.0f - 2.0f / (exp(2.0f * magnitude) + 1.0f);
+  const Exponential of = exponential(magnitude > 10.0f ? splat(20.0f) : 2.0f * magnitude);
+  const Vec<float> scale = bit_cast<Vec<float>>((of.exponent << 23) + (127 << 23));
+  const Vec<float> p_high = 1.0f + of.less_1, p_low = of.less_1 - (p_high - 1.0f);
+  const Vec<float> e = p_high * scale, q = 2.0f / (e + 1.0f);
+  const Vec<float> left = fma(-q, e, 2.0f - q) - q * (p_low * scale);  // 2 - q (e + 1)
+  const Vec<float> far = 1.0f - fma(left * q, splat(0.5f), q);
   return magnitude < 0.625f ? near_zero : bit_cast<Vec<float>>(bit_cast<Vec<uint32_t>>(far) | sign);
 }
 inline Vec<double> tanh(Vec<double> x) {  // float64 is for proofs, not for speed

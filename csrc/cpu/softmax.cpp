@@ -56,10 +56,13 @@ struct ForwardRows {
     A* const z = plan.keep ? row.z + chunk.begin : row.z;
     bool kept = !row.mask;
     const X* const x = row.x + chunk.begin;
+    Y* const y = row.y + chunk.begin;
+    const auto meanwhile = [&](int64_t j) { prefetch(x + chunk.n + j), prefetch_to_write(y + j); };
     RowSum<A> part;
     if (!log && !row.bias && !row.mask && !(score.cap > 0)) {
-      part = score.scale == 1 ? plain_sum(ScoresOf<A, X, Unscaled>{x, chunk.n, {}}, chunk.n, z)
-                              : plain_sum(ScoresOf<A, X, Scaled<A>>{x, chunk.n, {splat(score.scale)}}, chunk.n, z);
+      part = score.scale == 1
+                 ? plain_sum(ScoresOf<A, X, Unscaled>{x, chunk.n, {}}, chunk.n, z, meanwhile)
+                 : plain_sum(ScoresOf<A, X, Scaled<A>>{x, chunk.n, {splat(score.scale)}}, chunk.n, z, meanwhile);
     } else {
       const A largest = write_scores(x, chunk.n, score, z, [&](Vec<A> v, int64_t j, int64_t count) {
                           if (row.bias) v += load_strided<A>(row.bias, p.bias.step, chunk.begin + j, count);
@@ -67,16 +70,16 @@ struct ForwardRows {
                           return v;
                         }).largest();
       part = log ? sum_exponentials(z, chunk.n, largest)
-                 : write_exponentials<kCoarse<Y>>(ScoresIn<A>{z}, chunk.n, largest, z);
+                 : write_exponentials<kCoarse<Y>>(ScoresIn<A>{z}, chunk.n, largest, z, meanwhile);
     }
     part.kept = kept;
     if (plan.keep) row.chunk_max[c] = part.max;
     return part;
   }
 
-  template <class Scores>
-  static RowSum<A> plain_sum(const Scores& scores, int64_t n, A* z) {
-    return write_exponentials<kCoarse<Y>>(scores, n, largest_score<A>(scores, n), z);
+  template <class Scores, class Meanwhile>
+  static RowSum<A> plain_sum(const Scores& scores, int64_t n, A* z, const Meanwhile& meanwhile) {
+    return write_exponentials<kCoarse<Y>>(scores, n, largest_score<A>(scores, n), z, meanwhile);
   }
 
   RowSum<A> finish(Row& row, RowSum<A> whole) const {
@@ -106,7 +109,7 @@ struct ForwardRows {
 
 template <bool log, class A, class X, class Y>
 struct BackwardRows {
-  using Total = A;
+  using Total = GradientSum<A>;
   struct Row {
     const Y* dy;  // of step 1, or 0 where a sum's gradient is expanded
     const Y* y;
@@ -114,6 +117,7 @@ struct BackwardRows {
     const X* x;
     const uint8_t* mask;
     int64_t kept;
+    A y_sink;
   };
   const SoftmaxBackward& p;
   const SoftmaxPlan& plan;
@@ -126,36 +130,47 @@ struct BackwardRows {
             row_of<X>(p.rows, p.dx, at),
             row_of<const X>(p.rows, p.x, at),
             row_of<const uint8_t>(p.rows, p.mask, at),
-            kept_columns(p.rows.N, p.queries, r)};
+            kept_columns(p.rows.N, p.queries, r),
+            p.y_sink ? *row_of<const A>(p.rows, p.y_sink, at) : A(0)};
   }
 
   // sum dy y, log: sum dy.
-  A sum(Row& row, int64_t c) const {
+  Total sum(Row& row, int64_t c) const {
     const Chunk chunk(c, log ? p.rows.N : row.kept);
-    return sum_chunk<A>(chunk.begin, chunk.begin + chunk.n, [&](int64_t j, int64_t count) {
-      const Vec<A> dy = load_strided<A>(row.dy, p.dy.step, j, count);
-      return log ? dy : dy * load_at<A>(row.y, j, count);
-    });
+    Total part;
+    const auto sums =
+        sums_of_chunk<log ? 1 : 2, A>(chunk.begin, chunk.begin + chunk.n, [&](int64_t j, int64_t count, Vec<A>* terms) {
+          const Vec<A> dy = load_strided<A>(row.dy, p.dy.step, j, count);
+          if constexpr (log) {
+            terms[0] = dy;
+          } else {
+            prefetch_to_write(row.dx + j);
+            const Vec<A> y = without_top(part, dy, load_at<A>(row.y, j, count));
+            terms[0] = dy * y, terms[1] = y;
+          }
+        });
+    part.rest += sums.of[0];
+    if constexpr (!log) part.y_rest += sums.of[1];
+    return part;
   }
 
-  A finish(Row&, A total) const { return total; }
+  Total finish(Row&, const Total& total) const { return total; }
 
-  void write(Row& row, int64_t c, A total) const {
+  void write(Row& row, int64_t c, const Total& total) const {
     const Chunk all(c, p.rows.N), chunk(c, row.kept);
     X* const dx = row.dx + all.begin;
+    const SoftmaxGradient<log, A> gradient{splat(total.top_dy), splat(total.template mean<Y>(row.y_sink))};
     if (!row.x && !row.mask) {
-      const Vec<A> sum = splat(total), scale = splat(score.scale);
+      const Vec<A> scale = splat(score.scale);
       write_row<A, std::is_same_v<X, Y>>(dx, chunk.n, [&](int64_t at, int64_t count) {
         const int64_t j = all.begin + at;
-        return softmax_gradient<log, A>(load_strided<A>(row.dy, p.dy.step, j, count), load_at<A>(row.y, j, count),
-                                        sum) *
-               scale;
+        return gradient(load_strided<A>(row.dy, p.dy.step, j, count), load_at<A>(row.y, j, count)) * scale;
       });
     } else {
       write_row<A>(dx, chunk.n, [&](int64_t at, int64_t count) {
         const int64_t j = all.begin + at;
         const Vec<A> dy = load_strided<A>(row.dy, p.dy.step, j, count), y = load_at<A>(row.y, j, count);
-        Vec<A> value = softmax_gradient<log, A>(dy, y, splat(total));
+        Vec<A> value = gradient(dy, y);
         value *= row.x ? score.slope(load_at<A>(row.x, j, count)) : splat(score.scale);
         if (row.mask) value = kept_lanes<A>(value, row.mask, p.mask.step, j, count);  // a masked x may be NaN
         return value;

@@ -110,13 +110,14 @@ struct ForwardColumns {
 
 template <bool log, class A, class X, class Y>
 struct BackwardColumns {
-  using Total = Each<A, W<A>>;
+  using Total = Each<GradientSum<A>, W<A>>;
   struct Row {
     int64_t lanes;
     Column<const Y> dy, y;
     Column<X> dx;
     Column<const X> x;
     Column<const uint8_t> mask;
+    Column<const A> y_sink;
   };
   const SoftmaxBackward& p;
   const SoftmaxPlan& plan;
@@ -125,26 +126,42 @@ struct BackwardColumns {
 
   Row row(int64_t group) const {
     const RowIndex at = row_index(p.rows, groups.first_row(group));
-    return {groups.lanes(group), {p.rows, p.dy, at}, {p.rows, p.y, at},
-            {p.rows, p.dx, at},  {p.rows, p.x, at},  {p.rows, p.mask, at}};
+    return {groups.lanes(group), {p.rows, p.dy, at},   {p.rows, p.y, at},     {p.rows, p.dx, at},
+            {p.rows, p.x, at},   {p.rows, p.mask, at}, {p.rows, p.y_sink, at}};
   }
 
   Total sum(Row& row, int64_t c) const {
     const Chunk chunk(c, p.rows.N);
-    return bit_cast<Total>(sum_columns<A>(chunk.begin, chunk.begin + chunk.n, [&](int64_t j) {
-      const Vec<A> dy = row.dy.template load<A>(j, row.lanes);
-      return log ? dy : dy * row.y.template load<A>(j, row.lanes);
-    }));
+    Total part;
+    const auto sums =
+        sums_of_columns<log ? 1 : 2, A>(chunk.begin, chunk.begin + chunk.n, [&](int64_t j, Vec<A>* terms) {
+          const Vec<A> dy = row.dy.template load<A>(j, row.lanes);
+          if constexpr (log) {
+            terms[0] = dy;
+          } else {
+            const Vec<A> y = without_top(part, dy, row.y.template load<A>(j, row.lanes));
+            terms[0] = dy * y, terms[1] = y;
+          }
+        });
+    for (int i = 0; i < W<A>; ++i) {
+      part.lane[i].rest += sums.of[0][i];
+      if constexpr (!log) part.lane[i].y_rest += sums.of[1][i];
+    }
+    return part;
   }
 
   Total finish(Row&, const Total& total) const { return total; }
 
   void write(Row& row, int64_t c, const Total& total) const {
     const Chunk chunk(c, p.rows.N);
-    const Vec<A> sum = bit_cast<Vec<A>>(total);
+    SoftmaxGradient<log, A> gradient{};
+    for (int64_t i = 0; i < row.lanes; ++i) {
+      const A y_sink = row.y_sink.at ? row.y_sink.at[i * row.y_sink.lane] : A(0);
+      gradient.top_dy[i] = total.lane[i].top_dy, gradient.mean[i] = total.lane[i].template mean<Y>(y_sink);
+    }
     for (int64_t j = chunk.begin; j < chunk.begin + chunk.n; ++j) {
       const Vec<A> dy = row.dy.template load<A>(j, row.lanes), y = row.y.template load<A>(j, row.lanes);
-      Vec<A> value = softmax_gradient<log, A>(dy, y, sum);
+      Vec<A> value = gradient(dy, y);
       value *= row.x.at ? score.slope(row.x.template load<A>(j, row.lanes)) : splat(score.scale);
       if (row.mask.at) value = kept_lanes<A>(value, row.mask.at + j * row.mask.step, row.mask.lane, 0, row.lanes);
       row.dx.template store<A>(j, row.lanes, value);

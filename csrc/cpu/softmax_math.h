@@ -1,13 +1,20 @@
 // The formulas of csrc/softmax.h on vectors: the same for rows and for columns.
 #pragma once
 #include "../softmax.h"
-#include "row.h"
+#include "columns.h"
 
 namespace hetkern::cpu {
 namespace {
 
 template <class A>
 constexpr int kKeptChunks = static_cast<int>(kScratchBytes / (kChunk * sizeof(A)));  // that scratch memory holds
+
+template <class Y>
+constexpr double kEps = std::numeric_limits<Y>::epsilon();
+template <>
+constexpr double kEps<bf16> = 0x1p-7;
+template <>
+constexpr double kEps<f16> = 0x1p-10;
 
 // Whether y has fewer digits than exponentials need for a float.
 template <class Y>
@@ -39,11 +46,61 @@ inline A sink_output(A sink, const RowSum<A>& row) {
   return log ? sink - row.max - row.log_all() : exp_one(sink - row.max) / row.all();
 }
 
-// dz from the row's sum of dy y (log: of dy).
-template <bool log, class A>
-inline Vec<A> softmax_gradient(Vec<A> dy, Vec<A> y, Vec<A> total) {
-  return log ? dy - exp(y) * total : y * (dy - total);
+// sum_k dy_k y_k (log: sum_k dy_k). A y above a half, of which a softmax has one at most, stands apart: where it is nearly 1,
+// dy - sum loses all its digits, and dy_k - dy_top - sum_{j != top} (dy_j - dy_top) y_j, the same number, loses none.
+// The rounded y do not add up to 1, which they are divided by; but only if they can have been meant to, whatever y holds.
+template <class A>
+struct GradientSum {
+  A rest = 0, y_rest = 0;  // sums without the one apart
+  A top_dy = 0, top_y = 0;
+  // The last one stays apart, whatever y holds.
+  void set_apart(A dy, A y) { rest += top_dy * top_y, y_rest += top_y, top_dy = dy, top_y = y; }
+  // What is subtracted from dy_k - top_dy.
+  template <class Y>
+  A mean(A y_sink) const {
+    const A beside = y_rest + y_sink, all = beside + top_y;
+    // The top's half ulp and the others'; a float's y has some more.
+    const A rounding = A(kEps<Y>) * (sizeof(Y) == 2 ? A(0.25) + beside / 2 : A(1));
+    if (!(std::abs(all - A(1)) <= rounding)) return rest - (A(1) - top_y) * top_dy;
+    return (rest - beside * top_dy) / all;
+  }
+};
+template <class A>
+inline GradientSum<A> combine(GradientSum<A> a, const GradientSum<A>& b) {
+  a.rest += b.rest, a.y_rest += b.y_rest;
+  if (b.top_y > 0) a.set_apart(b.top_dy, b.top_y);
+  return a;
 }
+
+// y, but 0 where it is set apart. An infinite dy stays with the others: it leaves no digits to keep.
+template <class A>
+inline GradientSum<A>& of_lane(GradientSum<A>& row, int) {
+  return row;
+}
+template <class A>
+inline GradientSum<A>& of_lane(Each<GradientSum<A>, W<A>>& rows, int i) {
+  return rows.lane[i];
+}
+template <class Total, class V>
+__attribute__((noinline, cold)) V take_out(Total& total, V dy, V y, uint32_t lanes) {  // once a row at most, out of the loop
+  for (; lanes != 0; lanes &= lanes - 1) {
+    const int i = __builtin_ctz(lanes);
+    if (std::isfinite(dy[i])) of_lane(total, i).set_apart(dy[i], y[i]), y[i] = 0;
+  }
+  return y;
+}
+template <class Total, class V>
+inline V without_top(Total& total, V dy, V y) {
+  const uint32_t lanes = lane_bits(y > 0.5f);
+  return __builtin_expect(lanes != 0, 0) ? take_out(total, dy, y, lanes) : y;
+}
+
+// dz of a row, or of a row a lane.
+template <bool log, class A>
+struct SoftmaxGradient {
+  Vec<A> top_dy, mean;
+  Vec<A> operator()(Vec<A> dy, Vec<A> y) const { return log ? dy - exp(y) * mean : y * (dy - top_dy - mean); }
+};
 
 template <class S>
 struct TwoSums {

@@ -32,7 +32,7 @@ def _fake_sink(x, dim, dtype, scale, softcap, bias, mask, causal, log, sink):
     return x.new_empty(x.shape, dtype=dtype or x.dtype), x.new_empty(rows, dtype=accumulator)
 
 
-def _fake_backward(dy, y, x, dim, dtype, scale, softcap, mask, causal, log):
+def _fake_backward(dy, y, x, dim, dtype, scale, softcap, mask, causal, log, y_sink):
     return y.new_empty(y.shape, dtype=dtype)
 
 
@@ -61,10 +61,10 @@ _OPS = register(
     ),
     Op(
         "softmax_backward(Tensor dy, Tensor y, Tensor? x, int dim, ScalarType dtype, float scale, "
-        "float softcap, Tensor? mask, bool causal, bool log) -> Tensor",
+        "float softcap, Tensor? mask, bool causal, bool log, Tensor? y_sink) -> Tensor",
         _fake_backward,
         Derivative(derivatives.save_backward, derivatives.double_backward),
-        batch_rows(full=(0, 1, 2), broadcast=(7,), dim=3),
+        batch_rows(full=(0, 1, 2), broadcast=(7,), full_rows=(10,), dim=3),
     ),
     Op(
         "softmax_double_backward(Tensor g, Tensor dy, Tensor y, int dim, float scale, bool log) "

@@ -59,7 +59,7 @@ def backward_sink(ops, ctx, dy, dy_sink):
     if dy_sink is not None:
         from_sink = dy_sink if log else dy_sink * y_sink
         total = total + from_sink
-    dx, dbias = _score_gradients(ops, ctx, dy, y, x, mask, from_sink)
+    dx, dbias = _score_gradients(ops, ctx, dy, y, x, mask, None if log else y_sink, from_sink)
     dsink = -p_sink * total
     if dy_sink is not None:
         dsink = dsink + from_sink
@@ -79,22 +79,23 @@ def jvp_sink(ops, ctx, x_t, _dim, _dtype, _scale, _softcap, bias_t, _mask, _caus
     return _output_tangent(ctx, y, mask, z_t, p, mean), y_sink_t
 
 
-# ---- softmax_backward: dy, y, x, dim, dtype of x, scale, softcap, mask, causal, log -> dx --------
+# ---- softmax_backward: dy, y, x, dim, dtype of x, scale, softcap, mask, causal, log, y_sink -> dx
+# y_sink is what y lacks to a sum of 1: it helps with rounding, and dx does not depend on it.
 
 
 def save_backward(ctx, inputs, output):
     """Keep every tensor."""
-    dy, y, x, dim, dtype, scale, softcap, mask, causal, log = inputs
-    ctx.save_for_backward(dy, y, x, mask)
+    dy, y, x, dim, dtype, scale, softcap, mask, causal, log, y_sink = inputs
+    ctx.save_for_backward(dy, y, x, mask, y_sink)
     ctx.options = dim, dtype, scale, softcap, causal, log
 
 
 def double_backward(ops, ctx, g):
     """Gradients of ``dy``, ``y`` and ``x``, where ``dx = slope(x) dz(dy, y)``."""
-    dy, y, x, mask = ctx.saved_tensors
+    dy, y, x, mask, y_sink = ctx.saved_tensors
     dim, dtype, scale, softcap, causal, log = ctx.options
     if g is None:
-        return (None,) * 10
+        return (None,) * 11
     g_dz, factor = g, scale
     if softcap:
         g_dz, factor = (g * _slope(x, dtype, scale, softcap)).to(g.dtype), 1.0
@@ -104,10 +105,10 @@ def double_backward(ops, ctx, g):
     g_dy, g_y = ops.softmax_double_backward(g_dz, dy, y, dim, factor, log)
     g_x = None
     if ctx.needs_input_grad[2]:
-        dz = ops.softmax_backward(dy, y, None, dim, dtype, 1.0, 0.0, mask, causal, log)
+        dz = ops.softmax_backward(dy, y, None, dim, dtype, 1.0, 0.0, mask, causal, log, y_sink)
         t = (x.to(_accumulator(dtype)) * (scale / softcap)).tanh()
         g_x = (g * dz * (-2 * scale * scale / softcap * t * (1 - t * t))).to(x.dtype)
-    return g_dy, g_y, g_x, None, None, None, None, None, None, None
+    return g_dy, g_y, g_x, None, None, None, None, None, None, None, None
 
 
 # ---- softmax_double_backward ---------------------------------------------------------------------
@@ -144,17 +145,17 @@ def _slope(x, dtype, scale, softcap):
     return scale * (1 - t * t)
 
 
-def _score_gradients(ops, ctx, dy, y, x, mask, from_sink=None):
+def _score_gradients(ops, ctx, dy, y, x, mask, y_sink=None, from_sink=None):
     """Gradients of ``x`` and ``bias``; ``from_sink`` is the sink's term of the row's sum."""
     dim, dtype, scale, softcap, causal, log = ctx.options
     wants_dx, wants_dbias = ctx.needs_input_grad[0], ctx.needs_input_grad[5]
     if not wants_dbias and from_sink is None:
         if not wants_dx:
             return None, None
-        dx = ops.softmax_backward(dy, y, x, dim, dtype, scale, softcap, mask, causal, log)
+        dx = ops.softmax_backward(dy, y, x, dim, dtype, scale, softcap, mask, causal, log, y_sink)
         return dx, None
     # dz takes a call of its own, since it is not dx.
-    dz = ops.softmax_backward(dy, y, None, dim, dtype, 1.0, 0.0, mask, causal, log)
+    dz = ops.softmax_backward(dy, y, None, dim, dtype, 1.0, 0.0, mask, causal, log, y_sink)
     if from_sink is not None:
         dz = dz - ((y.exp() if log else y) * from_sink.unsqueeze(dim)).to(dtype)
     dx = None

@@ -81,8 +81,9 @@ def check_op(
         cases: the calls.
         dtypes: floating dtypes of the inputs.
         baseline: the torch computation whose error is the yardstick. None for ``reference`` in the
-            dtype under test, in float32 for float64; one that is given must take another way than
-            ``reference`` does in float64.
+            dtype under test, in float32 for float64. One that is given also runs in float64 and
+            must take another way than ``reference`` there: what they differ by is the exact
+            value's own error.
         layouts: names from ``hetkern.testing.layouts.LAYOUTS``, for all tensors at once and for the
             upstream gradient.
         seed: of the upstream gradients.
@@ -134,7 +135,9 @@ def _check(
     # The exact value, and the same computation by torch. The upstream gradient is rounded as the
     # operation's own outputs are.
     types = [value.dtype for value in results.values()]
-    yardstick = torch.float32 if dtype == torch.float64 and baseline is None else dtype
+    yardsticks = [(baseline or reference, dtype if dtype != torch.float64 else torch.float32)]
+    if dtype == torch.float64 and baseline is not None:
+        yardsticks.append((baseline, dtype))
 
     def referred(by: Op, working: torch.dtype, draw: int) -> dict[str, Tensor]:
         scaled = _scaled(1.0 + draw / 1024)
@@ -149,20 +152,20 @@ def _check(
     by_torch: list[dict[str, Tensor]] = []
 
     def look(draws: int) -> Iterator[tuple[str, float]]:
-        for draw in range(len(exact), draws):
-            exact.append(referred(reference, torch.float64, draw))
-            by_torch.append(referred(baseline or reference, yardstick, draw))
+        for draw in range(len(exact) // len(yardsticks), draws):
+            exact.extend([referred(reference, torch.float64, draw)] * len(yardsticks))
+            by_torch.extend(referred(by, working, draw) for by, working in yardsticks)
         if results.keys() != exact[0].keys():
             raise AssertionError(
                 f"{where}: got {sorted(results)}, wanted {sorted(exact[0])}\nrepro: {repro}"
             )
         for name, value in results.items():
             wanted = [run_exactly[name] for run_exactly in exact]
-            yardsticks = [run_by_torch[name] for run_by_torch in by_torch]
+            measured = [run_by_torch[name] for run_by_torch in by_torch]
             for part in _parts(name, call, case):
                 rows = _rows(name, value, call.args[0].shape, case.dim)
                 told = {"name": f"{where}: {name}", "seed": seed, "repro": repro}
-                yield f"{where}: {name}", _judged(value, wanted, yardsticks, part, rows, told)
+                yield f"{where}: {name}", _judged(value, wanted, measured, part, rows, told)
 
     for draws in DRAWS:
         try:
@@ -191,7 +194,12 @@ def _judged(
         return 0.0
     errors = [error_of(by, wanted, value.dtype) for by, wanted in zip(by_torch, exact, strict=True)]
     judged = [value, exact[0], torch.stack(errors).amax(0)]
-    judged.append(torch.stack([wanted.abs() for wanted in exact]).amax(0))
+    magnitude = torch.stack([wanted.abs() for wanted in exact]).amax(0)
+    if value.dtype != torch.float64:  # the exact value has its own eps, of the tensor's largest
+        eps = torch.finfo(torch.float64).eps / torch.finfo(value.dtype).eps
+        largest = torch.where(magnitude.isfinite(), magnitude, 0.0).max() if value.numel() else 0.0
+        magnitude = magnitude.clamp_min(eps * largest)
+    judged.append(magnitude)
     if part is not None:
         judged = [torch.where(part, t, 0.0) for t in judged]
     return assert_within_budget(*judged, dim=rows, **told)

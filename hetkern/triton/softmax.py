@@ -154,8 +154,9 @@ def softmax_backward(
     mask: Tensor | None,
     causal: bool,
     log: bool,
+    y_sink: Tensor | None,
 ) -> Tensor:
-    """``hetkern::softmax_backward``: dx."""
+    """``hetkern::softmax_backward``: dx; ``y_sink`` is not needed."""
     op, sizes = "softmax_backward", tuple(y.shape)
 
     # Check.
