@@ -156,8 +156,7 @@ inline Lanes<A> write_scores(const T* x, int64_t n, const ScoreOf& score, A* z, 
     if (count == W<A>) {
       v = more(score(load<A>(x + j)), j, W<A>);
     } else if (count > 0) {
-      v = more(score(load_some<A>(x + j, count, A(0))), j, count);
-      for (int64_t i = count; i < W<A>; ++i) v[i] = -kInfinity<A>;
+      v = keep_lanes<A>(more(score(load_some<A>(x + j, count, A(0))), j, count), count, -kInfinity<A>);
     }
     store<A>(z + j, v);
     largest.v[k] = max(v, largest.v[k]);
@@ -175,12 +174,7 @@ struct ScoresOf {
   Vec<A> at(int64_t j) const {  // -inf past the end
     const int64_t count = n - j;
     if (count >= W<A>) return whole(j);
-    Vec<A> v = splat(-kInfinity<A>);
-    if (count > 0) {
-      const Vec<A> some = score(load_some<A>(x + j, count, A(0)));
-      for (int64_t i = 0; i < count; ++i) v[i] = some[i];
-    }
-    return v;
+    return keep_lanes<A>(score(load_some<A>(x + j, count, A(0))), count, -kInfinity<A>);
   }
 };
 
@@ -192,13 +186,13 @@ struct ScoresIn {
   Vec<A> at(int64_t j) const { return whole(j); }
 };
 
-// Calls body(j, k, v) with every vector v of a chunk's scores, from column j on, for register k; the last ones are padded.
+// Calls body(j, k, v) with every vector v of a chunk's scores, from column j on, for register k; the last one is padded.
 template <class A, class Scores, class Body>
 inline void for_each_score(const Scores& scores, int64_t n, const Body& body) {
   int64_t j = 0;
   for (; j + kLanes<A> <= n; j += kLanes<A>)
     for (int k = 0; k < kVectors<A>; ++k) body(j + k * W<A>, k, scores.whole(j + k * W<A>));
-  for (int k = 0; j < padded<A>(n); ++k, j += W<A>) body(j, k, scores.at(j));
+  for (int k = 0; j < n; ++k, j += W<A>) body(j, k, scores.at(j));
 }
 
 template <class A, class Scores>
@@ -340,8 +334,7 @@ inline Sums<A, n> sums_of_chunk(int64_t begin, int64_t end, const Term& term) {
     const int64_t count = end - j < W<A> ? end - j : W<A>;
     term(j, count, terms);
     for (int i = 0; i < n; ++i) {
-      for (int64_t lane = count; lane < W<A>; ++lane) terms[i][lane] = 0;
-      sum[i].v[k] += terms[i];
+      sum[i].v[k] += keep_lanes<A>(terms[i], count, A(0));
     }
   }
   Sums<A, n> sums;

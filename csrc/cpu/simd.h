@@ -205,14 +205,56 @@ inline Vec<A> load(const T* from) {
   return packed.unpack();
 }
 
+template <class V>
+inline V load_vector(const void* from) {
+  V v;
+  std::memcpy(&v, from, sizeof(v));
+  return v;
+}
+
+// The first n lanes of a vector.
+template <class A>
+inline Mask<A> first_lanes(int64_t n) {
+  alignas(kVectorBytes) static constexpr
+      typename Bits<A>::type kLane[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return load_vector<Mask<A>>(kLane) < Mask<A>{} + static_cast<typename Bits<A>::type>(n);
+}
+template <class A>
+inline Vec<A> keep_lanes(Vec<A> v, int64_t n, A rest) {
+  return first_lanes<A>(n) ? v : splat(rest);
+}
+
+// The first n elements of a vector's memory image, zeros after them. Masked by an instruction where there is one.
+template <class A, class T>
+inline Packed<A, T> load_image(const T* from, int64_t n) {
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+  const auto lanes = static_cast<uint32_t>((uint64_t{1} << n) - 1);
+  if constexpr (sizeof(T) == 8) return bit_cast<Packed<A, T>>(_mm512_maskz_loadu_epi64(lanes, from));
+  if constexpr (sizeof(T) == 4) return bit_cast<Packed<A, T>>(_mm512_maskz_loadu_epi32(lanes, from));
+  if constexpr (sizeof(T) == 2) return bit_cast<Packed<A, T>>(_mm256_maskz_loadu_epi16(lanes, from));
+#endif
+  T image[W<A>] = {};
+  for (int64_t i = 0; i < n; ++i) image[i] = from[i];
+  return bit_cast<Packed<A, T>>(image);
+}
+template <class A, class T>
+inline void store_image(T* to, const Packed<A, T>& packed, int64_t n) {
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+  const auto lanes = static_cast<uint32_t>((uint64_t{1} << n) - 1);
+  if constexpr (sizeof(T) == 8) return _mm512_mask_storeu_epi64(to, lanes, bit_cast<__m512i>(packed));
+  if constexpr (sizeof(T) == 4) return _mm512_mask_storeu_epi32(to, lanes, bit_cast<__m512i>(packed));
+  if constexpr (sizeof(T) == 2) return _mm256_mask_storeu_epi16(to, lanes, bit_cast<__m256i>(packed));
+#endif
+  T image[W<A>];
+  std::memcpy(image, &packed, sizeof(image));
+  for (int64_t i = 0; i < n; ++i) to[i] = image[i];
+}
+
 // The first n lanes; the others are `rest`.
 template <class A, class T>
 inline Vec<A> load_some(const T* from, int64_t n, A rest) {
-  T lanes[W<A>] = {};
-  for (int64_t i = 0; i < n; ++i) lanes[i] = from[i];
-  Vec<A> v = load<A>(lanes);
-  for (int64_t i = n; i < W<A>; ++i) v[i] = rest;
-  return v;
+  const Vec<A> v = load_image<A>(from, n).unpack();
+  return rest == A(0) ? v : keep_lanes<A>(v, n, rest);
 }
 
 template <class A, class T>
@@ -234,9 +276,7 @@ inline void store_own(T* to, Vec<A> v) {
 
 template <class A, class T>
 inline void store_some(T* to, Vec<A> v, int64_t n) {
-  T lanes[W<A>];
-  store<A>(lanes, v);
-  for (int64_t i = 0; i < n; ++i) to[i] = lanes[i];
+  store_image<A>(to, Packed<A, T>::pack(v), n);
 }
 
 // Asks for memory that is read, or written, soon; any address will do.
@@ -276,15 +316,26 @@ inline Exponential exponential(Vec<float> x) {
   return {n, fma(q, r * r, r), bit_cast<Vec<int32_t>>(shifted)};
 }
 
-// Error below 1.5 ulp where the result is normal. Below -87 (float) the result is 0, or what scaling gives where an instruction
-// scales.
+#if defined(__AVX512F__)
+// p 2^n, and 0 where x is below the logarithm of the smallest normal number: a denormal result takes a hundred cycles, and so
+// would every masked score.
+inline Vec<float> scaled(Vec<float> p, Vec<float> n, Vec<float> x) {
+  return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, splat(-87.0f), _CMP_NLT_UQ), p, n);
+}
+inline Vec<double> scaled(Vec<double> p, Vec<double> n, Vec<double> x) {
+  return _mm512_maskz_scalef_pd(_mm512_cmp_pd_mask(x, splat(-708.0), _CMP_NLT_UQ), p, n);
+}
+#endif
+
+// Error below 1.5 ulp; 0 below -87 (double: -708).
 inline Vec<float> exp(Vec<float> x) {
+#if defined(__AVX512F__)
+  const Exponential of = exponential(x);
+  return scaled(of.less_1 + 1.0f, of.n, x);
+#else
   x = max(splat(-104.0f), x);  // NaN passes
   const Exponential of = exponential(x);
   const Vec<float> p = of.less_1 + 1.0f;
-#if defined(__AVX512F__)
-  return _mm512_scalef_ps(p, of.n);
-#else
   const Vec<float> half = bit_cast<Vec<float>>((of.exponent << 23) + (126 << 23));  // 2^(n-1): in range up to exp(88.7)
   const Vec<float> e = (p * half) * 2.0f;
   const Vec<float> low = x < -87.0f ? Vec<float>{} : e;
@@ -300,14 +351,13 @@ inline Vec<float> exp_nonpositive(Vec<float> x) {
       // 2^(i/16)
       1.0f,        1.04427378f, 1.09050773f, 1.13878863f, 1.18920712f, 1.24185781f, 1.29683955f, 1.35425555f,
       1.41421356f, 1.47682615f, 1.54221083f, 1.61049033f, 1.68179283f, 1.7562521f,  1.83400809f, 1.91520656f};
-  x = max(splat(-104.0f), x);
   const Vec<float> shifter = splat(0x1.8p19f);  // the sum rounds to sixteenths, and its last bits are i
   const Vec<float> shifted = fma(x, splat(0x1.715476p0f), shifter), n = shifted - shifter;
   Vec<float> r = fma(n, splat(-0x1.62e43p-1f), x);
   r = fma(n, splat(0x1.05c61p-29f), r);
   const Vec<float> power = _mm512_permutexvar_ps(bit_cast<__m512i>(shifted), load<float>(kSixteenths));
   const Vec<float> p = fma(fma(r, splat(0.1666666f), splat(0.5f)) * r, r, r);
-  return _mm512_scalef_ps(fma(power, p, power), n);  // scales by 2 to the whole part
+  return scaled(fma(power, p, power), n, x);  // by 2 to the whole part of n
 #else
   return exp(x);
 #endif
@@ -318,7 +368,6 @@ inline Vec<float> exp_nonpositive(Vec<float> x) {
 template <bool coarse>
 inline Vec<float> exp_of_share(Vec<float> x) {
 #if defined(__AVX512DQ__)
-  x = max(splat(-104.0f), x);
   const Vec<float> t = x * splat(0x1.715476p0f);
   Vec<float> r = _mm512_reduce_ps(t, _MM_FROUND_TO_NEG_INF);  // t - floor(t), and 0 of -inf
   Vec<float> p;
@@ -334,14 +383,16 @@ inline Vec<float> exp_of_share(Vec<float> x) {
     p = fma(p, r, splat(0.24022931f));
     p = fma(p, r, splat(0.69314706f));
   }
-  return _mm512_scalef_ps(fma(p, r, splat(1.0f)), t);  // scales by 2 to the floor of t
+  return scaled(fma(p, r, splat(1.0f)), t, x);  // by 2 to the floor of t
 #else
   return exp(x);
 #endif
 }
 
 inline Vec<double> exp(Vec<double> x) {
+#if !defined(__AVX512F__)
   x = max(splat(-746.0), x);
+#endif
   const Vec<double> shifter = splat(0x1.8p52);
   const Vec<double> shifted = fma(x, splat(0x1.71547652b82fep0), shifter), n = shifted - shifter;
   Vec<double> r = fma(n, splat(-0x1.62e42fefap-1), x);
@@ -353,7 +404,7 @@ inline Vec<double> exp(Vec<double> x) {
   for (const double c : inverse_factorials) q = fma(q, r, splat(c));
   const Vec<double> p = fma(q, r * r, r) + 1.0;
 #if defined(__AVX512F__)
-  return _mm512_scalef_pd(p, n);
+  return scaled(p, n, x);
 #else
   const Vec<int64_t> exponent = bit_cast<Vec<int64_t>>(shifted) << 52;
   const Vec<double> half = bit_cast<Vec<double>>(exponent + (int64_t{1022} << 52));

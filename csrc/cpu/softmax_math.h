@@ -32,9 +32,10 @@ template <bool log, class A>
 struct Output {
   Vec<A> shift, factor;
   Output(A chunk_max, const RowSum<A>& row)
-      : shift(splat(row.max)),
-        factor(splat(log ? row.log_all()
-                         : (chunk_max == -kInfinity<A> ? A(1) : exp_one(chunk_max - row.max)) / row.all())) {}
+      : shift(splat(row.max)), factor(splat(log ? row.log_all() : share(chunk_max, row.max) / row.all())) {}
+  static A share(A chunk_max, A row_max) {  // a row of one chunk, and of -inf: 1
+    return chunk_max == row_max || chunk_max == -kInfinity<A> ? A(1) : exp_one(chunk_max - row_max);
+  }
   Vec<A> operator()(Vec<A> z) const { return log ? z - shift - factor : z * factor; }
   A masked() const { return (*this)(splat(log ? -kInfinity<A> : A(0)))[0]; }
 };
@@ -82,7 +83,8 @@ inline GradientSum<A>& of_lane(Each<GradientSum<A>, W<A>>& rows, int i) {
   return rows.lane[i];
 }
 template <class Total, class V>
-__attribute__((noinline, cold)) V take_out(Total& total, V dy, V y, uint32_t lanes) {  // once a row at most, out of the loop
+__attribute__((noinline, cold)) V take_out(Total& total, V dy, V y,
+                                           uint32_t lanes) {  // once a row at most, out of the loop
   for (; lanes != 0; lanes &= lanes - 1) {
     const int i = __builtin_ctz(lanes);
     if (std::isfinite(dy[i])) of_lane(total, i).set_apart(dy[i], y[i]), y[i] = 0;
