@@ -45,6 +45,7 @@ def main() -> int:
             layers=4,
             heads=4,
             width=128,
+            positions="learned",
             context=64,
             batch=12,
             steps=2000,

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from hetkern.models import GPT, GPTShape, choose_kernels
+from hetkern.models.gpt import Rotary
 
 
 def make(kernels="torch", **changes):
@@ -14,8 +15,9 @@ def make(kernels="torch", **changes):
 
 @pytest.mark.parametrize(("heads", "width"), [(1, 1), (3, 3), (1, 7), (4, 20)])
 @pytest.mark.parametrize("length", [1, 2, 9])
-def test_any_head_size_and_length_gives_logits(heads, width, length):
-    model = make(heads=heads, width=width)
+@pytest.mark.parametrize("positions", ["rotary", "learned"])
+def test_any_head_size_and_length_gives_logits(heads, width, length, positions):
+    model = make(heads=heads, width=width, positions=positions)
     logits = model(torch.zeros(3, length, dtype=torch.long))
     assert logits.shape == (3, length, 11)
     assert logits.isfinite().all()
@@ -49,8 +51,34 @@ def test_too_long_a_text_is_refused_with_both_lengths():
         make()(torch.zeros(1, 10, dtype=torch.long))
 
 
-def test_every_weight_gets_a_gradient():
-    model = make()
+def test_rotary_scores_depend_on_the_distance_alone():
+    rotary = Rotary(context=16, D=7).double()
+    q, k = torch.randn(2, 7, dtype=torch.float64)
+    turned_q, turned_k = rotary(q.expand(16, 7)), rotary(k.expand(16, 7))
+    scores = turned_q @ turned_k.T
+    for distance in range(16):
+        diagonal = scores.diagonal(-distance)
+        assert torch.allclose(diagonal, diagonal[:1], atol=1e-6)  # the angles are float32
+    assert torch.allclose(scores[0, 0], q @ k)
+    assert (scores[0] - scores[0, 0]).abs().max() > 0.1
+
+
+def test_unknown_positions_are_refused():
+    with pytest.raises(ValueError, match="positions must be rotary or learned, got 'none'"):
+        make(positions="none")
+
+
+@pytest.mark.parametrize("positions", ["rotary", "learned"])
+def test_the_order_of_tokens_matters(positions):
+    model = make(positions=positions, layers=1)
+    tokens = torch.tensor([[1, 2, 3], [2, 1, 3]])
+    last = model(tokens)[:, -1]
+    assert not torch.allclose(last[0], last[1])
+
+
+@pytest.mark.parametrize("positions", ["rotary", "learned"])
+def test_every_weight_gets_a_gradient(positions):
+    model = make(positions=positions)
     tokens = torch.randint(11, (4, 9))
     model.loss(tokens, tokens.roll(-1, 1)).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())

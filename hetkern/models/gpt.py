@@ -1,6 +1,6 @@
 """A GPT-style Transformer language model.
 
-x_0     = E[tokens] + P                                    E: (V, C), P: (context, C)
+x_0     = E[tokens]  (+ P, learned positions)               E: (V, C), P: (context, C)
 x_{l+1} = h + MLP(norm(h)),  h = x_l + Attention(norm(x_l))
 logits  = norm(x_L) E^T
 
@@ -8,7 +8,8 @@ Shapes: B sequences of T tokens from a vocabulary of V; C the width, Hq heads of
 
 Source: Radford et al. (2019), "Language Models are Unsupervised Multitask Learners": pre-norm,
 GELU, learned positions, the embedding shared with the output, weights drawn from N(0, 0.02²) and
-those that write into the residual stream from N(0, (0.02 / √(2 layers))²).
+those that write into the residual stream from N(0, (0.02 / √(2 layers))²). Rotary positions: Su et
+al. (2021), "RoFormer".
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class GPTShape:
         heads: Hq; divides ``width``.
         width: C, the size of the residual stream.
         dropout: probability that a weight of attention or an element of a branch is dropped.
+        positions: ``"rotary"``, or ``"learned"`` as GPT-2 has them.
     """
 
     vocabulary: int
@@ -42,11 +44,41 @@ class GPTShape:
     heads: int
     width: int
     dropout: float = 0.0
+    positions: str = "rotary"
 
     def __post_init__(self) -> None:
-        """Refuse a width that the heads cannot share."""
+        """Refuse a width that the heads cannot share, and unknown positions."""
+        if self.positions not in ("rotary", "learned"):
+            raise ValueError(f"positions must be rotary or learned, got {self.positions!r}")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+
+
+class Rotary(nn.Module):
+    """Turns pair i of a head's features at position t by the angle t · 10000^(-2i / D).
+
+    So q k^T depends on how far apart two tokens are. The last feature of an odd D stays.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, context: int, D: int) -> None:
+        super().__init__()
+        self.pairs = D // 2
+        rates = 10000.0 ** (-torch.arange(self.pairs) * 2 / D)
+        angles = torch.outer(torch.arange(context).float(), rates)
+        rest = torch.zeros(context, D % 2)
+        cos = torch.cat([angles.cos(), angles.cos(), rest + 1], -1)
+        sin = torch.cat([-angles.sin(), angles.sin(), rest], -1)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x``: (…, T, D), of positions 0 to T - 1. Returns the same shape."""
+        T = x.shape[-2]
+        first, second, rest = x.tensor_split((self.pairs, 2 * self.pairs), -1)
+        return x * self.cos[:T] + torch.cat([second, first, rest], -1) * self.sin[:T]
 
 
 class Attention(nn.Module):
@@ -57,6 +89,8 @@ class Attention(nn.Module):
         self.heads = shape.heads
         self.dropout = shape.dropout
         self.kernels = kernels
+        rotary = shape.positions == "rotary"
+        self.rotary = Rotary(shape.context, shape.width // shape.heads) if rotary else None
         self.query_key_value = nn.Linear(shape.width, 3 * shape.width)
         self.project = nn.Linear(shape.width, shape.width)
 
@@ -65,7 +99,8 @@ class Attention(nn.Module):
         B, T, C = x.shape
         D = C // self.heads
         # One product for all three, then heads before time: q, k, v are (B, Hq, T, D).
-        q, k, v = self.query_key_value(x).view(B, T, 3, self.heads, D).permute(2, 0, 3, 1, 4)
+        q_k_v = self.query_key_value(x).view(B, T, 3, self.heads, D).permute(2, 0, 3, 1, 4)
+        q, k, v = q_k_v if self.rotary is None else (*self.rotary(q_k_v[:2]), q_k_v[2])
         scores = q @ k.transpose(-2, -1)  # (B, Hq, T, T)
         weights = self.kernels.softmax_causal(scores, 1.0 / math.sqrt(D))
         weights = F.dropout(weights, self.dropout, self.training)
@@ -112,7 +147,8 @@ class GPT(nn.Module):
         self.shape = shape
         self.kernels = kernels
         self.token_embedding = nn.Embedding(shape.vocabulary, shape.width)
-        self.position_embedding = nn.Embedding(shape.context, shape.width)
+        learned = shape.positions == "learned"
+        self.position_embedding = nn.Embedding(shape.context, shape.width) if learned else None
         self.blocks = nn.ModuleList(Block(shape, kernels) for _ in range(shape.layers))
         self.norm = nn.LayerNorm(shape.width)
         self._draw_weights()
@@ -142,8 +178,9 @@ class GPT(nn.Module):
         T = tokens.shape[1]
         if T > self.shape.context:
             raise ValueError(f"GPT: tokens must be at most {self.shape.context} long, got {T}")
-        positions = torch.arange(T, device=tokens.device)
-        x = self.token_embedding(tokens) + self.position_embedding(positions)
+        x = self.token_embedding(tokens)
+        if self.position_embedding is not None:
+            x = x + self.position_embedding(torch.arange(T, device=tokens.device))
         x = F.dropout(x, self.shape.dropout, self.training)
         for block in self.blocks:
             x = block(x)

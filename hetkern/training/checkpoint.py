@@ -75,7 +75,13 @@ def _fresh_folder(parent: Path, name: str) -> Path:
 def build_model(config: TrainConfig, vocabulary: int, kernels: Kernels) -> GPT:
     """The model that ``config`` describes, its weights drawn from torch's generator."""
     shape = GPTShape(
-        vocabulary, config.context, config.layers, config.heads, config.width, config.dropout
+        vocabulary=vocabulary,
+        context=config.context,
+        layers=config.layers,
+        heads=config.heads,
+        width=config.width,
+        dropout=config.dropout,
+        positions=config.positions,
     )
     return GPT(shape, kernels)
 

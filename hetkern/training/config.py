@@ -47,21 +47,24 @@ class TrainConfig:
     layers: int = _setting(4, "Number of Transformer blocks")
     heads: int = _setting(4, "Attention heads a block; divides the width")
     width: int = _setting(128, "Size of the residual stream")
-    context: int = _setting(64, "Longest stretch of text the model sees, in tokens")
+    positions: str = _setting("rotary", "How the model knows them: rotary or learned")
+    context: int = _setting(128, "Longest stretch of text the model sees, in tokens")
     dropout: float = _setting(0.0, "Probability of dropping an activation while training")
-    batch: int = _setting(16, "Sequences a step")
-    steps: int = _setting(1200, "Optimizer steps")
-    learning_rate: float = _setting(4e-3, "Highest learning rate, reached after the warm-up")
+    batch: int = _setting(8, "Sequences a step")
+    steps: int = _setting(1500, "Optimizer steps")
+    learning_rate: float = _setting(5e-3, "Highest learning rate, reached after the warm-up")
     min_learning_rate: float = _setting(0.0, "Learning rate at the end of the cosine")
     warmup: int = _setting(100, "Steps over which the learning rate rises to its highest")
     weight_decay: float = _setting(0.1, "AdamW's decay of weight matrices; 0 is Adam")
     clip: float = _setting(1.0, "Largest norm of the gradient; 0 does not clip")
     seed: int = _setting(1, "Same seed, same bits")
-    eval_every: int = _setting(400, "Steps between validations; 0 validates at the end only")
+    eval_every: int = _setting(500, "Steps between validations; 0 validates at the end only")
     log_every: int = _setting(10, "Steps between rows of metrics.jsonl")
     device: str = _setting("cpu", "Where to train: cpu")
     threads: int = _setting(0, "CPU threads; 0 leaves the choice to torch")
-    prompt: str = _setting("\n", "What the sample at the end continues", shown="a new line")
+    prompt: str | None = _setting(
+        None, "What the sample at the end continues", shown="a new line; for the library def"
+    )
     sample_length: int = _setting(400, "Tokens in the sample at the end; 0 for none")
 
     def __post_init__(self) -> None:
@@ -144,6 +147,8 @@ def _check_limits(config: TrainConfig) -> None:
                 raise UserError(f"{name} must be at least {least}, got {value}")
             if value == float("inf"):
                 raise UserError(f"{name} must be finite, got inf")
+    if config.positions not in ("rotary", "learned"):
+        raise UserError(f"positions must be rotary or learned, got {config.positions!r}")
     if not 0.0 <= config.dropout < 1.0:
         raise UserError(f"dropout must be in [0, 1), got {config.dropout}")
     if config.width % config.heads:

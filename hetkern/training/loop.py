@@ -136,7 +136,8 @@ def _train(config: TrainConfig) -> TrainResult:
     assert evaluation is not None  # the last step is always due
     text = ""
     if config.sample_length:
-        text = sample(model, data.tokenizer, config.prompt, config.sample_length, seed=config.seed)
+        prompt = config.prompt or ("\n" if config.data else "\ndef ")  # a function of the library
+        text = sample(model, data.tokenizer, prompt, config.sample_length, seed=config.seed)
     result = TrainResult(
         run=run,
         steps=config.steps,
@@ -190,7 +191,7 @@ def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
         {"params": matrices, "weight_decay": config.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99))
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99), fused=True)
 
 
 def _evaluate(model: GPT, data: Data, config: TrainConfig) -> Evaluation:
