@@ -6,7 +6,7 @@ import torch
 import hetkern
 from hetkern.testing import Case, check_seed, inputs
 from hetkern.testing.check import DTYPES
-from hetkern.testing.families import check_softmax
+from hetkern.testing.families import check_softmax, torch_softmax
 from hetkern.testing.layouts import LAYOUTS
 
 SHORT = [n for n in inputs.LENGTHS if n <= 4097]
@@ -119,9 +119,42 @@ def test_softmax_casts_x_first_as_torch_does(impl, given, wanted):
     torch.testing.assert_close(y, torch.softmax(x, -1, wanted))
 
 
-@pytest.mark.parametrize("seed", range(150))
+#: Found in longer runs: gradients of confident rows, beside a sink and in 16 bits; rows whose
+#: rounded y do not add up to 1; many y too small for float16; a softcap's slope in float64.
+FAILED_ONCE = (41408, 66174, 1675, 3171, 25340, 301, 49268, 20701)
+
+
+@pytest.mark.parametrize("seed", (*range(150), *FAILED_ONCE))
 def test_softmax_is_within_budget_in_random_configurations(impl, seed):
+    if impl.name == "reference" and seed in FAILED_ONCE:
+        pytest.skip("a claim about our kernels: the reference is torch's own arithmetic")
     check_seed("softmax", seed, impl.name)
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+@pytest.mark.parametrize("sink", [False, True])
+@pytest.mark.parametrize("certainty", [5.0, 20.0, 40.0])
+def test_a_confident_gradient_keeps_its_digits(impl, certainty, sink, dim):
+    if impl.name != "cpu":
+        pytest.skip("a claim of the C++ kernels: others subtract dy's mean from dy, as torch does")
+    generator = torch.Generator().manual_seed(0)
+    x, dy = torch.randn(2, 40, 70, generator=generator)
+    x.select(dim, 3).add_(certainty)
+    options = {"sink": torch.zeros(())} if sink else {}
+
+    def gradient(function, dtype):
+        leaf = x.to(dtype).requires_grad_()
+        y = function(leaf, dim=dim, **{name: t.to(dtype) for name, t in options.items()})
+        return torch.autograd.grad(y, leaf, dy.to(dtype))[0].double()
+
+    exact = gradient(torch_softmax, torch.float64)  # by differences from the maximum
+    error = (gradient(hetkern.softmax, torch.float32) - exact).abs()
+    eps = torch.finfo(torch.float32).eps  # scores round to eps of their distance to the maximum
+    assert (error <= (8 + certainty) * eps * exact.abs().sum(dim, keepdim=True)).all()
+    if certainty == 20.0 and not sink:  # what it is about: torch loses them
+        lost = (gradient(torch_softmax, torch.float32) - exact).abs()
+        lost /= exact.abs().amax(dim, keepdim=True)
+        assert lost.max() > 0.1
 
 
 def test_softmax_rows_sum_to_one_with_their_sink(impl):

@@ -61,7 +61,7 @@ struct GradientSum {
   A mean(A y_sink) const {
     const A beside = y_rest + y_sink, all = beside + top_y;
     // The top's half ulp and the others'; a float's y has some more.
-    const A rounding = A(kEps<Y>) * (sizeof(Y) == 2 ? A(0.25) + beside / 2 : A(1));
+    const A rounding = A(kEps<Y>) * (sizeof(Y) == 2 ? A(0.25) + beside / 2 : A(4));
     if (!(std::abs(all - A(1)) <= rounding)) return rest - (A(1) - top_y) * top_dy;
     return (rest - beside * top_dy) / all;
   }
