@@ -69,7 +69,8 @@ struct TargetTerm {
   // The sums of t_j, from those of w_j q_j and of w_j: beside a q_j near 1 the small equal terms of a float's sum round all
   // the same way.
   Weighted<A> sums(const Weighted<A>& of_q, const Weighted<A>& of_w) const {
-    return (1 - label_smoothing) * of_q + (label_smoothing / static_cast<double>(N)) * of_w;
+    const Weighted<A> spread_evenly = (label_smoothing / static_cast<double>(N)) * of_w;
+    return label_smoothing == 1 ? spread_evenly : (1 - label_smoothing) * of_q + spread_evenly;  // of_q may be infinite
   }
 };
 
