@@ -1,0 +1,243 @@
+"""Memory traffic of the CUDA families at three sizes a path, against csrc/cuda/traffic.json.
+
+``python python_tests/test_cuda_traffic.py`` writes the file anew, to be read before it is
+committed. What must hold whatever the file says stands in the tests as equations. The emulation counts
+(``hetkern.testing.traffic``); the counting library must be the only one of a process, so a child
+counts for all tests.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hetkern.testing.traffic import traffic_library
+
+BUDGET = Path(__file__).parent.parent / "csrc" / "cuda" / "traffic.json"
+H100, SMALL = (90, 232448), (80, 16384)  # capability, shared bytes a block
+BYTES = {"float32": 4, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way of sharing out rows, three sizes that take it, and what their plans say."""
+
+    sizes: tuple[tuple[int, int], ...]  #: rows, columns
+    gpu: tuple[int, int]
+    says: dict[str, Any]
+
+    @property
+    def columns(self) -> bool:
+        """Whether neighbouring rows, not neighbouring elements, lie side by side."""
+        return self.says["path"] == "columns"
+
+
+SHORT = ((64, 128), (33, 256), (16, 512))
+LONGER = ((4, 1024), (3, 4096), (2, 16384))
+LONG = ((2, 32768), (1, 65536), (1, 131072))
+SOFTMAX = {
+    "short rows": Way(SHORT, H100, {"path": "whole_rows", "keep": True}),
+    "kept row": Way(LONGER, H100, {"path": "whole_rows", "keep": True}),
+    "cluster": Way(LONG, H100, {"path": "split_rows", "keep": True}),
+    "two sweeps": Way(((3, 8192), *LONG[:2]), SMALL, {"path": "whole_rows", "keep": False}),
+    "columns": Way(((64, 32), (64, 96), (32, 300)), H100, {"path": "columns", "keep": True}),
+    "columns, two sweeps": Way(
+        ((64, 300), (32, 512), (32, 4000)), SMALL, {"path": "columns", "keep": False}
+    ),
+}
+CROSS_ENTROPY = {
+    "short rows": Way(SHORT, H100, {"path": "whole_rows", "cluster": 1}),
+    "one row a block": Way(LONGER, H100, {"path": "whole_rows", "cluster": 1}),
+    "cluster": Way(LONG, H100, {"path": "split_rows"}),
+    "no cluster": Way(LONG, SMALL, {"path": "whole_rows", "cluster": 1}),
+    "columns": Way(((64, 32), (64, 96), (32, 300)), H100, {"path": "columns"}),
+}
+FAMILIES = {"softmax": SOFTMAX, "cross_entropy": CROSS_ENTROPY}
+
+
+def cases() -> Iterator[tuple[str, str, str, tuple[int, int], str, str]]:
+    """Name, family, path, size, dtype, direction."""
+    for family, paths in FAMILIES.items():
+        for path, sizes in paths.items():
+            for size in sizes.sizes:
+                for dtype in BYTES:
+                    for way in ("forward", "backward"):
+                        name = f"{family}, {path}, {size[0]}x{size[1]}, {dtype}, {way}"
+                        yield name, family, path, size, dtype, way
+
+
+CASES = {case[0]: case[1:] for case in cases()}
+
+
+# ---- The child: counts. --------------------------------------------------------------------------
+
+
+def counted() -> dict[str, Any]:
+    """Every case's traffic: bytes by tensor, widths, and requests that cost more than they must."""
+    import torch
+
+    import hetkern
+    from hetkern import _C
+    from hetkern.testing.traffic import counting
+
+    told: dict[str, Any] = {}
+    with counting() as watch:
+        for family, paths in FAMILIES.items():
+            for path, p in paths.items():
+                os.environ["HETKERN_EMULATED_CAPABILITY"] = str(p.gpu[0])
+                os.environ["HETKERN_EMULATED_SHARED_BYTES"] = str(p.gpu[1])
+                gpu = {"capability": p.gpu[0], "shared_bytes": p.gpu[1]}
+                for M, N in p.sizes:
+                    for dtype in BYTES:
+                        plans = [
+                            _C.softmax_plan_cuda(M, N, p.columns, dtype, dtype, reads, **gpu)
+                            if family == "softmax"
+                            else _C.cross_entropy_plan_cuda(M, N, p.columns, dtype, **gpu)
+                            for reads in (1, 2)
+                        ]
+                        shape = (N, M) if p.columns else (M, N)
+                        x = torch.randn(shape).to(getattr(torch, dtype)).requires_grad_()
+                        if family == "softmax":
+                            dim = 0 if p.columns else 1
+                            call = lambda x, dim=dim: hetkern.softmax(x, dim, impl="cuda")  # noqa: E731
+                            rows = {}
+                        else:
+                            target = torch.arange(M) % N
+                            rows = {"target": target}
+                            if p.columns:
+                                x = x.detach()[None].requires_grad_()
+                                target = target[None]
+                            call = lambda x, t=target: hetkern.cross_entropy(  # noqa: E731
+                                x, t, reduction="none", impl="cuda"
+                            )
+                        watch.clear()
+                        y = call(x)
+                        watch.name(x=x.detach(), y=y.detach(), **rows)
+                        forward = watch.traffic()
+                        dy = torch.randn(y.shape).to(y.dtype)
+                        (dx,) = torch.autograd.grad(y, x, dy)
+                        watch.name(x=x.detach(), y=y.detach(), dy=dy, dx=dx, **rows)
+                        ways = {"forward": forward, "backward": watch.traffic()}
+                        for (way, traffic), plan in zip(ways.items(), plans, strict=True):
+                            name = f"{family}, {path}, {M}x{N}, {dtype}, {way}"
+                            told[name] = {"plan": plan} | _summary(traffic)
+    return told
+
+
+def _summary(traffic: Any) -> dict[str, Any]:
+    rows = [r for r in traffic.rows if not r.shared]
+    told: dict[str, Any] = {
+        "sectors": {},
+        "remarks": [re.sub(r":\d+:", ":", remark) for remark in traffic.remarks],
+    }
+    for op, verb in (("load", "read"), ("store", "written")):
+        names = sorted({r.memory for r in rows if r.op == op})
+        widest = {n: max(r.width for r in rows if (r.memory, r.op) == (n, op)) for n in names}
+        told[verb] = {  # bytes, of which in accesses of so many bytes a lane
+            n: [
+                sum(r.bytes for r in rows if (r.memory, r.op) == (n, op)),
+                sum(r.bytes for r in rows if (r.memory, r.op, r.width) == (n, op, widest[n])),
+                widest[n],
+            ]
+            for n in names
+        }
+        told["sectors"] |= {
+            f"{n} {verb}": sum(r.cost for r in rows if (r.memory, r.op) == (n, op)) for n in names
+        }
+    return told
+
+
+# ---- The tests. ----------------------------------------------------------------------------------
+
+needs_counter = pytest.mark.skipif(
+    traffic_library() is None, reason="libhetkern_traffic.so is not built"
+)
+#: Lanes that read one word of each of several blocks; a target's logit, a row a lane.
+UNAVOIDABLE = (
+    r"team\.cuh: shared( of a peer)?: load: bank conflicts",
+    r"(cross_entropy\.cu|loss\.cuh): x: load: uncoalesced",
+)
+
+
+@pytest.fixture(scope="module")
+def traffic() -> dict[str, Any]:
+    done = subprocess.run([sys.executable, __file__, "--count"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = json.loads(done.stdout)
+    assert told.keys() == CASES.keys()
+    return told
+
+
+def check_claims(case: str, told: dict[str, Any], keep: bool) -> None:
+    """The equations of the kernels' headers, in bytes."""
+    family, path, (M, N), dtype, way = CASES[case]
+    columns, element = FAMILIES[family][path].columns, BYTES[dtype]
+    row, width = M * N * element, element if columns else 16
+    whole = [row, row, width]
+    if family == "softmax":
+        tensors = {"forward": (["x"], "y"), "backward": (["dy", "y"], "dx")}[way]
+        sweeps = 1 if keep else 2
+        assert told["read"] == {t: [sweeps * row, sweeps * row, width] for t in tensors[0]}
+        assert told["written"] == {tensors[1]: whole}
+    elif way == "forward":  # the logits once, and the target's own
+        wide = row + M * element if columns else row
+        assert told["read"]["x"] == [row + M * element, wide, width]
+        assert told["read"]["target"][0] == 16 * M
+        assert sum(told["written"][t][0] for t in ("y", "unnamed")) <= 16 * M + 8
+        assert "x" not in told["written"]
+    else:  # the logits once; a row's numbers by every thread, and those are one sector a warp
+        assert told["written"] == {"dx": whole}
+        if not columns:
+            assert told["read"]["x"][1:] == whole[1:]
+            assert told["sectors"]["x read"] <= row / 32 * 1.05 + 2 * M
+    if family == "softmax":
+        for verb in ("read", "written"):
+            for t, (moved, _, _) in told[verb].items():
+                assert told["sectors"][f"{t} {verb}"] == moved / 32
+    for remark in told["remarks"]:
+        assert any(re.fullmatch(known, remark) for known in UNAVOIDABLE), remark
+
+
+@needs_counter
+@pytest.mark.parametrize("case", CASES)
+def test_a_kernel_moves_what_its_equations_say(traffic, case):
+    family, path, _, _, way = CASES[case]
+    told = traffic[case]
+    plan = told["plan"]
+    if way == "forward":  # backward keeps two tensors, and may go over to the next path
+        says = FAMILIES[family][path].says
+        assert plan | says == plan, "the test does not reach the path that it claims to"
+    check_claims(case, told, plan.get("keep", True))
+
+
+@needs_counter
+@pytest.mark.parametrize("case", CASES)
+def test_a_kernel_keeps_its_traffic_budget(traffic, case):
+    told = {what: value for what, value in traffic[case].items() if what != "plan"}
+    assert told == json.loads(BUDGET.read_text())[case]
+
+
+@needs_counter
+def test_a_tensor_read_twice_is_seen(traffic):
+    for way in ("forward", "backward"):
+        case = f"softmax, two sweeps, 3x8192, float32, {way}"
+        with pytest.raises(AssertionError):
+            check_claims(case, traffic[case], keep=True)
+
+
+if __name__ == "__main__":
+    told = counted()
+    if "--count" in sys.argv:
+        print(json.dumps(told))
+    else:
+        for case in told.values():
+            del case["plan"]
+        lines = [f"{json.dumps(name)}: {json.dumps(case)}" for name, case in told.items()]
+        BUDGET.write_text("{\n" + ",\n".join(lines) + "\n}\n")
