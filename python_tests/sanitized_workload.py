@@ -1,12 +1,23 @@
-"""What the sanitizers watch: every path, dtype and feature of the CPU kernels, tails included."""
+"""What the sanitizers watch: every path, dtype and feature of the kernels, tails included.
+
+The CPU's; with ``cuda`` as an argument the CUDA kernels, emulated, on fewer and smaller rows, and
+with ``cuda two`` in two dtypes.
+"""
 
 import itertools
+import os
+import sys
 
 import torch
 
 import hetkern
+from hetkern.testing.emulation import emulated_cuda
 
 calls = 0
+DTYPES = torch.float32, torch.float64, torch.bfloat16, torch.float16
+#: Shapes of softmax along dimension 1, and of a loss.
+CPU_SHAPES = [(5, 1), (67, 1003), (3, 65, 18), (2, 3000, 17), (1, 70001)]
+CUDA_SHAPES = [(5, 1), (33, 31), (2, 1003), (3, 65, 18), (1, 16900)]
 
 
 def both_ways(f, *inputs):
@@ -32,16 +43,42 @@ def main():
     assert {p["path"] for p in plans} == {"whole_rows", "split_rows", "columns"}
     assert all(p["tasks"] >= 2 for p in plans), "one thread would hide every race"
 
-    dtypes = torch.float32, torch.float64, torch.bfloat16, torch.float16
+    softmaxes(DTYPES, CPU_SHAPES)
+    cross_entropies(DTYPES, [(7, 1), (67, 1003), (3, 65, 18), (1, 70001)])
+    print(f"{calls} calls on {native.threads()} threads")
+
+
+def main_cuda():
+    """All paths of an H100; of a GPU without clusters and with little memory rows read twice."""
+    torch.manual_seed(0)
+    native = hetkern.impl.native
+    plans = [
+        native.softmax_plan_cuda(1, s[1], len(s) > 2, "float32", "float32") for s in CUDA_SHAPES
+    ]
+    assert {p["path"] for p in plans} == {"whole_rows", "split_rows", "columns"}
+    assert {p["lanes"] < p["threads"] for p in plans if p["path"] == "whole_rows"} == {True, False}
+    twice = native.softmax_plan_cuda(
+        1, 6001, False, "float32", "float32", 1, 80, shared_bytes=16384
+    )
+    assert not twice["keep"]
+
+    dtypes = (torch.float32, torch.bfloat16) if "two" in sys.argv else DTYPES
+    with emulated_cuda(), hetkern.use("cuda"), hetkern.record() as log:
+        softmaxes(dtypes, CUDA_SHAPES)
+        cross_entropies(dtypes, [(7, 1), (33, 31), (2, 1003), (3, 65, 18), (1, 16900)])
+        os.environ |= {
+            "HETKERN_EMULATED_CAPABILITY": "80",
+            "HETKERN_EMULATED_SHARED_BYTES": "16384",
+        }
+        softmaxes([torch.float32, torch.bfloat16], [(1, 6001), (2, 300, 33)])
+    assert log and {entry.impl for entry in log} == {"cuda"}
+    print(f"{calls} calls of emulated CUDA kernels")
+
+
+def softmaxes(dtypes, shapes):
     for dtype, f in itertools.product(dtypes, (hetkern.softmax, hetkern.log_softmax)):
-        for shape, dim in (
-            ((5, 1), 1),
-            ((67, 1003), 1),
-            ((3, 65, 18), 1),
-            ((2, 3000, 17), 1),
-            ((1, 70001), 1),
-        ):
-            both_ways(lambda x, f=f, dim=dim: f(x, dim), leaf(*shape, dtype=dtype))
+        for shape in shapes:
+            both_ways(lambda x, f=f: f(x, 1), leaf(*shape, dtype=dtype))
         mask = torch.rand(6, 1, 33) > 0.3
         inputs = leaf(6, 40, 33, dtype=dtype), leaf(40, 1, dtype=dtype), leaf(6, 1, dtype=dtype)
         both_ways(
@@ -51,13 +88,11 @@ def main():
             *inputs,
         )
         both_ways(lambda x, f=f: f(x[:, 1::2].t(), 0), leaf(9, 31, dtype=dtype))
-    cross_entropies(dtypes)
-    print(f"{calls} calls on {native.threads()} threads")
 
 
-def cross_entropies(dtypes):
+def cross_entropies(dtypes, shapes):
     for dtype in dtypes:
-        for shape in ((7, 1), (67, 1003), (3, 65, 18), (1, 70001)):
+        for shape in shapes:
             classes = shape[1]
             target = torch.randint(0, classes, (shape[0], *shape[2:]))
             target.view(-1)[0] = -100
@@ -81,4 +116,4 @@ def cross_entropies(dtypes):
 
 
 if __name__ == "__main__":
-    main()
+    main_cuda() if "cuda" in sys.argv else main()

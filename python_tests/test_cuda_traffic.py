@@ -1,9 +1,9 @@
 """Memory traffic of the CUDA families at three sizes a path, against csrc/cuda/traffic.json.
 
 ``python python_tests/test_cuda_traffic.py`` writes the file anew, to be read before it is
-committed. What must hold whatever the file says stands in the tests as equations. The emulation counts
-(``hetkern.testing.traffic``); the counting library must be the only one of a process, so a child
-counts for all tests.
+committed. What must hold whatever the file says stands in the tests as equations. The emulation
+counts (``hetkern.testing.traffic``); the counting library must be the only one of a process, so a
+child counts for all tests.
 """
 
 import json

@@ -1,6 +1,7 @@
 """Every piece of the kit fails when it should: each is shown a planted error."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -187,6 +188,27 @@ def test_repro_command_resumes_from_its_state_file(tmp_path, capsys):
     with pytest.raises(ValueError, match="count: wanted 5, got 4"):
         repro.main([*command[:2], "5", *command[3:]])
     assert "4 of 4 configurations" in capsys.readouterr().out
+
+
+def test_a_state_file_of_another_library_is_refused(tmp_path):
+    state = tmp_path / "softmax.json"
+    command = ["softmax", "--count", "2", "--impl", "reference", "--state", str(state)]
+    assert repro.main(command) == 0
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"library": "older"}))
+    with pytest.raises(ValueError, match="library: wanted"):
+        repro.main(command)
+
+
+@pytest.mark.parametrize(("factor", "status"), [(0.99, 1), (1.01, 0)])
+def test_a_seed_known_to_exceed_its_limit_may_do_so_by_its_factor(tmp_path, capsys, factor, status):
+    command = ["softmax", "--seed", "12", "--impl", "reference"]
+    with planted(hetkern, "softmax", lambda op: spoiled_value(op, lambda y: y * 1.5)):
+        assert repro.main(command) == 1
+        ratio = float(re.search(r"error ÷ limit is ([\d.e+]+)", capsys.readouterr().err)[1])
+        known = tmp_path / "known.json"
+        known.write_text(json.dumps({"softmax": {"12": ratio * factor}}))
+        assert repro.main([*command, "--known", str(known)]) == status
+    assert ("1 known to be over their limit" in capsys.readouterr().out) == (status == 0)
 
 
 def test_check_seed_reports_what_it_compared():

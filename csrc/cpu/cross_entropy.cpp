@@ -93,11 +93,11 @@ struct LossRows {
       return;
     }
     part.plain = part.target = weighted(q);
-    if (p.target.label_smoothing > 0)
+    if (term.splits())
       part.target =
           term.sums(weighted_present([&](int64_t j, int64_t count) { return w(j, count) * q(j, count); }), weighted(w));
-    else if (weight)
-      part.target = weighted([&](int64_t j, int64_t count) { return w(j, count) * q(j, count); });
+    else if (!same_as_probabilities(p.target))
+      part.target = weighted([&](int64_t j, int64_t count) { return term(q(j, count), w(j, count)); });
     if (!p.correct) return;
     const Largest<A> most(row.q + chunk.begin, chunk.n);
     part.target_max = most.value, part.target_first_max = chunk.begin + most.first;

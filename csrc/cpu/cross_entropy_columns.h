@@ -76,7 +76,7 @@ struct LossColumns {
     if (!row.q.at) return weighted(&LossSum<A>::target, w);
     weighted(&LossSum<A>::plain, q);
     const auto own = [&](int64_t j) { return w(j) * q(j); };
-    if (p.target.label_smoothing > 0) {
+    if (term.splits()) {
       // A class that only the smoothing gives a share adds nothing here, though its logarithm be -inf.
       const Vec<A> dot = sum_columns<A>(0, chunk.n, [&](int64_t j) {
         const Vec<A> v = own(j);
@@ -86,7 +86,8 @@ struct LossColumns {
       weighted(&LossSum<A>::target, w);
       for (int i = 0; i < W<A>; ++i) part.lane[i].target = term.sums({dot[i], all[i]}, part.lane[i].target);
     } else {
-      weighted(&LossSum<A>::target, own);
+      weighted(&LossSum<A>::target,
+               [&](int64_t j) { return same_as_probabilities(p.target) ? q(j) : term(q(j), w(j)); });
     }
     if (!p.correct) return;
     Vec<A> most = splat(-kInfinity<A>);

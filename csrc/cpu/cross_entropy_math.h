@@ -66,6 +66,8 @@ struct TargetTerm {
         label_smoothing(target.label_smoothing),
         N(N_) {}
   Vec<A> operator()(Vec<A> q, Vec<A> w) const { return w * (keep * q + spread); }
+  // Whether the two parts are added up apart. A single t_j is its own sum, to the last bit.
+  bool splits() const { return label_smoothing > 0 && N > 1; }
   // The sums of t_j, from those of w_j q_j and of w_j: beside a q_j near 1 the small equal terms of a float's sum round all
   // the same way.
   Weighted<A> sums(const Weighted<A>& of_q, const Weighted<A>& of_w) const {

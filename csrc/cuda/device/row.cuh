@@ -8,6 +8,7 @@
 
 #include "../../rows.h"
 #include "numbers.cuh"
+#include "planted.cuh"
 #include "ptx.cuh"
 
 namespace hetkern::cuda {
@@ -153,6 +154,8 @@ struct Span {
       for (int i = 0; i < V; ++i)
         if (i >= first && i < last) at[(j + i) * step] = raw.e[i];
     }
+    if (planted(Bug::out_of_bounds) && count > 0) at[(j + count) * step] = raw.e[0];
+    if (planted(Bug::misaligned) && count > 0) *reinterpret_cast<uint32_t*>(reinterpret_cast<char*>(at + j) + 1) = 0;
   }
 };
 

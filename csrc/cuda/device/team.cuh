@@ -14,6 +14,7 @@
 #include <cstring>
 
 #include "../plan.h"
+#include "planted.cuh"
 #include "ptx.cuh"
 
 namespace hetkern::cuda {
@@ -75,7 +76,7 @@ __device__ __forceinline__ Total combine_team(Total t, const BlockShape& shape, 
   if (shape.lanes <= 32) return t;
   const int warps = static_cast<int>(blockDim.x) / 32, warp = static_cast<int>(threadIdx.x) / 32;
   if (threadIdx.x % 32 == 0) exchange.put(turn, warp, t);
-  __syncthreads();
+  if (!planted(Bug::race)) __syncthreads();
   t = combine_lanes(exchange.take<Total>(turn, static_cast<int>(threadIdx.x) % warps), warps);
   if (shape.cluster == 1) return t;
   if (threadIdx.x == 0) exchange.put(turn, kMaxWarps, t);
