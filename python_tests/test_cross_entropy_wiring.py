@@ -151,7 +151,8 @@ def test_cross_entropy_runs_in_dataloader_workers(start):
 
 
 def test_cross_entropy_runs_from_several_threads_at_once(impl):
-    drawn, target = [normal(257, 513, seed=seed) for seed in range(8)], torch.arange(257)
+    rows = 257 if impl.name in ("reference", "cpu") else 32  # emulated, a row takes long
+    drawn, target = [normal(rows, 513, seed=seed) for seed in range(8)], torch.arange(rows)
 
     def work(i):
         x = drawn[i].clone().requires_grad_()
