@@ -48,12 +48,12 @@ class _Thread(threading.local):
 
     def __init__(self) -> None:  # runs in each thread
         self.used: str = _from_outside
-        self.emulated = False  # CUDA kernels run on the CPU: hetkern.testing's doing
         self.logs: tuple[list[Call], ...] = ()
 
 
 _from_outside = _checked(os.environ.get("HETKERN_IMPL", "auto"), "HETKERN_IMPL")
 thread = _Thread()
+emulated = False  # CUDA kernels run on the CPU, in every thread: hetkern.testing's doing
 _warned: set[tuple[str, str]] = set()
 
 
@@ -90,7 +90,7 @@ def _not_cpu(device: str, dtype: torch.dtype | None) -> str | None:
 
 
 def _not_cuda(device: str, dtype: torch.dtype | None) -> str | None:
-    if thread.emulated:
+    if emulated:
         return None if device == "cpu" else "it is emulated here, and serves tensors on the CPU"
     if device != "cuda":
         return f"it serves tensors on a CUDA GPU, not on {device}"
@@ -165,7 +165,7 @@ def choose(
             _fall_back(op, x)
             return None
     name = _able(op, x, impl)
-    if name == "cuda" and thread.emulated:
+    if name == "cuda" and emulated:
         name = "emulated"
     return served.get(name)
 

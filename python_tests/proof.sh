@@ -49,12 +49,14 @@ plain_cmake() {
   rm -rf build/proof/cmake && cmake -S . -B build/proof/cmake -DHETKERN_CUDA=OFF -DPython_EXECUTABLE="$(command -v python)" > /dev/null &&
     cmake --build build/proof/cmake -j 2 > /dev/null && ls build/proof/cmake/libhetkern_ops.so
 }
-beside_torch() {  # beside_torch VERSION: the library as built here, values on another torch
-  venv other && build/proof/other/bin/pip install -q "torch$1" numpy safetensors typer rich pytest pytest-xdist expecttest &&
+beside_torch() {  # beside_torch "PIP ARGUMENTS" PYTEST-ARGUMENTS…: the library as built here, tests on another torch
+  local arguments=$1
+  shift
+  venv other && build/proof/other/bin/pip install -q $arguments numpy safetensors typer rich pytest pytest-xdist expecttest &&
     site=$(echo build/proof/other/lib/python3*/site-packages) && cp -rL hetkern "$site" &&
     cp build/proof/cmake/libhetkern_ops.so build/proof/cmake/_C*.so "$site/hetkern" &&
     build/proof/other/bin/python -c 'import torch; print("torch", torch.__version__)' &&
-    tests_beside other python_tests/test_softmax_values.py python_tests/test_cross_entropy_values.py
+    tests_beside other "$@"
   local result=$?
   rm -rf build/proof/other  # a torch is up to 5 GB
   return $result
@@ -63,7 +65,11 @@ rung "an isolated pip install" isolated
 rung "no torch: one sentence" without_torch
 rung "sdist, and a wheel from it" from_sdist
 rung "plain cmake" plain_cmake
-rung "values on the oldest torch, the same library" beside_torch "==2.11.*"
-rung "values on the newest torch, the same library" beside_torch ""
+values=(python_tests/test_{softmax,cross_entropy}_values.py)
+rung "values on the oldest torch, the same library" beside_torch "torch==2.11.*" "${values[@]}"
+rung "values on the newest torch, the same library" beside_torch torch "${values[@]}"
+rung "families in Triton, interpreted, on the oldest torch" beside_torch "-c constraints-torch211.txt torch triton" \
+  -n 2 -p hetkern.testing.triton_interpreter --impl triton -m "not proof" \
+  python_tests/test_{softmax,cross_entropy}_{values,edges,errors,derivatives,wiring,mutations}.py
 printf '%s\n' "== proof of $(git rev-parse --short HEAD)" "${summary[@]}"
 exit $failed

@@ -1,5 +1,7 @@
 """Every derivative of cross-entropy: first, second, forward mode, and under torch.func."""
 
+import functools
+
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
@@ -7,6 +9,7 @@ from torch.autograd import gradcheck, gradgradcheck
 import hetkern
 from hetkern import reference
 from hetkern.testing import Case, check_op
+from hetkern.testing.devices import normal
 from hetkern.testing.dispatched import ops_of
 
 F64 = torch.float64
@@ -14,11 +17,14 @@ CLASSES = 5
 KEPT = (9, 10, 11)  # saved, divisors and entropy among the arguments of the backward ops
 
 
-def random(*shape, seed=0, dtype=F64):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+random = functools.partial(normal, dtype=F64)
 
 
-INDICES = torch.tensor([0, 4, -100, 2])
+@pytest.fixture
+def indices(impl):
+    return torch.tensor([0, 4, -100, 2])
+
+
 WEIGHT = torch.linspace(0.5, 2.0, CLASSES, dtype=F64)
 OPTIONS = {
     "plain": {},
@@ -53,31 +59,31 @@ def function(options, impl="auto", stats=False):
 
 @pytest.mark.parametrize("stats", [False, True])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_cross_entropy_first_and_second_gradients_are_right(impl, options, stats):
+def test_cross_entropy_first_and_second_gradients_are_right(impl, options, stats, indices):
     x, p = random(4, CLASSES).requires_grad_(), random(4, CLASSES, seed=1).softmax(1)
     call = function(options, impl.name, stats)
-    assert gradcheck(lambda x: call(x, INDICES), (x,))
-    assert gradgradcheck(lambda x: call(x, INDICES), (x,))
+    assert gradcheck(lambda x: call(x, indices), (x,))
+    assert gradgradcheck(lambda x: call(x, indices), (x,))
     assert gradcheck(call, (x, p.requires_grad_()))
     assert gradgradcheck(call, (x, p))
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_cross_entropy_forward_mode_is_right(impl, options):
+def test_cross_entropy_forward_mode_is_right(impl, options, indices):
     x, p = random(4, CLASSES).requires_grad_(), random(4, CLASSES, seed=1).softmax(1)
     call = function(options, impl.name)
     forward = {"check_forward_ad": True, "check_backward_ad": False}
-    assert gradcheck(lambda x: call(x, INDICES), (x,), **forward)
+    assert gradcheck(lambda x: call(x, indices), (x,), **forward)
     assert gradcheck(call, (x, p.requires_grad_()), **forward)
 
 
-def test_cross_entropy_statistics_carry_gradients_one_by_one(impl):
+def test_cross_entropy_statistics_carry_gradients_one_by_one(impl, indices):
     x = random(4, CLASSES).requires_grad_()
-    _, stats = hetkern.cross_entropy(x, INDICES, z_loss=0.1, return_stats=True, impl=impl.name)
+    _, stats = hetkern.cross_entropy(x, indices, z_loss=0.1, return_stats=True, impl=impl.name)
     for name in ("loss", "lse", "z_loss", "entropy", "log_prob"):
 
         def one(x, name=name):
-            out = hetkern.cross_entropy(x, INDICES, z_loss=0.1, return_stats=True, impl=impl.name)
+            out = hetkern.cross_entropy(x, indices, z_loss=0.1, return_stats=True, impl=impl.name)
             return getattr(out[1], name)
 
         assert gradcheck(one, (x,)), name
@@ -85,10 +91,10 @@ def test_cross_entropy_statistics_carry_gradients_one_by_one(impl):
     assert not stats.correct.requires_grad
 
 
-def test_cross_entropy_registered_ops_have_right_gradients_when_called_directly(native):
+def test_cross_entropy_registered_ops_have_right_gradients_when_called_directly(native, indices):
     options = {"softcap": 1.5, "label_smoothing": 0.1, "z_loss": 0.1}
     x, p = random(4, CLASSES), random(4, CLASSES, seed=1).softmax(1)
-    seen = ops_of(lambda x: function(options)(x, INDICES), x)
+    seen = ops_of(lambda x: function(options)(x, indices), x)
     seen |= ops_of(function(options), x, p)
     checked = 0
     for name, (op, args) in seen.items():
@@ -128,7 +134,7 @@ def test_cross_entropy_double_backward_is_within_budget(impl, kind, target):
     def backward_of(cross_entropy):
         def backward(x, dy):
             x = x if x.requires_grad else x.detach().requires_grad_()
-            given = t.to(x.dtype) if t.is_floating_point() else t
+            given = t.to(x.device, x.dtype if t.is_floating_point() else None)
             loss = cross_entropy(x, given, reduction="none", **OPTIONS[kind])
             return torch.autograd.grad(loss, x, dy, create_graph=True)[0]
 
@@ -142,36 +148,36 @@ def test_cross_entropy_double_backward_is_within_budget(impl, kind, target):
     check_op(backward_of(ours), exact, [Case(kind, (x, dy))], [torch.float32])
 
 
-def test_cross_entropy_gradient_can_be_taken_twice_and_from_two_losses(impl):
+def test_cross_entropy_gradient_can_be_taken_twice_and_from_two_losses(impl, indices):
     """retain_graph, and two losses on the same logits: nothing was written over."""
     x, other = random(4, CLASSES).requires_grad_(), torch.tensor([1, 1, 2, 3])
     kept = x.detach().clone()
-    a = hetkern.cross_entropy(x, INDICES, impl=impl.name)
+    a = hetkern.cross_entropy(x, indices, impl=impl.name)
     b = hetkern.cross_entropy(x, other, impl=impl.name, z_loss=0.1)
     (first,) = torch.autograd.grad(a + b, x, retain_graph=True)
     (again,) = torch.autograd.grad(a + b, x)
     assert torch.equal(first, again) and torch.equal(x, kept)
     parts = [
-        torch.autograd.grad(hetkern.cross_entropy(x, INDICES, impl=impl.name), x)[0],
+        torch.autograd.grad(hetkern.cross_entropy(x, indices, impl=impl.name), x)[0],
         torch.autograd.grad(hetkern.cross_entropy(x, other, impl=impl.name, z_loss=0.1), x)[0],
     ]
     torch.testing.assert_close(first, parts[0] + parts[1])
 
 
-def test_cross_entropy_takes_a_gradient_for_each_row(impl):
+def test_cross_entropy_takes_a_gradient_for_each_row(impl, indices):
     x, dy = random(4, CLASSES).requires_grad_(), random(4, seed=1)
-    loss = hetkern.cross_entropy(x, INDICES, reduction="none", impl=impl.name)
+    loss = hetkern.cross_entropy(x, indices, reduction="none", impl=impl.name)
     (dx,) = torch.autograd.grad(loss, x, dy)
-    onehot = torch.nn.functional.one_hot(INDICES.clamp_min(0), CLASSES)
-    wanted = dy[:, None] * (x.softmax(1) - onehot) * (INDICES != -100)[:, None]
+    onehot = torch.nn.functional.one_hot(indices.clamp_min(0), CLASSES)
+    wanted = dy[:, None] * (x.softmax(1) - onehot) * (indices != -100)[:, None]
     torch.testing.assert_close(dx, wanted)
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_cross_entropy_works_under_torch_func(impl, options):
+def test_cross_entropy_works_under_torch_func(impl, options, indices):
     """grad, vmap, per-sample gradients, jvp and jacrev agree with plain autograd."""
     call = function(options, impl.name)
-    x, target = random(3, 4, CLASSES), torch.stack([INDICES, INDICES.flip(0), INDICES.roll(1)])
+    x, target = random(3, 4, CLASSES), torch.stack([indices, indices.flip(0), indices.roll(1)])
     each = torch.stack([call(a, t) for a, t in zip(x, target, strict=True)])
     torch.testing.assert_close(torch.func.vmap(call)(x, target), each)
 
@@ -188,15 +194,15 @@ def test_cross_entropy_works_under_torch_func(impl, options):
     torch.testing.assert_close(single(x[0], one_row), rows)
 
     tangent = random(4, CLASSES, seed=1)
-    _, pushed = torch.func.jvp(lambda a: call(a, INDICES), (x[0],), (tangent,))
-    jacobian = torch.func.jacrev(lambda a: call(a, INDICES))(x[0])
+    _, pushed = torch.func.jvp(lambda a: call(a, indices), (x[0],), (tangent,))
+    jacobian = torch.func.jacrev(lambda a: call(a, indices))(x[0])
     torch.testing.assert_close(pushed, (jacobian * tangent).sum((-2, -1)))
 
 
-def test_cross_entropy_gradient_reaches_only_who_asks(impl):
+def test_cross_entropy_gradient_reaches_only_who_asks(impl, indices):
     for who in range(2):
         x, p = random(4, CLASSES), random(4, CLASSES, seed=1).softmax(1)
         inputs = [t.requires_grad_(i == who) for i, t in enumerate((x, p))]
         hetkern.cross_entropy(*inputs, impl=impl.name).backward()
         assert [t.grad is not None for t in inputs] == [i == who for i in range(2)]
-    assert not hetkern.cross_entropy(random(4, CLASSES), INDICES, impl=impl.name).requires_grad
+    assert not hetkern.cross_entropy(random(4, CLASSES), indices, impl=impl.name).requires_grad

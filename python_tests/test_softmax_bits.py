@@ -5,6 +5,7 @@ import torch
 
 import hetkern
 from hetkern.testing.calls import Call, random_upstream, run, same_bits
+from hetkern.testing.devices import normal
 from hetkern.testing.families import softmax_op
 from hetkern.testing.layouts import LAYOUTS
 
@@ -22,10 +23,6 @@ def restore_threads():
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
-
-
-def normal(*shape):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
 def results(impl, x, dim, *, log=False, upstream=None, **options):

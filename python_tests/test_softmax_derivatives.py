@@ -1,5 +1,7 @@
 """Every derivative of softmax: first, second, forward mode, and under torch.func."""
 
+import functools
+
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
@@ -7,13 +9,13 @@ from torch.autograd import gradcheck, gradgradcheck
 import hetkern
 from hetkern import reference
 from hetkern.testing import Case, check_op
+from hetkern.testing.devices import normal
 from hetkern.testing.dispatched import ops_of
 
 F64 = torch.float64
 
 
-def random(*shape, seed=0, dtype=F64):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+random = functools.partial(normal, dtype=F64)
 
 
 OPS = ("softmax", "softmax_sink", "softmax_backward")
@@ -106,11 +108,14 @@ def test_softmax_double_backward_is_within_budget(impl, kind, log):
     if kind == "mask":
         options["mask"] = torch.arange(length) % 3 > 0
 
+    def options_beside(x):
+        return {n: v.to(x.device) if torch.is_tensor(v) else v for n, v in options.items()}
+
     def ours(x):
-        return function(log, options, impl.name)(x)
+        return function(log, options_beside(x), impl.name)(x)
 
     def exact(x):
-        y = reference.softmax(x, log=log, **options)
+        y = reference.softmax(x, log=log, **options_beside(x))
         return y.masked_fill(y == -torch.inf, 0.0) if log else y
 
     x, dy = (random(4, length, seed=seed, dtype=torch.float32) for seed in (0, 1))

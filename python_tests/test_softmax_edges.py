@@ -6,13 +6,10 @@ import torch
 import hetkern
 from hetkern.testing import assert_stays_inside
 from hetkern.testing.check import DTYPES
+from hetkern.testing.devices import normal
 from hetkern.testing.families import softmax_op
 
 POISONS = [torch.nan, torch.inf, -torch.inf]
-
-
-def normal(*shape):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
 def both(log):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import hetkern
+from hetkern.testing.devices import here
 
 X = torch.zeros(2, 3)
 WRONG = {
@@ -32,7 +33,7 @@ WRONG = {
 @pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize("wrong, error, message", WRONG.values(), ids=WRONG)
 def test_softmax_refuses_by_name(impl, wrong, error, message, grad, log):
-    arguments = {"x": X} | wrong
+    arguments = here({"x": X} | wrong)
     if grad and arguments["x"].is_floating_point():
         arguments["x"] = arguments["x"].clone().requires_grad_()
     public = hetkern.log_softmax if log else hetkern.softmax
@@ -44,7 +45,7 @@ def test_softmax_refuses_by_name(impl, wrong, error, message, grad, log):
 def test_softmax_refuses_mixed_dtypes_outside_autocast(native, name):
     tensor = {"bias": torch.zeros(3), "sink": torch.zeros(2)}[name]
     with pytest.raises(ValueError, match=rf"softmax: {name}: wanted .*bfloat16.*got .*float"):
-        hetkern.softmax(X.bfloat16(), **{name: tensor})
+        hetkern.softmax(here(X).bfloat16(), **{name: tensor})
 
 
 def test_softmax_refuses_an_unknown_implementation():
@@ -60,21 +61,21 @@ def test_softmax_named_implementation_never_falls_back(name):
 
 def test_softmax_registered_op_checks_its_arguments_itself(native):
     """torch.ops can be called past Python: nothing is read out of bounds."""
-    op = torch.ops.hetkern.softmax
+    op, x = torch.ops.hetkern.softmax, here(X)
     with pytest.raises(ValueError, match=r"softmax: bias: wanted .*got"):
-        op(X, -1, None, 1.0, 0.0, torch.zeros(4), None, False, False)
+        op(x, -1, None, 1.0, 0.0, torch.zeros(4), None, False, False)
     with pytest.raises(IndexError, match=r"softmax: dim: wanted .*got 5"):
-        op(X, 5, None, 1.0, 0.0, None, None, False, False)
+        op(x, 5, None, 1.0, 0.0, None, None, False, False)
     with pytest.raises(ValueError, match=r"softmax: mask: wanted .*got"):
-        op(X, -1, None, 1.0, 0.0, None, torch.ones(4) > 0, False, False)
+        op(x, -1, None, 1.0, 0.0, None, torch.ones(4) > 0, False, False)
     backward = torch.ops.hetkern.softmax_backward
     with pytest.raises(ValueError, match=r"softmax_backward: dy: wanted .*got"):
-        backward(torch.zeros(2, 4), X, None, -1, X.dtype, 1.0, 0.0, None, False, False, None)
+        backward(torch.zeros(2, 4), x, None, -1, x.dtype, 1.0, 0.0, None, False, False, None)
     with pytest.raises(ValueError, match=r"softmax_backward: y_sink: wanted .*got"):
-        backward(X, X, None, -1, X.dtype, 1.0, 0.0, None, False, False, torch.zeros(5))
+        backward(x, x, None, -1, x.dtype, 1.0, 0.0, None, False, False, torch.zeros(5))
 
 
 def test_softmax_refuses_by_the_same_name_when_compiled(native):
     compiled = torch.compile(lambda x, b: hetkern.softmax(x, bias=b), backend="aot_eager")
     with pytest.raises(ValueError, match=r"softmax: bias: wanted .*got"):
-        compiled(X, torch.zeros(4))
+        compiled(here(X), torch.zeros(4))

@@ -6,6 +6,7 @@ import torch
 import hetkern
 from hetkern.testing import Case, check_seed, inputs
 from hetkern.testing.check import DTYPES
+from hetkern.testing.devices import normal
 from hetkern.testing.families import check_softmax, torch_softmax
 from hetkern.testing.layouts import LAYOUTS
 
@@ -92,7 +93,7 @@ def test_softmax_is_within_budget_in_every_layout(impl, dim):
 @pytest.mark.parametrize("log", [False, True])
 @pytest.mark.parametrize("shape", [(), (1,), (4, 1), (1, 4), (0,), (0, 4), (4, 0), (2, 0, 3)])
 def test_softmax_is_right_on_tiny_and_empty_tensors(impl, shape, log):
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    x = normal(*shape).requires_grad_()
     ours, torchs = (
         (hetkern.log_softmax, torch.log_softmax) if log else (hetkern.softmax, torch.softmax)
     )
@@ -106,14 +107,14 @@ def test_softmax_is_right_on_tiny_and_empty_tensors(impl, shape, log):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_softmax_of_16_bit_logits_is_float32_when_asked(impl, dtype):
     check_softmax(impl.name, case("normal", (4, 100), dtype=torch.float32), dtypes=[dtype])
-    x = torch.randn(4, 100, generator=torch.Generator().manual_seed(0)).to(dtype)
+    x = normal(4, 100).to(dtype)
     assert hetkern.softmax(x, dtype=torch.float32).dtype == torch.float32
 
 
 @pytest.mark.parametrize("given", [torch.float32, torch.float64, torch.bfloat16, torch.int64])
 @pytest.mark.parametrize("wanted", DTYPES)
 def test_softmax_casts_x_first_as_torch_does(impl, given, wanted):
-    x = (9 * torch.randn(4, 100, generator=torch.Generator().manual_seed(0))).to(given)
+    x = (9 * normal(4, 100)).to(given)
     y = hetkern.softmax(x, dtype=wanted)
     assert y.dtype == wanted
     torch.testing.assert_close(y, torch.softmax(x, -1, wanted))
@@ -158,19 +159,19 @@ def test_a_confident_gradient_keeps_its_digits(impl, certainty, sink, dim):
 
 
 def test_softmax_rows_sum_to_one_with_their_sink(impl):
-    x = torch.randn(9, 1000, generator=torch.Generator().manual_seed(0))
+    x = normal(9, 1000)
     torch.testing.assert_close(hetkern.softmax(x).sum(-1), torch.ones(9))
     with_sink = hetkern.softmax(x, sink=x.logsumexp(-1))
     torch.testing.assert_close(with_sink.sum(-1), torch.full((9,), 0.5))
 
 
 def test_softmax_is_shift_invariant_to_the_last_bit_where_the_shift_is_exact(impl):
-    x = torch.randint(-20, 20, (9, 300), generator=torch.Generator().manual_seed(0)).float()
+    x = (20 * normal(9, 300)).round().clamp(-20, 20)
     assert torch.equal(hetkern.softmax(x), hetkern.softmax(x + 4096))
 
 
 def test_sum_of_softmax_has_no_gradient_but_rounding(impl):
-    x = torch.randn(9, 300, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    x = normal(9, 300).requires_grad_()
     y = hetkern.softmax(x)
     (dx,) = torch.autograd.grad(y.sum(), x)
     assert (dx.abs() <= 4 * torch.finfo(torch.float32).eps * y).all()

@@ -134,6 +134,25 @@ def test_check_op_catches_other_bits_on_a_second_run():
         )
 
 
+def test_check_op_catches_a_result_on_another_device():
+    with pytest.raises(AssertionError, match="output is on meta"):
+        check_op(
+            lambda x: x.detach().to("meta"), lambda x: x.detach(), [Case("plain", (normal(4),))]
+        )
+
+
+def test_check_op_moves_a_case_to_the_device_of_the_operation():
+    seen = []
+
+    def op(x):
+        seen.append(x.device.type)
+        return x.softmax(-1)
+
+    with pytest.raises(NotImplementedError, match="Meta"):  # which computes nothing to compare
+        check_op(op, op, [Case("plain", (normal(4),))], device="meta")
+    assert seen == ["meta", "meta"]
+
+
 def test_check_op_catches_a_missing_output():
     with pytest.raises(AssertionError, match=r"got .*wanted"):
         check_op(lambda x: (x, x), lambda x: x, [Case("plain", (normal(4),))])

@@ -11,6 +11,7 @@ A page on how to use it: docs/kernels.md, "Test your own kernel".
 ========================  =======================================================================
 ``budget``                ``assert_close_to_exact``: the error budget, row by row, against float64
 ``check``                 ``check_op``: values, gradients, determinism, over dtypes and layouts
+``devices``               where a test's tensors belong
 ``inputs``, ``layouts``   sizes, logits, targets and strides that have broken kernels before
 ``guard``                 ``assert_stays_inside``: inputs between bands of poison
 ``random_cases``          random configurations by seed; ``repro`` reruns them from a shell

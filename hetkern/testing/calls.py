@@ -71,7 +71,8 @@ def random_upstream(seed: int, layout: Callable[[Tensor], Tensor] = lambda t: t)
 
     def upstream(index: int, output: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(seed + index)
-        return layout(torch.randn(output.shape, generator=generator).to(output.dtype))
+        drawn = torch.randn(output.shape, generator=generator, device="cpu")
+        return layout(drawn.to(output.device, output.dtype))
 
     return upstream
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hetkern.testing.budget import Dims, assert_within_budget, error_of
 from hetkern.testing.calls import Call, Op, random_upstream, run, same_bits
+from hetkern.testing.devices import placed_on
 from hetkern.testing.layouts import LAYOUTS
 
 DRAWS = (1, 4, 32)  #: in which torch's error is sampled, as long as a result is over its budget
@@ -62,6 +63,7 @@ def check_op(
     baseline: Op | None = None,
     layouts: Sequence[str] = ("dense",),
     seed: int = 0,
+    device: torch.device | str | None = None,
 ) -> Summary:
     """Check ``op`` on every case × dtype × layout, forward and backward.
 
@@ -87,6 +89,8 @@ def check_op(
         layouts: names from ``hetkern.testing.layouts.LAYOUTS``, for all tensors at once and for the
             upstream gradient.
         seed: of the upstream gradients.
+        device: where ``op`` runs: every tensor of a case is moved there. None for where they are.
+            What it is judged by is computed on the CPU.
 
     Returns:
         How many comparisons were made, and the worst.
@@ -98,7 +102,7 @@ def check_op(
     for case in cases:
         for dtype in dtypes:
             for layout in layouts:
-                _check(op, reference, baseline, case, dtype, layout, seed, summary)
+                _check(op, reference, baseline, case, dtype, layout, seed, device, summary)
     return summary
 
 
@@ -110,6 +114,7 @@ def _check(
     dtype: torch.dtype,
     layout: str,
     seed: int,
+    device: torch.device | str | None,
     summary: Summary,
 ) -> None:
     """One case in one dtype and layout."""
@@ -117,23 +122,27 @@ def _check(
     repro = case.repro or (
         f"check_op(op, reference, [{case.name!r}], [{dtype}], layouts=[{layout!r}], seed={seed})"
     )
-    call = Call(case.args, case.kwargs).map(_cast(torch.float32)).map(_cast(dtype))
-    call = call.map(LAYOUTS[layout])
+    template = Call(case.args, case.kwargs).map(_cast(torch.float32)).map(_cast(dtype))
+    given = (template.map(lambda t: t.to(device)) if device else template).map(LAYOUTS[layout])
 
-    # The operation, twice.
-    before = call.map(torch.clone)
+    # The operation, twice, on its device.
+    before = given.map(torch.clone)
     upstream = _upstream(seed, layout, case.dim)
-    results = run(op, call, constant=case.constant, upstream=upstream)
-    again = run(op, call, constant=case.constant, upstream=upstream)
-    for name, value in call.tensors().items():
+    results = run(op, given, constant=case.constant, upstream=upstream)
+    again = run(op, given, constant=case.constant, upstream=upstream)
+    for name, value in given.tensors().items():
         if not same_bits(value, before.tensors()[name]):
             raise AssertionError(f"{where}: {name} was written to\nrepro: {repro}")
     for name, value in results.items():
+        if value.device != given.args[0].device:
+            raise AssertionError(f"{where}: {name} is on {value.device}\nrepro: {repro}")
         if not same_bits(value, again[name]):
             raise AssertionError(f"{where}: {name} has other bits on a second run\nrepro: {repro}")
 
-    # The exact value, and the same computation by torch. The upstream gradient is rounded as the
-    # operation's own outputs are.
+    # The exact value, and the same computation by torch, on the CPU. The upstream gradient is
+    # rounded as the operation's own outputs are.
+    call = template.map(Tensor.cpu).map(LAYOUTS[layout])
+    results = {name: value.cpu() for name, value in results.items()}
     types = [value.dtype for value in results.values()]
     yardsticks = [(baseline or reference, dtype if dtype != torch.float64 else torch.float32)]
     if dtype == torch.float64 and baseline is not None:
@@ -169,7 +178,8 @@ def _check(
 
     for draws in DRAWS:
         try:
-            ratios = list(look(draws))
+            with placed_on("cpu"):
+                ratios = list(look(draws))
         except AssertionError:
             if draws == DRAWS[-1]:
                 raise

@@ -56,5 +56,6 @@ def ops_of(
 
 
 def _ramp(y: Tensor) -> Tensor:
-    ramp = 1.0 + torch.arange(y.numel(), dtype=y.dtype).reshape(y.shape) / max(y.numel(), 1)
+    steps = torch.arange(y.numel(), dtype=y.dtype, device=y.device)
+    ramp = 1.0 + steps.reshape(y.shape) / max(y.numel(), 1)
     return ramp.requires_grad_()

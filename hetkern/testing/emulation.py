@@ -18,6 +18,7 @@ import re
 import struct
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -212,6 +213,8 @@ def _write_arguments(
 
 _NAME = "libhetkern_emulated.so"
 _loaded: list[Path] = []
+_inside = 0  # contexts that are open, in all threads
+_lock = threading.Lock()
 
 
 def _library_file() -> Path | None:
@@ -234,12 +237,13 @@ def why_no_emulation() -> str | None:
 
 @contextlib.contextmanager
 def emulated_cuda() -> Iterator[None]:
-    """Within this context and thread, ``impl="cuda"`` runs the CUDA kernels on CPU tensors.
+    """While this context is open, ``impl="cuda"`` runs the CUDA kernels on CPU tensors.
+
+    It does so in every thread: those that a test starts are part of it.
 
     Raises:
         NotImplementedError: the emulated library is not built.
     """
-    from hetkern import impl
     from hetkern.ops import family
 
     if not _loaded:
@@ -250,8 +254,17 @@ def emulated_cuda() -> Iterator[None]:
         family.serve("emulated", "hetkern_emulated")
         torch.ops.load_library(file)
         _loaded.append(file)
-    before, impl.thread.emulated = impl.thread.emulated, True
+    _count(1)
     try:
         yield
     finally:
-        impl.thread.emulated = before
+        _count(-1)
+
+
+def _count(change: int) -> None:
+    global _inside
+    from hetkern import impl
+
+    with _lock:
+        _inside += change
+        impl.emulated = _inside > 0

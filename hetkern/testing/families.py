@@ -142,12 +142,14 @@ def _log_sum_exp_of_differences(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def check_softmax(impl: str, *cases: Case, **options: Any) -> Summary:
     """``check_op`` for the public softmax; ``log=True`` in a case asks for log-softmax."""
     options["dtypes"] = _served(impl, options.get("dtypes", DTYPES))
+    options.setdefault("device", torch.get_default_device())
     return check_op(softmax_op(impl), exact_softmax, cases, baseline=torch_softmax, **options)
 
 
 def check_cross_entropy(impl: str, *cases: Case, **options: Any) -> Summary:
     """``check_op`` for the public cross-entropy."""
     options["dtypes"] = _served(impl, options.get("dtypes", DTYPES))
+    options.setdefault("device", torch.get_default_device())
     return check_op(
         cross_entropy_op(impl),
         reference.cross_entropy,
@@ -171,5 +173,5 @@ def target_classes(call: Call) -> Tensor:
     dim = min(1, x.dim() - 1)
     if target.is_floating_point():
         return target > 0.9
-    classes = torch.arange(x.shape[dim]).reshape(-1, *[1] * (x.dim() - dim - 1))
+    classes = torch.arange(x.shape[dim], device=x.device).reshape(-1, *[1] * (x.dim() - dim - 1))
     return target.unsqueeze(dim) == classes

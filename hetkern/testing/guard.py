@@ -29,7 +29,7 @@ class Guarded:
     def __init__(self, x: Tensor, offset: int = 0, band: int = 64) -> None:
         """Copy x between fresh bands."""
         self._first = band + offset
-        self._buffer = poison((self._first + x.numel() + band,), x.dtype)
+        self._buffer = poison((self._first + x.numel() + band,), x.dtype, x.device)
         self.tensor = self._buffer[self._first : self._first + x.numel()].view(x.shape)
         self.tensor.copy_(x)
         self._before = self._buffer.clone()

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from hetkern.testing.devices import placed_on
+
 #: Every level of the CPU kernels, from the one that runs anywhere.
 ISA_LEVELS = ("base", "avx2", "avx512")
 
@@ -21,8 +23,19 @@ class Implementation:
         """``reference`` or ``cpu-avx2``."""
         return f"{self.name}-{self.isa}" if self.isa else self.name
 
+    @property
+    def device(self) -> str:
+        """Where its tensors are: "cuda" where it runs on a GPU; "cpu", emulated or interpreted."""
+        from hetkern import impl
+
+        if self.name not in ("cuda", "triton") or impl.triton_interprets:
+            return "cpu"
+        return "cpu" if impl.why_not(self.name, "cuda") else "cuda"
+
     def why_absent(self) -> str | None:
         """Why it cannot run here; None if it can."""
+        if self.device != "cpu":
+            return None
         if self.name == "cuda":
             from hetkern.testing.emulation import why_no_emulation
 
@@ -43,9 +56,16 @@ class Implementation:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Make it the one that ``impl="auto"`` takes, and clamp the instruction set to its own."""
+        """Make it the one that ``impl="auto"`` takes, and its device the one of new tensors.
+
+        Clamps the instruction set to its own.
+        """
         import hetkern
 
+        if self.device != "cpu":
+            with placed_on(self.device), hetkern.use(self.name):
+                yield
+            return
         if self.name == "cuda":
             from hetkern.testing.emulation import emulated_cuda
 

@@ -1,12 +1,15 @@
 """Inputs that have broken kernels before: sizes, logits and targets, each with what it stands for.
 
-Values are drawn in float32, so that every dtype under test, float64 too, gets the same ones.
+Values are drawn in float32 and on the CPU, so that every dtype under test, float64 too, and every
+device gets the same ones; they come on torch's default device.
 """
 
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Generator, Tensor
+
+from hetkern.testing.devices import drawn_on_cpu
 
 #: Row lengths and the regime each stands for.
 LENGTHS = {
@@ -135,6 +138,7 @@ FINITE_LOGITS = tuple(
 )
 
 
+@drawn_on_cpu
 def logits(kind: str, shape: Sequence[int], dim: int, generator: Generator) -> Tensor:
     """Float32 logits of ``shape`` whose rows along ``dim`` are of the given kind."""
     columns = shape[dim]
@@ -145,6 +149,7 @@ def logits(kind: str, shape: Sequence[int], dim: int, generator: Generator) -> T
     return LOGITS[kind](rows, columns, generator).reshape(*others, columns).movedim(-1, dim)
 
 
+@drawn_on_cpu
 def targets(
     kind: str, logits: Tensor, dim: int, generator: Generator, ignore_index: int = -100
 ) -> Tensor:
@@ -176,6 +181,7 @@ def targets(
     raise ValueError(f"targets: unknown kind {kind!r}")
 
 
+@drawn_on_cpu
 def probabilities(kind: str, logits: Tensor, dim: int, generator: Generator) -> Tensor:
     """Class probabilities, float32, of the shape of ``logits``: "dense" or "one_hot"."""
     if kind == "dense":

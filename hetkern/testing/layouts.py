@@ -11,13 +11,15 @@ from torch import Tensor
 Layout = Callable[[Tensor], Tensor]
 
 
-def poison(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def poison(
+    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | None = None
+) -> Tensor:
     """A tensor of NaN, of a far negative integer, or of True: what must never be read."""
     if dtype.is_floating_point:
-        return torch.full(shape, torch.nan, dtype=dtype)
+        return torch.full(shape, torch.nan, dtype=dtype, device=device)
     if dtype == torch.bool:
-        return torch.ones(shape, dtype=dtype)
-    return torch.full(shape, torch.iinfo(dtype).min, dtype=dtype)
+        return torch.ones(shape, dtype=dtype, device=device)
+    return torch.full(shape, torch.iinfo(dtype).min, dtype=dtype, device=device)
 
 
 def dense(x: Tensor) -> Tensor:
@@ -60,7 +62,7 @@ def _inside(x: Tensor, before: int, after: int, step: int) -> Tensor:
     if x.dim() == 0:
         return x.clone()
     width = before + step * x.shape[-1] + after
-    buffer = poison((*x.shape[:-1], width), x.dtype)
+    buffer = poison((*x.shape[:-1], width), x.dtype, x.device)
     view = buffer[..., before : before + step * x.shape[-1] : step]
     view.copy_(x)
     return view

@@ -85,7 +85,7 @@ def skipped_last_tile(op: Op) -> Op:
     """``op`` that never reads the last tile of columns of its first argument."""
 
     def mutant(x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        unread = torch.arange(x.shape[-1]) >= x.shape[-1] - TILE
+        unread = torch.arange(x.shape[-1], device=x.device) >= x.shape[-1] - TILE
         return op(x.masked_fill(unread, -torch.inf), *args, **kwargs)
 
     return mutant

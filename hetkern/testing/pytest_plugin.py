@@ -6,6 +6,9 @@ machine skips with its reason. ``--impl cuda,triton`` runs only the tests of tho
 preparation. ``generator`` is a seeded ``torch.Generator``. Tests marked ``proof`` are long: they
 run where ``-m`` names them, as in ``pytest -m proof``, and so do those marked ``large`` on an
 implementation that is emulated or interpreted.
+
+Where an implementation runs on a GPU, its tests' new tensors are made there (torch's default
+device) and tensors among their parameters moved there.
 """
 
 import os
@@ -14,6 +17,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from hetkern.testing.devices import here
 from hetkern.testing.implementations import IMPLEMENTATIONS, Implementation
 
 
@@ -43,7 +47,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     long = pytest.mark.skip(reason="long: pytest -m proof runs it")
     for item in items:
-        slow = _implementation(item) in (Implementation("cuda"), Implementation("triton"))
+        slow = (
+            (implementation := _implementation(item)) is not None
+            and implementation.name in ("cuda", "triton")
+            and implementation.device == "cpu"
+        )
         if item.get_closest_marker("proof") or (slow and item.get_closest_marker("large")):
             item.add_marker(long)
 
@@ -61,6 +69,14 @@ def _wanted(item: pytest.Item, asked: str | None) -> bool:
         return asked is None
     wanted = asked.split(",") if asked else ("reference", "cpu")
     return implementation.name in wanted or str(implementation) in wanted
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
+    """Move the tensors among a test's parameters to its implementation's device."""
+    if _implementation(pyfuncitem):
+        for name in pyfuncitem.callspec.params:
+            pyfuncitem.funcargs[name] = here(pyfuncitem.funcargs[name])
 
 
 @pytest.hookimpl(wrapper=True)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hetkern.testing import families, inputs
 from hetkern.testing.check import DTYPES, Case, Summary
+from hetkern.testing.devices import placed_on
 from hetkern.testing.layouts import LAYOUTS
 
 #: Elements of a tensor: usually, and in one configuration of ten. 10^5 must run in about an hour.
@@ -124,7 +125,8 @@ FAMILIES = {
 
 def check_seed(family: str, seed: int, impl: str = "auto") -> Summary:
     """Check the configuration that ``seed`` names; AssertionError carries the one-line repro."""
-    drawn = FAMILIES[family].configure(seed)
+    with placed_on("cpu"):
+        drawn = FAMILIES[family].configure(seed)
     return FAMILIES[family].check(
         impl, drawn.case, dtypes=[drawn.dtype], layouts=[drawn.layout], seed=seed
     )

@@ -38,6 +38,18 @@ def shifted(dot, weight, by):
 
 
 @triton.jit
+def grouped(x, ROWS: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr):
+    """A row's lanes in groups of neighbours, which a thread has loaded together."""
+    return tl.reshape(x, [ROWS, BLOCK // GROUP, GROUP])
+
+
+@triton.jit
+def group_sum(x, ROWS: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr):
+    """Sum of each group, in pairs."""
+    return tree_sum(x, ROWS * (BLOCK // GROUP), GROUP).reshape([ROWS, BLOCK // GROUP])
+
+
+@triton.jit
 def distance(m, top):
     """The old maximum minus the new one, where they differ: -inf - -inf is 0 here."""
     return tl.where(m == top, 0.0, m - top)
@@ -119,7 +131,12 @@ def cross_entropy_forward_kernel(
     # 2. Scores; each lane's maximum and sums.
     zeros = tl.zeros([ROWS, BLOCK], tl.float32)
     m, s = zeros + float("-inf"), zeros
-    dot, total, dot_q, total_q, moment = zeros, zeros, zeros, zeros, zeros
+    moment = zeros
+    # Sums over targets: lanes loaded together share a maximum and a float64 that adds up blocks.
+    # A float32 would round at every block: 128257 equal terms lose 6 eps.
+    GROUP: tl.constexpr = min(128 // x[0].dtype.element_ty.primitive_bitwidth, BLOCK)
+    dot = tl.zeros([ROWS, BLOCK // GROUP], tl.float64)
+    total, dot_q, total_q = dot, dot, dot
     largest_q = zeros + float("-inf")
     first = tl.zeros([ROWS, BLOCK], tl.int32)
     first_q = tl.zeros([ROWS, BLOCK], tl.int32)
@@ -128,12 +145,16 @@ def cross_entropy_forward_kernel(
         inside = row_ok[:, None] & column_ok[None, :]
         v = tl.load(columns(x_rows, x, sizes, start, lanes), mask=inside, other=0.0).to(tl.float32)
         z = tl.where(inside, score(v, numbers, CAPPED), float("-inf"))
-        top = tl.maximum(m, z)
         if stats is not None:
             moment = add_moment(moment, m, s, z)
             first = tl.where(z > m, (start + lanes)[None, :], first)
+        before = tl.max(grouped(m, ROWS, BLOCK, GROUP), 2)
+        m, s = add_exponentials(m, s, z)
         if WEIGHS:
-            away, by = z - finite(top), distance(m, top)
+            top = tl.max(grouped(m, ROWS, BLOCK, GROUP), 2)
+            by = distance(before, top)
+            away = grouped(z, ROWS, BLOCK, GROUP) - finite(top)[:, :, None]
+            away = tl.reshape(away, [ROWS, BLOCK])
             w = zeros + 1.0
             if weight is not None:
                 w = zeros + tl.load(weight + start + lanes, mask=column_ok, other=0.0)[None, :]
@@ -143,26 +164,28 @@ def cross_entropy_forward_kernel(
                 p = p.to(tl.float32)
                 t = w * (numbers[3] * p + numbers[4]) if PLAIN else p
                 if PLAIN:
-                    dot_q = shifted(dot_q, total_q, by) + tl.where(inside, p * away, 0.0)
-                    total_q += tl.where(inside, p, 0.0)
+                    dot_q = shifted(dot_q, total_q, by)
+                    dot_q += group_sum(tl.where(inside, p * away, 0.0), ROWS, BLOCK, GROUP)
+                    total_q += group_sum(tl.where(inside, p, 0.0), ROWS, BLOCK, GROUP)
                 if stats is not None:
                     p = tl.where(inside, p, float("-inf"))
                     first_q = tl.where(p > largest_q, (start + lanes)[None, :], first_q)
                     largest_q = tl.maximum(largest_q, p)
-            dot = shifted(dot, total, by) + tl.where(inside, t * away, 0.0)
-            total += tl.where(inside, t, 0.0)
-        m, s = add_exponentials(m, s, z)
+            dot = shifted(dot, total, by)
+            dot += group_sum(tl.where(inside, t * away, 0.0), ROWS, BLOCK, GROUP)
+            total += group_sum(tl.where(inside, t, 0.0), ROWS, BLOCK, GROUP)
 
     # 3. Row maximum and sums.
     top, all_but_one = row_sum(m, s, ROWS, BLOCK)
     all_but_one = finished(top, all_but_one, True)
     d = log1p(all_but_one)
     lse = top + d
-    by = distance(m, top[:, None])
+    by = distance(tl.max(grouped(m, ROWS, BLOCK, GROUP), 2), top[:, None])
     row_dot, row_total = d * 0.0, d * 0.0
     if WEIGHS:
-        row_dot = tree_sum(shifted(dot, total, by), ROWS, BLOCK)
-        row_total = tree_sum(total, ROWS, BLOCK)
+        row_dot = tree_sum(shifted(dot, total, by), ROWS, BLOCK // GROUP)
+        row_total = tree_sum(total, ROWS, BLOCK // GROUP)
+    weighed = (row_total * d - row_dot).to(tl.float32)
 
     # 4. The row's term.
     counted = row_ok
@@ -175,19 +198,19 @@ def cross_entropy_forward_kernel(
         log_prob = (score(x_t, numbers, CAPPED) - top) - d
         term = -(w_t * log_prob)
         if SMOOTHED:
-            term = numbers[3] * term + numbers[4] * (row_total * d - row_dot)
+            term = numbers[3] * term + numbers[4] * weighed
         log_prob, term = tl.where(counted, log_prob, 0.0), tl.where(counted, term, 0.0)
         if terms[2] is not None:
             tl.store(terms[2] + row, tl.where(counted, w_t, 0.0), mask=row_ok)
         if terms[3] is not None:
             tl.store(terms[3] + row, counted.to(tl.float32), mask=row_ok)
     else:
-        term = row_total * d - row_dot
+        term = weighed
         row_dot_q, row_total_q = row_dot, row_total
         if PLAIN:
-            row_dot_q = tree_sum(shifted(dot_q, total_q, by), ROWS, BLOCK)
-            row_total_q = tree_sum(total_q, ROWS, BLOCK)
-        log_prob = row_dot_q - row_total_q * d
+            row_dot_q = tree_sum(shifted(dot_q, total_q, by), ROWS, BLOCK // GROUP)
+            row_total_q = tree_sum(total_q, ROWS, BLOCK // GROUP)
+        log_prob = (row_dot_q - row_total_q * d).to(tl.float32)
     z_term = tl.where(counted & (numbers[5] != 0), numbers[5] * (lse * lse), 0.0)
 
     # 5. What backward needs, and what the reduction adds up.
@@ -196,8 +219,8 @@ def cross_entropy_forward_kernel(
     tl.store(saved_rows, top, mask=row_ok)
     tl.store(saved_rows + step, d, mask=row_ok)
     if q is not None:
-        tl.store(saved_rows + 2 * step, row_total, mask=row_ok)
-        tl.store(saved_rows + 3 * step, row_total_q, mask=row_ok)
+        tl.store(saved_rows + 2 * step, row_total.to(tl.float32), mask=row_ok)
+        tl.store(saved_rows + 3 * step, row_total_q.to(tl.float32), mask=row_ok)
     if terms[1] is not None:
         tl.store(terms[0] + row, term, mask=row_ok)
         tl.store(terms[1] + row, z_term, mask=row_ok)
