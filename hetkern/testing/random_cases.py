@@ -8,7 +8,7 @@ lengths that have a regime to stand for. A seed is rerun by
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -127,9 +127,11 @@ def check_seed(family: str, seed: int, impl: str = "auto") -> Summary:
     """Check the configuration that ``seed`` names; AssertionError carries the one-line repro."""
     with placed_on("cpu"):
         drawn = FAMILIES[family].configure(seed)
-    return FAMILIES[family].check(
-        impl, drawn.case, dtypes=[drawn.dtype], layouts=[drawn.layout], seed=seed
-    )
+    case = drawn.case
+    if impl not in ("auto", "cpu"):
+        case = replace(case, repro=f"{case.repro} --impl {impl}")
+    options = {"dtypes": [drawn.dtype], "layouts": [drawn.layout], "seed": seed}
+    return FAMILIES[family].check(impl, case, **options)
 
 
 def _shape(draw: random.Random, dims: int, dim: int) -> tuple[int, ...]:
