@@ -60,7 +60,7 @@ struct LossRows {
       Lanes<A> moment(0);
       part.exp = sum_beside_maxima(z, chunk.n, largest, maxima,
                                    [&](int64_t, int k, Vec<A> s, Vec<A> e) { moment.v[k] += e * bounded_below<A>(s); });
-      part.moment = moment.sum();
+      part.moment = moment.sum(), part.stats = true;
       part.first_max = chunk.begin + maxima.first;
     }
     part.exp.kept = true;

@@ -58,7 +58,8 @@ struct LossColumns {
       const Vec<A> moment = sum_columns<A>(
           0, chunk.n, [&](int64_t j) { return exp_nonpositive(shifted(j)) * bounded_below<A>(shifted(j)); });
       const Mask<A> first = first_equal<A>(chunk.n, largest, [&](int64_t j) { return load<A>(z + j * W<A>); });
-      for (int i = 0; i < W<A>; ++i) part.lane[i].moment = moment[i], part.lane[i].first_max = chunk.begin + first[i];
+      for (int i = 0; i < W<A>; ++i)
+        part.lane[i].moment = moment[i], part.lane[i].first_max = chunk.begin + first[i], part.lane[i].stats = true;
     }
     if (row.q.at || p.target.label_smoothing > 0) add_targets(row, chunk, shifted, part);
     return part;

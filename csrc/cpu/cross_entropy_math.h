@@ -23,6 +23,7 @@ struct LossSum {
   Weighted<A> target;     // of t_j (indices: of w_j, for the smoothing)
   Weighted<A> plain;      // of q_j
   A moment = 0;           // sum_j exp(z_j - max) (z_j - max)
+  bool stats = false;     // moment and first_max are wanted
   int64_t first_max = 0;  // the first column whose score is max
   A target_max = -kInfinity<A>;
   int64_t target_first_max = 0;
@@ -37,8 +38,9 @@ inline LossSum<A> combine(const LossSum<A>& a, const LossSum<A>& b) {
   const A b_shift = b.exp.max == both.exp.max ? A(0) : b.exp.max - both.exp.max;
   both.target = a.target.shifted(a_shift) + b.target.shifted(b_shift);
   both.plain = a.plain.shifted(a_shift) + b.plain.shifted(b_shift);
-  const auto moment = [](const LossSum<A>& part, A shift) {
-    if (shift == 0 || part.exp.max == -kInfinity<A>) return part.moment;
+  both.stats = a.stats || b.stats;
+  const auto moment = [&](const LossSum<A>& part, A shift) {
+    if (!both.stats || shift == 0 || part.exp.max == -kInfinity<A>) return part.moment;
     return exp_one(shift) * (part.moment + shift * part.exp.all());
   };
   both.moment = moment(a, a_shift) + moment(b, b_shift);
