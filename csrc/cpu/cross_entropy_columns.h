@@ -52,7 +52,7 @@ struct LossColumns {
     Total part;
     for (int i = 0; i < W<A>; ++i) {
       part.lane[i].exp = {largest[i], sums[i], true};
-      if (largest[i] != -kInfinity<A>) part.lane[i].exp.sum += static_cast<A>(-equal[i] - 1);
+      if (largest[i] != -kInfinity<A>) part.lane[i].exp.sum += static_cast<double>(-equal[i] - 1);
     }
     if (p.correct) {
       const Vec<A> moment = sum_columns<A>(

@@ -22,7 +22,7 @@ struct LossSum {
   RowSum<A> exp;
   Weighted<A> target;     // of t_j (indices: of w_j, for the smoothing)
   Weighted<A> plain;      // of q_j
-  A moment = 0;           // sum_j exp(z_j - max) (z_j - max)
+  double moment = 0;      // sum_j exp(z_j - max) (z_j - max)
   bool stats = false;     // moment and first_max are wanted
   int64_t first_max = 0;  // the first column whose score is max
   A target_max = -kInfinity<A>;
@@ -126,7 +126,7 @@ inline void finish_loss(const CrossEntropyForward& p, const Score<A>& score, Met
   const RowSum<A> sum = finished(total.exp);
   const A m = sum.max, d = sum.log_all();
   const bool wants_lse = p.correct || p.z_loss_factor != 0;
-  const double exact_d = wants_lse ? std::log1p(static_cast<double>(sum.sum)) : 0;  // lse and entropy may be near 0
+  const double exact_d = wants_lse ? std::log1p(sum.sum) : 0;  // lse and entropy may be near 0
   const A lse = static_cast<A>(m + exact_d);
 
   // The row's term.
@@ -169,7 +169,7 @@ inline void finish_loss(const CrossEntropyForward& p, const Score<A>& score, Met
   // Statistics.
   if (!p.correct) return;
   put(p.rows, p.row_loss, at, term + z_term), put(p.rows, p.lse, at, lse), put(p.rows, p.z_loss, at, z_term);
-  put(p.rows, p.entropy, at, static_cast<A>(exact_d - total.moment / (1 + static_cast<double>(sum.sum)))),
+  put(p.rows, p.entropy, at, static_cast<A>(exact_d - total.moment / sum.all())),
       put(p.rows, p.log_prob, at, log_prob);
   put(p.rows, p.correct, at, correct && lse == lse);
 }
@@ -185,7 +185,8 @@ inline bool has_plain_gradient(const CrossEntropyBackward& p) {
 //   dz_j = p_j (f0 - f1 s_j) + u (T p_j - t_j) - g (Q p_j - q_j)          dq_j = g log p_j - u (1 - eps) w_j log p_j
 // For class indices t_j is w_j, T their sum and u has the factor eps / N; the target's own term is `dx_at`. The differences
 // are not multiplied out: they vanish where p is the target. A p above a half is the maximum's, and may be nearly all, as t_j
-// of T: p - 1 keeps its digits in T p_j - t_j = T (p_j - 1) + (T - t_j).
+// of T: p - 1 keeps its digits in T p_j - t_j = T (p_j - 1) + (T - t_j). What gradients from above add up to may cancel: once a
+// row, doubles take their sums.
 template <class A>
 struct RowGradient {
   A m, d, inverse, f0, f1, u, T, g, Q;
@@ -196,7 +197,7 @@ struct RowGradient {
 };
 
 template <class A>
-inline A upstream(const Rows& rows, const Operand& operand, const RowIndex& at) {
+inline double upstream(const Rows& rows, const Operand& operand, const RowIndex& at) {
   return operand ? *row_of<const A>(rows, operand, at) : A(0);
 }
 
@@ -216,32 +217,33 @@ inline RowGradient<A> row_gradient(const CrossEntropyBackward& p, const Score<A>
   // What reaches the row's two terms and its statistics.
   const int64_t t = p.target.index ? class_of(p.rows, p.target, at, row, met) : 0;
   const bool counted = t >= 0;
-  A u = 0, v = 0;
+  double u = 0, v = 0, g = 0, f0 = of(p.d_lse);
+  const double f1 = of(p.d_entropy);
   if (counted) {
-    u = of(p.d_row_loss), v = u + of(p.d_z_loss);
+    u = of(p.d_row_loss), v = u + of(p.d_z_loss), g = of(p.d_log_prob);
     if (p.d_loss) u += of(p.d_loss) / divisors[0], v += of(p.d_loss) / divisors[p.divisors.step];
-    r.g = of(p.d_log_prob);
   }
   r.nothing = !counted && !p.d_lse && !p.d_entropy;
-  r.f0 = of(p.d_lse), r.f1 = of(p.d_entropy);
-  if (p.d_entropy) r.f0 += r.f1 * (r.d - of(p.entropy));  // p (f0 - d_entropy (log p + H)), log p = s - d
-  if (counted && p.z_loss_factor != 0) r.f0 += 2 * static_cast<A>(p.z_loss_factor) * (r.m + r.d) * v;
+  if (p.d_entropy) f0 += f1 * (r.d - of(p.entropy));  // p (f0 - d_entropy (log p + H)), log p = s - d
+  if (counted && p.z_loss_factor != 0) f0 += 2 * p.z_loss_factor * (r.m + static_cast<double>(r.d)) * v;
+  r.f0 = static_cast<A>(f0), r.f1 = static_cast<A>(f1);
   if (p.target.probability) {
-    if (same_as_probabilities(p.target)) u -= r.g, r.g = 0;
-    r.u = u, r.T = saved[2 * p.saved.step], r.Q = saved[3 * p.saved.step];
+    if (same_as_probabilities(p.target)) u -= g, g = 0;
+    r.u = static_cast<A>(u), r.g = static_cast<A>(g), r.T = saved[2 * p.saved.step], r.Q = saved[3 * p.saved.step];
     return r;
   }
-  r.u = u * share.spread, r.T = weight_sum;
+  r.u = static_cast<A>(u * share.spread), r.T = weight_sum;
   if (!counted) return r;
 
   // dz_t has own (p_t - 1), where p_t - 1 keeps its digits; the other columns have own p_j.
   const auto* const weights = static_cast<const A*>(p.target.weight);
-  const A w = weights ? weights[t] : A(1), own = u * share.keep * w - r.g;
+  const A w = weights ? weights[t] : A(1);
+  const double own = u * share.keep * w - g;
   const Vec<A> x = splat(get<A>(row_of<const X>(p.rows, p.x, at) + t * p.x.step)), s = score(x) - r.m;
   const A p_t = exp_one(s[0]) * r.inverse;
-  const A dz = p_t * (r.f0 - r.f1 * bounded_below<A>(s)[0]) + r.u * (r.T * p_t - w) + own * std::expm1(s[0] - r.d);
-  r.at = t, r.dx_at = dz * score.slope(x)[0];
-  r.f0 += own, r.g = 0;
+  const double dz = p_t * (f0 - f1 * bounded_below<A>(s)[0]) + r.u * (r.T * p_t - w) + own * std::expm1(s[0] - r.d);
+  r.at = t, r.dx_at = static_cast<A>(dz * score.slope(x)[0]);
+  r.f0 = static_cast<A>(f0 + own), r.g = 0;
   return r;
 }
 

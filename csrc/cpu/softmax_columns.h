@@ -68,7 +68,7 @@ struct ForwardColumns {
     Total part;
     for (int i = 0; i < W<A>; ++i) {
       part.lane[i] = {largest[i], sums[i], !row.mask.at || kept[i] != 0};
-      if (largest[i] != -kInfinity<A>) part.lane[i].sum += static_cast<A>(-equal[i] - 1);
+      if (largest[i] != -kInfinity<A>) part.lane[i].sum += static_cast<double>(-equal[i] - 1);
     }
     if (plan.keep) row.chunk_max[c] = largest;
     return part;

@@ -32,7 +32,7 @@ template <bool log, class A>
 struct Output {
   Vec<A> shift, factor;
   Output(A chunk_max, const RowSum<A>& row)
-      : shift(splat(row.max)), factor(splat(log ? row.log_all() : share(chunk_max, row.max) / row.all())) {}
+      : shift(splat(row.max)), factor(splat(static_cast<A>(log ? row.log_all() : share(chunk_max, row.max) / row.all()))) {}
   static A share(A chunk_max, A row_max) {  // a row of one chunk, and of -inf: 1
     return chunk_max == row_max || chunk_max == -kInfinity<A> ? A(1) : exp_one(chunk_max - row_max);
   }
@@ -44,7 +44,7 @@ struct Output {
 template <bool log, class A>
 inline A sink_output(A sink, const RowSum<A>& row) {
   if (row.max == -kInfinity<A> && !row.kept) return log ? -kInfinity<A> : A(0);
-  return log ? sink - row.max - row.log_all() : exp_one(sink - row.max) / row.all();
+  return log ? sink - row.max - row.log_all() : static_cast<A>(exp_one(sink - row.max) / row.all());
 }
 
 // sum_k dy_k y_k (log: sum_k dy_k). A y above a half, of which a softmax has one at most, stands apart: where it is nearly 1,
