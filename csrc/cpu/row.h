@@ -247,14 +247,15 @@ struct Maxima {
   Maxima(A* z, int64_t n, const Lanes<A>& largest, A max) {
     if (max == -kInfinity<A>) return;
     first = n;
-    for (int k = 0; k < kVectors<A>; ++k)
-      for (uint32_t lanes = lane_bits(largest.v[k] == max); lanes != 0; lanes &= lanes - 1)
-        for (int64_t j = k * W<A> + __builtin_ctz(lanes); j < n; j += kLanes<A>) {
-          if (z[j] != max) continue;
-          z[j] = -kInfinity<A>;
-          first = j < first ? j : first;
-          ++count;
-        }
+    uint64_t lanes = 0;
+    for (int k = 0; k < kVectors<A>; ++k) lanes |= static_cast<uint64_t>(lane_bits(largest.v[k] == max)) << (k * W<A>);
+    for (; lanes != 0; lanes &= lanes - 1)
+      for (int64_t j = __builtin_ctzll(lanes); j < n; j += kLanes<A>) {  // without a branch that would be mispredicted
+        const bool equal = z[j] == max;
+        z[j] = equal ? -kInfinity<A> : z[j];
+        first = equal && j < first ? j : first;
+        count += equal;
+      }
   }
 };
 
