@@ -43,7 +43,7 @@ struct LossRows {
   }
 
   LossSum<A> sum(Row& row, int64_t c) const {
-    const Chunk chunk(c, p.rows.N);
+    const Chunk<A> chunk(c, p.rows.N);
     A* const z = row.z;
     LossSum<A> part;
     const X* const x = row.x + chunk.begin;
@@ -68,7 +68,7 @@ struct LossRows {
   }
 
   // sum_j t_j (z_j - max), sum_j t_j and the like.
-  void add_targets(Row& row, const Chunk& chunk, A largest, LossSum<A>& part) const {
+  void add_targets(Row& row, const Chunk<A>& chunk, A largest, LossSum<A>& part) const {
     const Vec<A> shift = splat(largest == -kInfinity<A> ? A(0) : largest);
     const auto shifted = [&](int64_t j, int64_t count) { return load_at<A>(row.z, j, count) - shift; };
     const auto w = [&](int64_t j, int64_t count) {
@@ -175,7 +175,7 @@ struct GradientRows {
   }
 
   void write(Row& row, int64_t c) const {
-    const Chunk chunk(c, p.rows.N);
+    const Chunk<A> chunk(c, p.rows.N);
     const X* const x = row.x + chunk.begin;
     X* const dx = row.dx + chunk.begin;
     const GradientFormula<A>& formula = row.formula;
@@ -216,7 +216,7 @@ struct GradientRows {
 
 template <class A, class X>
 void forward(const CrossEntropyForward& p, const CrossEntropyPlan& plan, Met& met) {
-  const int64_t chunks = ceil_div(p.rows.N, kChunk);
+  const int64_t chunks = ceil_div(p.rows.N, kChunk<A>);
   if (p.rows.M > 0) {
     const LossRows<A, X> rows{p, met};
     if (plan.path == RowPath::whole_rows) run_whole_rows(rows, p.rows.M, chunks, plan.tasks);
@@ -229,7 +229,7 @@ void forward(const CrossEntropyForward& p, const CrossEntropyPlan& plan, Met& me
 
 template <class A, class X>
 void backward(const CrossEntropyBackward& p, const CrossEntropyPlan& plan, Met& met) {
-  const int64_t chunks = ceil_div(p.rows.N, kChunk);
+  const int64_t chunks = ceil_div(p.rows.N, kChunk<A>);
   const auto* const weight = static_cast<const A*>(p.target.weight);
   A weight_sum = static_cast<A>(p.rows.N);
   if (weight && p.target.label_smoothing > 0) weight_sum = static_cast<A>(sum_terms(weight, p.rows.N));

@@ -9,7 +9,7 @@ namespace {
 template <class A, class X>
 struct LossColumns {
   using Total = Each<LossSum<A>, W<A>>;
-  static_assert(kChunk * W<A> * static_cast<int64_t>(sizeof(A)) <= kScratchBytes);
+  static_assert(kChunk<A> * W<A> * static_cast<int64_t>(sizeof(A)) <= kScratchBytes);
   struct Row {
     int64_t first, lanes;
     Column<const X> x, q;
@@ -30,7 +30,7 @@ struct LossColumns {
   }
 
   Total sum(Row& row, int64_t c) const {
-    const Chunk chunk(c, p.rows.N);
+    const Chunk<A> chunk(c, p.rows.N);
     A* const z = row.z;
     // Scores, their maximum and where it first stands.
     Vec<A> largest = splat(-kInfinity<A>);
@@ -66,7 +66,7 @@ struct LossColumns {
   }
 
   template <class Shifted>
-  void add_targets(Row& row, const Chunk& chunk, const Shifted& shifted, Total& part) const {
+  void add_targets(Row& row, const Chunk<A>& chunk, const Shifted& shifted, Total& part) const {
     const auto w = [&](int64_t j) { return splat(weight ? weight[chunk.begin + j] : A(1)); };
     const auto q = [&](int64_t j) { return row.q.template load<A>(chunk.begin + j, row.lanes); };
     const auto weighted = [&](Weighted<A> LossSum<A>::* sum, const auto& t) {
@@ -140,7 +140,7 @@ struct GradientColumns {
   }
 
   void write(Row& row, int64_t c) const {
-    const Chunk chunk(c, p.rows.N);
+    const Chunk<A> chunk(c, p.rows.N);
     const bool plain = has_plain_gradient(p), with_g = p.d_log_prob && !same_as_probabilities(p.target);
     const GradientFormula<A>& formula = row.formula;
     for (int64_t j = chunk.begin; j < chunk.begin + chunk.n; ++j) {

@@ -169,8 +169,7 @@ inline void finish_loss(const CrossEntropyForward& p, const Score<A>& score, Met
   // Statistics.
   if (!p.correct) return;
   put(p.rows, p.row_loss, at, term + z_term), put(p.rows, p.lse, at, lse), put(p.rows, p.z_loss, at, z_term);
-  put(p.rows, p.entropy, at, static_cast<A>(exact_d - total.moment / sum.all())),
-      put(p.rows, p.log_prob, at, log_prob);
+  put(p.rows, p.entropy, at, static_cast<A>(exact_d - total.moment / sum.all())), put(p.rows, p.log_prob, at, log_prob);
   put(p.rows, p.correct, at, correct && lse == lse);
 }
 

@@ -13,17 +13,20 @@
 namespace hetkern::cpu {
 namespace {
 
-constexpr int64_t kChunk = 2048;  // its scores and its part of x fit in a first-level cache
+template <class A>
+constexpr int64_t kChunk = 16384 / sizeof(A);  // its scores and its part of x fit in a first-level cache
 template <class A>
 constexpr int kLanes = 256 / static_cast<int>(sizeof(A));
 template <class A>
 constexpr int kVectors = kLanes<A> / W<A>;  // registers that hold one value a lane
-static_assert(kChunk % kLanes<float> == 0 && kChunk % kLanes<double> == 0);
+static_assert(kChunk<float> % kLanes<float> == 0 && kChunk<double> % kLanes<double> == 0);
 
 // Chunk c of a row of n columns.
+template <class A>
 struct Chunk {
   int64_t begin, n;
-  Chunk(int64_t c, int64_t columns) : begin(c * kChunk), n(columns - begin < kChunk ? columns - begin : kChunk) {
+  Chunk(int64_t c, int64_t columns)
+      : begin(c * kChunk<A>), n(columns - begin < kChunk<A> ? columns - begin : kChunk<A>) {
     if (n < 0) n = 0;
   }
 };

@@ -51,7 +51,7 @@ struct ForwardRows {
 
   // Scores of chunk c into z, then their exponentials over them (log: the scores stay).
   RowSum<A> sum(Row& row, int64_t c) const {
-    const Chunk chunk(c, row.kept);
+    const Chunk<A> chunk(c, row.kept);
     if (chunk.n == 0) return {};
     A* const z = plan.keep ? row.z + chunk.begin : row.z;
     bool kept = !row.mask;
@@ -91,8 +91,8 @@ struct ForwardRows {
   }
 
   void write(Row& row, int64_t c, const RowSum<A>& whole) const {
-    const Chunk all(c, p.rows.N);
-    const int64_t n = whole.kept ? Chunk(c, row.kept).n : 0;  // an emptied row has nothing but its masked columns
+    const Chunk<A> all(c, p.rows.N);
+    const int64_t n = whole.kept ? Chunk<A>(c, row.kept).n : 0;  // an emptied row has nothing but its masked columns
     Y* const y = row.y + all.begin;
     A* const z = plan.keep ? row.z + all.begin : row.z;
     A largest = whole.max;
@@ -136,7 +136,7 @@ struct BackwardRows {
 
   // sum dy y, log: sum dy.
   Total sum(Row& row, int64_t c) const {
-    const Chunk chunk(c, log ? p.rows.N : row.kept);
+    const Chunk<A> chunk(c, log ? p.rows.N : row.kept);
     Total part;
     const auto sums =
         sums_of_chunk<log ? 1 : 2, A>(chunk.begin, chunk.begin + chunk.n, [&](int64_t j, int64_t count, Vec<A>* terms) {
@@ -157,7 +157,7 @@ struct BackwardRows {
   Total finish(Row&, const Total& total) const { return total; }
 
   void write(Row& row, int64_t c, const Total& total) const {
-    const Chunk all(c, p.rows.N), chunk(c, row.kept);
+    const Chunk<A> all(c, p.rows.N), chunk(c, row.kept);
     X* const dx = row.dx + all.begin;
     const SoftmaxGradient<log, A> gradient{splat(total.top_dy), splat(total.template mean<Y>(row.y_sink))};
     if (!row.x && !row.mask) {
@@ -201,7 +201,7 @@ struct DoubleBackwardRows {
 
   // sum dy y (log: sum dy) and sum g y (log: sum g exp(y)).
   TwoSums<A> sum(Row& row, int64_t c) const {
-    const Chunk chunk(c, p.rows.N);
+    const Chunk<A> chunk(c, p.rows.N);
     const int64_t end = chunk.begin + chunk.n;
     const auto probability = [&](int64_t j, int64_t count) {
       const Vec<A> y = load_at<A>(row.y, j, count);
@@ -220,7 +220,7 @@ struct DoubleBackwardRows {
   TwoSums<A> finish(Row&, TwoSums<A> total) const { return total; }
 
   void write(Row& row, int64_t c, TwoSums<A> total) const {
-    const Chunk all(c, p.rows.N);
+    const Chunk<A> all(c, p.rows.N);
     const A scale = static_cast<A>(p.scale);
     const auto both = [&](int64_t at, int64_t count) {
       const int64_t j = all.begin + at;
@@ -238,7 +238,7 @@ struct DoubleBackwardRows {
 template <template <bool, class, class, class> class RowsJob, template <bool, class, class, class> class ColumnsJob,
           bool log, class A, class X, class Y, class Params>
 void run(const Params& p, const SoftmaxPlan& plan) {
-  const int64_t chunks = ceil_div(p.rows.N, kChunk);
+  const int64_t chunks = ceil_div(p.rows.N, kChunk<A>);
   switch (plan.path) {
     case RowPath::whole_rows:
       return run_whole_rows(RowsJob<log, A, X, Y>{p, plan}, p.rows.M, chunks, plan.tasks);

@@ -11,7 +11,7 @@ struct ForwardColumns {
   using Total = Each<RowSum<A>, W<A>>;
   static constexpr int64_t kKept = kScratchBytes / kWidestVectorBytes;  // columns that a plan may keep
   static_assert(kVectorBytes <= kWidestVectorBytes);
-  static_assert(kKept >= kChunk);
+  static_assert(kKept >= kChunk<A>);
   struct Row {
     int64_t lanes;
     Column<const X> x, bias, sink;
@@ -19,7 +19,7 @@ struct ForwardColumns {
     Column<Y> y;
     Column<A> y_sink;
     A* z;
-    Vec<A> chunk_max[kKept / kChunk];
+    Vec<A> chunk_max[kKept / kChunk<A>];
   };
   const SoftmaxForward& p;
   const SoftmaxPlan& plan;
@@ -34,7 +34,7 @@ struct ForwardColumns {
   }
 
   Total sum(Row& row, int64_t c) const {
-    const Chunk chunk(c, p.rows.N);
+    const Chunk<A> chunk(c, p.rows.N);
     A* const z = row.z + (plan.keep ? chunk.begin * W<A> : 0);
     // Scores and their maximum.
     Vec<A> largest = splat(-kInfinity<A>);
@@ -88,7 +88,7 @@ struct ForwardColumns {
   }
 
   void write(Row& row, int64_t c, const Total& whole) const {
-    const Chunk chunk(c, p.rows.N);
+    const Chunk<A> chunk(c, p.rows.N);
     A* const z = row.z + (plan.keep ? chunk.begin * W<A> : 0);
     Vec<A> largest = {}, shift = {}, factor = {};
     Mask<A> emptied = {};
@@ -131,7 +131,7 @@ struct BackwardColumns {
   }
 
   Total sum(Row& row, int64_t c) const {
-    const Chunk chunk(c, p.rows.N);
+    const Chunk<A> chunk(c, p.rows.N);
     Total part;
     const auto sums =
         sums_of_columns<log ? 1 : 2, A>(chunk.begin, chunk.begin + chunk.n, [&](int64_t j, Vec<A>* terms) {
@@ -153,7 +153,7 @@ struct BackwardColumns {
   Total finish(Row&, const Total& total) const { return total; }
 
   void write(Row& row, int64_t c, const Total& total) const {
-    const Chunk chunk(c, p.rows.N);
+    const Chunk<A> chunk(c, p.rows.N);
     SoftmaxGradient<log, A> gradient{};
     for (int64_t i = 0; i < row.lanes; ++i) {
       const A y_sink = row.y_sink.at ? row.y_sink.at[i * row.y_sink.lane] : A(0);
@@ -189,7 +189,7 @@ struct DoubleBackwardColumns {
   }
 
   Total sum(Row& row, int64_t c) const {
-    const Chunk chunk(c, p.rows.N);
+    const Chunk<A> chunk(c, p.rows.N);
     const int64_t end = chunk.begin + chunk.n;
     const auto dy_sum = sum_columns<A>(chunk.begin, end, [&](int64_t j) {
       const Vec<A> dy = row.dy.template load<A>(j, row.lanes);
@@ -205,7 +205,7 @@ struct DoubleBackwardColumns {
   Total finish(Row&, const Total& total) const { return total; }
 
   void write(Row& row, int64_t c, const Total& total) const {
-    const Chunk chunk(c, p.rows.N);
+    const Chunk<A> chunk(c, p.rows.N);
     const TwoSums<Vec<A>> sum{bit_cast<Vec<A>>(total.dy), bit_cast<Vec<A>>(total.g)};
     for (int64_t j = chunk.begin; j < chunk.begin + chunk.n; ++j) {
       const auto both =

@@ -7,7 +7,7 @@ namespace hetkern::cpu {
 namespace {
 
 template <class A>
-constexpr int kKeptChunks = static_cast<int>(kScratchBytes / (kChunk * sizeof(A)));  // that scratch memory holds
+constexpr int kKeptChunks = static_cast<int>(kScratchBytes / (kChunk<A> * sizeof(A)));  // that scratch memory holds
 
 template <class Y>
 constexpr double kEps = std::numeric_limits<Y>::epsilon();
@@ -32,7 +32,8 @@ template <bool log, class A>
 struct Output {
   Vec<A> shift, factor;
   Output(A chunk_max, const RowSum<A>& row)
-      : shift(splat(row.max)), factor(splat(static_cast<A>(log ? row.log_all() : share(chunk_max, row.max) / row.all()))) {}
+      : shift(splat(row.max)),
+        factor(splat(static_cast<A>(log ? row.log_all() : share(chunk_max, row.max) / row.all()))) {}
   static A share(A chunk_max, A row_max) {  // a row of one chunk, and of -inf: 1
     return chunk_max == row_max || chunk_max == -kInfinity<A> ? A(1) : exp_one(chunk_max - row_max);
   }

@@ -1,6 +1,7 @@
 """The implementations that a test can run on this machine, and why the others cannot."""
 
 import importlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,7 +53,8 @@ class Implementation:
             return "hetkern._C is not built"
         if self.isa not in levels:
             return f"this machine has no {self.isa}: it runs {', '.join(levels)}"
-        return None
+        chosen = os.environ.get("HETKERN_ISA", self.isa)
+        return None if chosen == self.isa else f"HETKERN_ISA asks for {chosen}"
 
     @contextmanager
     def active(self) -> Iterator[None]:
