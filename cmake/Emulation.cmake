@@ -27,6 +27,7 @@ add_custom_command(OUTPUT "${refused}" COMMENT "Looking for words that the emula
 function(add_emulated name mode)
   cmake_parse_arguments(PARSE_ARGV 2 arg "" "" "INSTRUMENT")
   add_library(${name}_machine OBJECT csrc/cuda/emulation/threads.cpp csrc/cuda/emulation/barriers.cpp csrc/cuda/emulation/memory.cpp
+    csrc/cuda/emulation/bulk.cpp
     $<$<STREQUAL:${mode},TRAFFIC>:${PROJECT_SOURCE_DIR}/csrc/cuda/emulation/traffic.cpp>)
   target_compile_options(${name}_machine PRIVATE -Wall -Wextra -O2 -g $<$<BOOL:${HETKERN_WARNINGS_AS_ERRORS}>:-Werror>)
   target_compile_definitions(${name}_machine PRIVATE HETKERN_EMULATION_${mode})

@@ -9,7 +9,7 @@ from hetkern.testing.emulation import EmulatedKernel, EmulationError, emulate_cu
 from hetkern.testing.emulation_build import compiler, cuda_headers
 
 SOURCE = Path(__file__).parent / "kernels" / "planted.cu"
-ROW_SUMS, STAGED_SUMS, CLUSTER_SUMS, FILL = range(4)
+ROW_SUMS, STAGED_SUMS, CLUSTER_SUMS, FILL, BULK_SUMS = range(5)
 N = 100
 
 
@@ -27,11 +27,11 @@ def run(kernel: EmulatedKernel, which: int, bug: int) -> tuple[torch.Tensor, tor
     g = torch.Generator().manual_seed(0)
     x = torch.randint(-9, 9, (2, N) if which == ROW_SUMS else (3, 64, 4), generator=g).float()
     y = torch.full((64,), -1.0)
-    kernel(which, bug, x, y, {ROW_SUMS: N, STAGED_SUMS: 3}.get(which, 8))
+    kernel(which, bug, x, y, {ROW_SUMS: N, STAGED_SUMS: 3, BULK_SUMS: 3}.get(which, 8))
     wanted = torch.full((64,), -1.0)
     if which == ROW_SUMS:
         wanted[:2] = x.sum(1)
-    elif which == STAGED_SUMS:
+    elif which in (STAGED_SUMS, BULK_SUMS):
         wanted = x.sum((0, 2)).roll(-1)
     elif which == CLUSTER_SUMS:
         wanted[:4] = x.view(-1)[:4].view(2, 2).sum(1).repeat_interleave(2)
@@ -40,7 +40,7 @@ def run(kernel: EmulatedKernel, which: int, bug: int) -> tuple[torch.Tensor, tor
     return y, wanted
 
 
-@pytest.mark.parametrize("which", [ROW_SUMS, STAGED_SUMS, CLUSTER_SUMS, FILL])
+@pytest.mark.parametrize("which", [ROW_SUMS, STAGED_SUMS, CLUSTER_SUMS, FILL, BULK_SUMS])
 @pytest.mark.parametrize("how", [None, "address", "thread"])
 def test_a_clean_kernel_passes_every_check(kernel, how, which):
     y, wanted = run(kernel[how], which, 0)
@@ -61,6 +61,9 @@ def test_a_clean_kernel_passes_every_check(kernel, how, which):
         (CLUSTER_SUMS, 3, None, "which has ended"),
         (CLUSTER_SUMS, 3, "thread", "which has ended"),
         (FILL, 1, "thread", "data race"),
+        (BULK_SUMS, 1, "thread", "data race"),
+        (BULK_SUMS, 2, "thread", "data race"),
+        (BULK_SUMS, 3, None, "cp.async.bulk: wanted multiples of 16"),
     ],
     ids=[
         "a missing barrier",
@@ -74,6 +77,9 @@ def test_a_clean_kernel_passes_every_check(kernel, how, which):
         "a block leaves while peers read",
         "a block leaves while peers read, under a sanitizer",
         "two blocks write one element",
+        "write after read on a bulk copy",
+        "a barrier that others meet before it is there",
+        "a bulk copy of an odd size",
     ],
 )
 def test_a_planted_bug_is_named_with_its_line(kernel, which, bug, how, report):

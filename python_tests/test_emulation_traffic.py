@@ -14,7 +14,7 @@ from hetkern.testing.traffic import occupancy
 from hetkern.testing.traffic_table import Launch, Traffic
 
 SOURCE = Path(__file__).parent / "kernels" / "planted_traffic.cu"
-COPY, TRANSPOSE = range(2)
+COPY, TRANSPOSE, MATRICES = range(3)
 BYTES = 32 * 32 * 4
 
 
@@ -48,6 +48,28 @@ def test_a_vector_copy_moves_each_byte_once_in_whole_sectors(kernel):
 
 def test_a_padded_transpose_has_no_bank_conflicts(kernel):
     counted(kernel, TRANSPOSE, 0).assert_within(read={"x": BYTES}, written={"y": BYTES}, width=4)
+
+
+def test_the_copy_engine_and_ldmatrix_count_as_what_they_are(kernel):
+    traffic = counted(kernel, MATRICES, 0)
+    assert traffic.read("x") == BYTES
+    engine = next(r for r in traffic.rows if r.memory == "x")
+    assert (engine.requests, engine.lanes, engine.width, engine.cost) == (32, 32, 128, 128)
+    by_width = {r.width: r for r in traffic.rows if (r.memory, r.op) == ("shared", "load")}
+    assert (by_width[16].requests, by_width[16].cost) == (8, 32), "four passes an ldmatrix"
+    assert {(r.memory, r.op, r.width) for r in traffic.rows if r.memory == "shared"} <= {
+        ("shared", "load", 16),
+        ("shared", "load", 8),
+        ("shared", "store", 8),
+    }, "the bytes that the engine brings are no warp's request"
+
+
+def test_rows_of_matrices_in_the_same_banks_take_eight_times_as_long(kernel):
+    traffic = counted(kernel, MATRICES, 1)
+    rows = {r.width: r for r in traffic.rows if (r.memory, r.op) == ("shared", "load")}
+    assert (rows[16].requests, rows[16].cost) == (8, 256)
+    with pytest.raises(AssertionError, match=r"shared: load: bank conflicts"):
+        traffic.assert_within(read={"x": BYTES}, written={"y": BYTES})
 
 
 @pytest.mark.parametrize(

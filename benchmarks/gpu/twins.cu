@@ -7,27 +7,10 @@
 #include <cstdio>
 #include <vector>
 
-#include "cuda/device/ptx.cuh"
-#include "device_memory.h"
+#include "twins_inputs.h"
+#include "twins_tiles.h"
 
 namespace {
-
-using namespace hetkern;
-using gpu_day::Buffer;
-using gpu_day::Random;
-using Words = std::vector<uint32_t>;
-
-constexpr int kThreads = 128;
-constexpr uint32_t kSpecial[] = {0x00000000, 0x80000000, 0x00000001, 0x807fffff, 0x7f800000, 0xff800000,
-                                 0x7f800001, 0x7fc00000, 0xffffffff, 0x7c00fc00, 0x7f80ff80, 0x00010001};
-
-// Infinities, NaNs with a payload, subnormals, negative zeros, in every position of a vector; then anything.
-Words adversarial(size_t count, uint64_t seed) {
-  Random random(seed);
-  Words words(count);
-  for (size_t i = 0; i < count; ++i) words[i] = i % 3 ? random.bits() : kSpecial[(i / 3) % 12];
-  return words;
-}
 
 struct alignas(16) Halves {
   uint16_t v[8];
@@ -35,9 +18,6 @@ struct alignas(16) Halves {
 struct alignas(16) Doubles {
   double v[2];
 };
-
-// Threads meet others' cache lines: a permutation of 0 … count - 1, count a power of two.
-__device__ __forceinline__ unsigned scattered(unsigned i, unsigned count) { return (i * 37 + 11) & (count - 1); }
 
 // ---- Global memory. -------------------------------------------------------------------------------------------------------
 
@@ -307,6 +287,13 @@ constexpr Case kCases[] = {
     {"copy_async", all_copies, 0},
     {"copy_async_commit", pipeline, 0},
     {"copy_async_wait", pipeline, 0},
+    {"barrier_init", bulk_copies, 0},
+    {"barrier_arrive", bulk_copies, 0},
+    {"barrier_arrive_expecting", bulk_copies, 0},
+    {"barrier_wait", bulk_copies, 0},
+    {"copy_bulk", bulk_copies, 0},
+    {"load_matrices", matrices, 0},
+    {"multiply_add", products, 32},         // a GPU truncates where the twin rounds once
     {"exp2_approximate", exponentials, 3},  // the instruction's two, and the twin's rounding
     {"cluster_rank", ranks<true>, 0},
     {"cluster_size", ranks<false>, 0},

@@ -37,7 +37,7 @@ KINDS = {
 }
 # DWARF 4: of DWARF 5, older addr2lines take the wrong file.
 _COMMON = ("-std=c++17", "-gdwarf-4", "-fPIC", "-fvisibility=hidden", "-fno-omit-frame-pointer")
-_MACHINE = ("threads.cpp", "barriers.cpp", "memory.cpp")
+_MACHINE = ("threads.cpp", "barriers.cpp", "memory.cpp", "bulk.cpp")
 
 
 @functools.cache

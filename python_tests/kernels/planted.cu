@@ -1,4 +1,4 @@
-// Four small kernels, and bugs planted in them: bug 0 is the kernel as it should be.      (the test: test_emulation_planted.py)
+// Five small kernels, and bugs planted in them: bug 0 is the kernel as it should be.      (the test: test_emulation_planted.py)
 #include <cstdint>
 
 #include "cuda/device/check.cuh"
@@ -11,7 +11,8 @@ using namespace hetkern;
 constexpr int kThreads = 64;
 
 struct Shared {
-  float stage[kThreads][4];
+  alignas(16) float stage[kThreads][4];
+  uint64_t barrier;
   float warp[kThreads / 32];
   float total;
 };
@@ -50,6 +51,26 @@ __global__ void __launch_bounds__(kThreads) staged_sums(const float* x, float* y
   y[t] = sum;
 }
 
+// The same by the copy engine.
+__global__ void __launch_bounds__(kThreads) bulk_sums(const float* x, float* y, int tiles, int bug) {
+  HETKERN_SHARED(Shared, s);
+  const int t = threadIdx.x;
+  if (t == 0) ptx::barrier_init(&s.barrier, 1);
+  if (bug != 2) __syncthreads();  // 2: others may meet a barrier that is not there yet
+  float sum = 0;
+  for (int tile = 0; tile < tiles; ++tile) {
+    if (t == 0) {
+      ptx::barrier_arrive_expecting(&s.barrier, sizeof s.stage);
+      ptx::copy_bulk(s.stage, x + tile * kThreads * 4, bug == 3 ? sizeof s.stage - 8 : sizeof s.stage, &s.barrier);
+    }
+    ptx::barrier_wait(&s.barrier, tile % 2);
+    if (bug == 1) __syncthreads();  // 1: too early: the next copy overwrites what a neighbour still reads
+    for (float v : s.stage[(t + 1) % kThreads]) sum += v;
+    if (bug != 1) __syncthreads();
+  }
+  y[t] = sum;
+}
+
 // y[block] = sum of the cluster's x, one a block.
 __global__ void __launch_bounds__(kThreads) cluster_sums(const float* x, float* y, int bug) {
   HETKERN_SHARED(Shared, s);
@@ -75,5 +96,6 @@ extern "C" void planted(int kernel, int bug, const float* x, float* y, int n, vo
   if (kernel == 0) HETKERN_LAUNCH(row_sums, 2, kThreads, sizeof(Shared), stream, x, y, n, bug);
   if (kernel == 1) HETKERN_LAUNCH(staged_sums, 1, kThreads, sizeof(Shared), stream, x, y, n, bug);
   if (kernel == 2) HETKERN_LAUNCH_CLUSTER(cluster_sums, 2, 4, kThreads, sizeof(Shared), stream, x, y, bug);
+  if (kernel == 4) HETKERN_LAUNCH(bulk_sums, 1, kThreads, sizeof(Shared), stream, x, y, n, bug);
   if (kernel == 3) HETKERN_LAUNCH(fill, 3, kThreads, 0, stream, y, n, bug);
 }

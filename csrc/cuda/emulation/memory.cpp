@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "bulk.h"
 #include "sanitizers.h"
 
 namespace hetkern::emulation {
@@ -96,9 +97,7 @@ void check_copy_async(const void* shared, const void* global, unsigned bytes, un
     fail(site, "cp.async of %u bytes: misaligned address, %p to %p", bytes, global, shared);
   if (source_bytes > bytes)
     fail(site, "cp.async of %u bytes: wanted at most as many source bytes, got %u", bytes, source_bytes);
-  const auto offset = static_cast<size_t>(static_cast<const char*>(shared) - current->block->shared);
-  if (offset + bytes > grid->shared_bytes || offset > grid->shared_bytes)
-    fail(site, "cp.async of %u bytes: the destination is not in this block's shared memory", bytes);
+  check_shared(shared, bytes, "cp.async: the destination", site);
 }
 
 void begin_copy_async(void* shared, const void* value, unsigned bytes, Site site) {
@@ -132,7 +131,16 @@ void check_aligned(const void* p, unsigned bytes, Site site) {
   if (reinterpret_cast<uintptr_t>(p) % bytes) fail(site, "misaligned address %p: wanted a multiple of %u", p, bytes);
 }
 
-void forget_copies() { copies.clear(); }
+void check_shared(const void* p, unsigned bytes, const char* what, Site site) {
+  const auto offset = static_cast<size_t>(static_cast<const char*>(p) - current->block->shared);
+  if (offset > grid->shared_bytes || offset + bytes > grid->shared_bytes)
+    fail(site, "%s: %u bytes at %p are not in this block's shared memory", what, bytes, p);
+}
+
+void forget_copies() {
+  copies.clear();
+  forget_barriers();
+}
 
 // ---- Failing. --------------------------------------------------------------------------------------------------------------
 

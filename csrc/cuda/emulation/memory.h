@@ -1,7 +1,7 @@
-// Shared memory, asynchronous copies, and how a check fails.                                             (bodies: memory.cpp)
+// Shared memory, asynchronous copies, and how a check fails.                                             (bodies: memory.cpp, bulk.cpp)
 //
 // A block's dynamic shared memory is an allocation of its own, full of NaN until the kernel writes it, and again when the block
-// has ended while its cluster has not. What a cp.async copies is NaN until its group is waited for.
+// has ended while its cluster has not. What a cp.async copies is NaN until its group, or its barrier, is waited for.
 #pragma once
 #include <cstddef>
 
@@ -26,9 +26,20 @@ void check_copy_async(const void* shared, const void* global, unsigned bytes, un
 void begin_copy_async(void* shared, const void* value, unsigned bytes, Site site);
 void commit_copies();
 void wait_copies(unsigned pending);
-void forget_copies();  // of blocks that have ended
+
+// ---- cp.async.bulk: the bytes arrive in `shared` when somebody waits for `barrier`. ------------------------------------------
+
+void check_barrier(const void* barrier, Site site);
+void barrier_init(const void* barrier, unsigned arrivals, Site site);
+void barrier_arrive(const void* barrier, unsigned expected_bytes, Site site);
+bool barrier_passed(const void* barrier, unsigned parity, Site site);
+void check_copy_bulk(const void* shared, const void* global, unsigned bytes, const void* barrier, Site site);
+void begin_copy_bulk(void* shared, const void* global, unsigned bytes, const void* barrier, Site site);
+
+void forget_copies();  // of blocks that have ended, and their barriers
 
 void check_aligned(const void* p, unsigned bytes, Site site);
+void check_shared(const void* p, unsigned bytes, const char* what, Site site);  // of this block
 
 // ---- Failing: the launch ends, and the launcher throws. ----------------------------------------------------------------------
 

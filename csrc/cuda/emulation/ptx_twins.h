@@ -65,6 +65,84 @@ inline void copy_async_wait() {
   emulation::wait_copies(Pending);
 }
 
+// ---- Bulk copies and their barriers. ---------------------------------------------------------------------------------------
+
+// The barrier's word is written by init and read by the others, so that TSan sees a missing __syncthreads between.
+inline void barrier_init(uint64_t* barrier, unsigned arrivals, Site site = Site::here()) {
+  emulation::check_barrier(barrier, site);
+  *barrier = 0;
+  emulation::barrier_init(barrier, arrivals, site);
+}
+
+inline void barrier_arrive_expecting(uint64_t* barrier, unsigned bytes, Site site = Site::here()) {
+  emulation::check_barrier(barrier, site);
+  (void)__atomic_load_n(barrier, __ATOMIC_RELAXED);
+  emulation::barrier_arrive(barrier, bytes, site);
+}
+
+inline void barrier_arrive(uint64_t* barrier, Site site = Site::here()) { barrier_arrive_expecting(barrier, 0, site); }
+
+inline void barrier_wait(uint64_t* barrier, unsigned parity, Site site = Site::here()) {
+  emulation::check_barrier(barrier, site);
+  (void)__atomic_load_n(barrier, __ATOMIC_RELAXED);
+  while (!emulation::barrier_passed(barrier, parity, site)) emulation::yield(site);
+}
+
+// One request for all bytes, as the copy engine makes it; they come when the barrier is waited for.
+inline void copy_bulk(void* shared, const void* global, unsigned bytes, uint64_t* barrier, Site site = Site::here()) {
+  emulation::check_copy_bulk(shared, global, bytes, barrier, site);
+  emulation::begin_copy_bulk(shared, global, bytes, barrier, site);
+}
+
+// ---- Matrices. -------------------------------------------------------------------------------------------------------------
+
+// Each lane loads the row that it names, in one access, and hands it round.
+template <bool transposed = false>
+inline void load_matrices(uint32_t (&r)[4], const void* row, Site site = Site::here()) {
+  emulation::check_aligned(row, 16, site);
+  emulation::check_shared(row, 16, "ldmatrix", site);
+  const Bytes16 mine = *static_cast<const Bytes16*>(row);
+  const unsigned lane = emulation::current->lane, i = lane / 4, k = lane % 4 * 2;
+  for (unsigned matrix = 0; matrix < 4; ++matrix) {
+    uint16_t first[8], second[8];
+    emulation::exchange(~0u, &mine, first, 16, matrix * 8 + (transposed ? k : i), site);
+    emulation::exchange(~0u, &mine, second, 16, matrix * 8 + (transposed ? k + 1 : i), site);
+    const uint32_t low = first[transposed ? i : k], high = second[transposed ? i : k + 1];
+    r[matrix] = low | high << 16;
+  }
+}
+
+inline float as_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+inline float as_float(__half x) { return __half2float(x); }
+
+// Lane 4 i + k holds rows i and i + 8 of a, column i of b, at depths 2 k, 2 k + 1 and 8 more. The sum is exact, but for its
+// last rounding: a GPU truncates more.
+template <class X>
+inline void multiply_add(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Site site = Site::here()) {
+  static_assert(std::is_same_v<X, __nv_bfloat16> || std::is_same_v<X, __half>, "bfloat16 or half");
+  struct Rows {
+    X at[2][2][2];  // depth / 8, row / 8, depth mod 2
+  };
+  struct Column {
+    X at[2][2];
+  };
+  const unsigned lane = emulation::current->lane;
+  double sum[4] = {d[0], d[1], d[2], d[3]};
+  for (unsigned k = 0; k < 4; ++k) {
+    Rows rows;
+    emulation::exchange(~0u, a, &rows, sizeof rows, lane / 4 * 4 + k, site);
+    for (unsigned n = 0; n < 2; ++n) {
+      Column column;
+      emulation::exchange(~0u, b, &column, sizeof column, (lane % 4 * 2 + n) * 4 + k, site);
+      for (int half = 0; half < 2; ++half)
+        for (int row = 0; row < 2; ++row)
+          for (int depth = 0; depth < 2; ++depth)
+            sum[row * 2 + n] += double{as_float(rows.at[half][row][depth])} * as_float(column.at[half][depth]);
+    }
+  }
+  for (int i = 0; i < 4; ++i) d[i] = static_cast<float>(sum[i]);
+}
+
 // ---- Arithmetic. -----------------------------------------------------------------------------------------------------------
 
 inline float exp2_approximate(float x) {

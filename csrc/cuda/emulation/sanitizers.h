@@ -17,6 +17,7 @@ void __tsan_acquire(void* address);
 void __tsan_release(void* address);
 void __tsan_func_entry(void* caller);
 void __tsan_func_exit();
+void __tsan_read_range(void* address, size_t bytes);
 void __tsan_write_range(void* address, size_t bytes);
 void AnnotateIgnoreReadsBegin(const char* file, int line);
 void AnnotateIgnoreReadsEnd(const char* file, int line);
@@ -55,6 +56,11 @@ inline void written(void* p, size_t bytes, void* caller) {
   __tsan_write_range(p, bytes);
   __tsan_func_exit();
 }
+inline void read(const void* p, size_t bytes, void* caller) {
+  __tsan_func_entry(caller);
+  __tsan_read_range(const_cast<void*>(p), bytes);
+  __tsan_func_exit();
+}
 // Within it, calls that TSan intercepts (memcpy, free, …) count for nothing.
 struct Quiet {
   Quiet() { AnnotateIgnoreReadsBegin("", 0), AnnotateIgnoreWritesBegin("", 0); }
@@ -85,6 +91,7 @@ inline void adopt(Stack&) {}
 inline void release(const void*) {}
 inline void acquire(const void*) {}
 inline void written(void*, size_t, void*) {}
+inline void read(const void*, size_t, void*) {}
 struct Quiet {
   Quiet() {}
 };

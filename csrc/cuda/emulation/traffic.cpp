@@ -156,6 +156,10 @@ void watch(const char* name, const void* p, size_t bytes) {
   tensors.push_back({name, {static_cast<const char*>(p), static_cast<const char*>(p) + bytes}});
 }
 
+void read(const void* instruction, const void* p, size_t bytes) {
+  count(instruction, p, static_cast<unsigned>(bytes), false);
+}
+
 // A line for each launch: "launch", kernel, blocks, threads a block, shared bytes, blocks a cluster. Then lines of: kernel, instruction's offset in this file, memory, load or store, width, requests, lanes, bytes, cost, ideal cost.
 void report(const char* file) {
   struct Row {

@@ -6,11 +6,13 @@ namespace hetkern::emulation::traffic {
 
 #ifdef HETKERN_EMULATION_TRAFFIC
 void begin_launch(const Grid& grid, const void* arguments, size_t argument_bytes);
-void watch(const char* name, const void* p, size_t bytes);  // names a tensor; before or after the launch
-void report(const char* file);                              // writes what was counted, and forgets it
+void watch(const char* name, const void* p, size_t bytes);        // names a tensor; before or after the launch
+void read(const void* instruction, const void* p, size_t bytes);  // by the copy engine: one request
+void report(const char* file);                                    // writes what was counted, and forgets it
 #else
 inline void begin_launch(const Grid&, const void*, size_t) {}
 inline void watch(const char*, const void*, size_t) {}
+inline void read(const void*, const void*, size_t) {}
 inline void report(const char*) {}
 #endif
 
