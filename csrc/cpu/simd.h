@@ -126,6 +126,16 @@ inline uint32_t lane_bits(Mask<double> mask) {
 #endif
 }
 
+// The lanes of v above a bound. Compilers take a mask's bits by way of a vector.
+inline uint32_t lanes_above(Vec<float> v, float bound) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask(v, splat(bound), _CMP_GT_OQ);
+#else
+  return lane_bits(v > bound);
+#endif
+}
+inline uint32_t lanes_above(Vec<double> v, double bound) { return lane_bits(v > bound); }
+
 // ---- Loads and stores: every element type to and from vectors of A. -------------------------------------------------------
 
 template <class A, class T>

@@ -134,21 +134,32 @@ struct BackwardRows {
             p.y_sink ? *row_of<const A>(p.rows, p.y_sink, at) : A(0)};
   }
 
+  // Calls use(dy_at), where dy_at(j, count) loads; one loop for each step, or no loop is unrolled.
+  template <class Use>
+  auto with_dy(const Row& row, const Use& use) const {
+    if (p.dy.step == 1) return use([dy = row.dy](int64_t j, int64_t count) { return load_at<A>(dy, j, count); });
+    return use([&](int64_t j, int64_t count) { return load_strided<A>(row.dy, p.dy.step, j, count); });
+  }
+
   // sum dy y, log: sum dy.
   Total sum(Row& row, int64_t c) const {
     const Chunk<A> chunk(c, log ? p.rows.N : row.kept);
+    const Y* const y_of_row = row.y;
+    X* const dx = row.dx;
     Total part;
-    const auto sums =
-        sums_of_chunk<log ? 1 : 2, A>(chunk.begin, chunk.begin + chunk.n, [&](int64_t j, int64_t count, Vec<A>* terms) {
-          const Vec<A> dy = load_strided<A>(row.dy, p.dy.step, j, count);
-          if constexpr (log) {
-            terms[0] = dy;
-          } else {
-            prefetch_to_write(row.dx + j);
-            const Vec<A> y = without_top(part, dy, load_at<A>(row.y, j, count));
-            terms[0] = dy * y, terms[1] = y;
-          }
-        });
+    const auto sums = with_dy(row, [&](const auto& dy_at) {
+      return sums_of_chunk<log ? 1 : 2, A>(chunk.begin, chunk.begin + chunk.n,
+                                           [&](int64_t j, int64_t count, Vec<A>* terms) {
+                                             const Vec<A> dy = dy_at(j, count);
+                                             if constexpr (log) {
+                                               terms[0] = dy;
+                                             } else {
+                                               prefetch_to_write(dx + j);
+                                               const Vec<A> y = without_top(part, dy, load_at<A>(y_of_row, j, count));
+                                               terms[0] = dy * y, terms[1] = y;
+                                             }
+                                           });
+    });
     part.rest += sums.of[0];
     if constexpr (!log) part.y_rest += sums.of[1];
     return part;
@@ -162,9 +173,12 @@ struct BackwardRows {
     const SoftmaxGradient<log, A> gradient{splat(total.top_dy), splat(total.template mean<Y>(row.y_sink))};
     if (!row.x && !row.mask) {
       const Vec<A> scale = splat(score.scale);
-      write_row<A, std::is_same_v<X, Y>>(dx, chunk.n, [&](int64_t at, int64_t count) {
-        const int64_t j = all.begin + at;
-        return gradient(load_strided<A>(row.dy, p.dy.step, j, count), load_at<A>(row.y, j, count)) * scale;
+      const Y* const y_of_row = row.y;
+      with_dy(row, [&](const auto& dy_at) {
+        write_row<A, std::is_same_v<X, Y>>(dx, chunk.n, [&](int64_t at, int64_t count) {
+          const int64_t j = all.begin + at;
+          return gradient(dy_at(j, count), load_at<A>(y_of_row, j, count)) * scale;
+        });
       });
     } else {
       write_row<A>(dx, chunk.n, [&](int64_t at, int64_t count) {

@@ -94,7 +94,7 @@ __attribute__((noinline, cold)) V take_out(Total& total, V dy, V y,
 }
 template <class Total, class V>
 inline V without_top(Total& total, V dy, V y) {
-  const uint32_t lanes = lane_bits(y > 0.5f);
+  const uint32_t lanes = lanes_above(y, 0.5f);
   return __builtin_expect(lanes != 0, 0) ? take_out(total, dy, y, lanes) : y;
 }
 
