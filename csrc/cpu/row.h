@@ -37,6 +37,26 @@ inline int64_t padded(int64_t n) {
   return ceil_div(n, kLanes<A>) * kLanes<A>;
 }
 
+// All lanes of a power of two of vectors, pairwise: lane i with lane i + half.
+template <class A, int bytes, class Op>
+inline A reduce_lanes(typename VectorOf<A, bytes>::type v, Op op) {
+  if constexpr (bytes == 2 * sizeof(A)) {
+    return op(v[0], v[1]);
+  } else {
+    typename VectorOf<A, bytes / 2>::type half[2];
+    std::memcpy(half, &v, bytes);
+    return reduce_lanes<A, bytes / 2>(op(half[0], half[1]), op);
+  }
+}
+template <class A, int vectors, class Op>
+inline A reduce_vectors(const Vec<A> (&v)[vectors], Op op) {
+  Vec<A> part[vectors];
+  std::memcpy(part, v, sizeof(part));
+  for (int half = vectors / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) part[i] = op(part[i], part[i + half]);
+  return reduce_lanes<A, kVectorBytes>(part[0], op);
+}
+
 // One accumulator a lane.
 template <class A>
 struct Lanes {
@@ -44,29 +64,11 @@ struct Lanes {
   explicit Lanes(A a = 0) {
     for (auto& u : v) u = splat(a);
   }
-  template <class Op>
-  A reduce(Op op) const {  // pairwise: lane i with lane i + half
-    Vec<A> part[kVectors<A>];
-    std::memcpy(part, v, sizeof(part));
-    for (int half = kVectors<A> / 2; half > 0; half /= 2)
-      for (int i = 0; i < half; ++i) part[i] = op(part[i], part[i + half]);
-    return fold<kVectorBytes>(part[0], op);
-  }
-  template <int bytes, class Op>
-  static A fold(typename VectorOf<A, bytes>::type v, Op op) {
-    if constexpr (bytes == 2 * sizeof(A)) {
-      return op(v[0], v[1]);
-    } else {
-      typename VectorOf<A, bytes / 2>::type half[2];
-      std::memcpy(half, &v, bytes);
-      return fold<bytes / 2>(op(half[0], half[1]), op);
-    }
-  }
   A sum() const {
-    return reduce([](auto a, auto b) { return a + b; });
+    return reduce_vectors<A>(v, [](auto a, auto b) { return a + b; });
   }
   A largest() const {
-    return reduce([](auto a, auto b) { return a > b ? a : b; });
+    return reduce_vectors<A>(v, [](auto a, auto b) { return a > b ? a : b; });
   }
 };
 

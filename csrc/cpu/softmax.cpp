@@ -14,6 +14,7 @@
 #include "row_job.h"
 #include "softmax_columns.h"
 #include "softmax_math.h"
+#include "softmax_short.h"
 
 namespace hetkern::cpu {
 namespace {
@@ -255,6 +256,7 @@ void run(const Params& p, const SoftmaxPlan& plan) {
   const int64_t chunks = ceil_div(p.rows.N, kChunk<A>);
   switch (plan.path) {
     case RowPath::whole_rows:
+      if (run_short_rows<log, A, X, Y>(p, plan.tasks)) return;
       return run_whole_rows(RowsJob<log, A, X, Y>{p, plan}, p.rows.M, chunks, plan.tasks);
     case RowPath::split_rows:
       return run_split_rows(RowsJob<log, A, X, Y>{p, plan}, p.rows.M, chunks, plan.tasks);
