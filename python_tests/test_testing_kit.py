@@ -238,6 +238,8 @@ def test_check_seed_reports_what_it_compared():
 def test_an_implementation_that_cannot_run_says_why(monkeypatch):
     import importlib
 
+    monkeypatch.delenv("HETKERN_ISA", raising=False)
+
     assert Implementation("reference").why_absent() is None
     assert [str(i) for i in IMPLEMENTATIONS][:2] == ["reference", "cpu-base"]
 
@@ -251,6 +253,9 @@ def test_an_implementation_that_cannot_run_says_why(monkeypatch):
     assert "this machine has no avx512: it runs base, avx2" in (
         Implementation("cpu", "avx512").why_absent() or ""
     )
+    monkeypatch.setenv("HETKERN_ISA", "base")
+    assert Implementation("cpu", "avx2").why_absent() == "HETKERN_ISA asks for base"
+    assert Implementation("cpu", "base").why_absent() is None
 
     def missing(name):
         raise ImportError(name)
