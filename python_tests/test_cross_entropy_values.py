@@ -60,6 +60,14 @@ def test_cross_entropy_is_within_budget_in_long_rows(impl, length, dtype):
     check_cross_entropy(impl.name, long, dtypes=[dtype])
 
 
+@pytest.mark.large
+@pytest.mark.parametrize("target", ["edges", "dense"])
+def test_cross_entropy_keeps_the_digits_of_a_long_descending_row(impl, target):
+    """Each chunk adds a little to a sum that the first one has made large."""
+    long = case("descending", (3, 262145), target, return_stats=True)
+    check_cross_entropy(impl.name, long, dtypes=[torch.float32], layouts=["dense"])
+
+
 @pytest.mark.proof
 @pytest.mark.parametrize("target", ["edges", "dense"])
 @pytest.mark.parametrize("length", LONG)
