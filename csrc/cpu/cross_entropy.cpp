@@ -42,7 +42,37 @@ struct LossRows {
             static_cast<A*>(scratch()), r};
   }
 
+  // A row that fits in registers and asks for no more than its sum: the same bits without scratch memory.
+  template <int vectors = 1>
+  LossSum<A> short_sum(const Row& row) const {
+    if constexpr (vectors < kVectors<A>)
+      if (p.rows.N > vectors * W<A>) return short_sum<2 * vectors>(row);
+    Vec<A> z[vectors], e[vectors], most[vectors];
+    for (int k = 0; k < vectors; ++k) {
+      const int64_t count = p.rows.N - k * W<A>;
+      z[k] = count >= W<A> ? score(load<A>(row.x + k * W<A>))
+             : count > 0   ? keep_lanes<A>(score(load_some<A>(row.x + k * W<A>, count, A(0))), count, -kInfinity<A>)
+                           : splat(-kInfinity<A>);
+      most[k] = max(z[k], splat(-kInfinity<A>));  // NaN is none
+    }
+    LossSum<A> part;
+    part.exp.kept = true;
+    part.exp.max = reduce_vectors<A>(most, [](auto a, auto b) { return a > b ? a : b; });
+    const bool nothing = part.exp.max == -kInfinity<A>;
+    const Vec<A> shift = splat(nothing ? A(0) : part.exp.max);
+    int maxima = 0;
+    for (int k = 0; k < vectors; ++k) {
+      const Mask<A> is_max = nothing ? Mask<A>{} : Mask<A>(z[k] == shift);
+      e[k] = is_max ? Vec<A>{} : exp_nonpositive(z[k] - shift);
+      maxima += __builtin_popcount(lane_bits(is_max));
+    }
+    part.exp.sum = reduce_vectors<A>(e, [](auto a, auto b) { return a + b; });
+    if (maxima > 0) part.exp.sum += static_cast<double>(maxima - 1);
+    return part;
+  }
+
   LossSum<A> sum(Row& row, int64_t c) const {
+    if (p.rows.N <= kLanes<A> && !row.q && !(p.target.label_smoothing > 0) && !p.correct) return short_sum(row);
     const Chunk<A> chunk(c, p.rows.N);
     A* const z = row.z;
     LossSum<A> part;
