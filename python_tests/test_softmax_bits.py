@@ -91,6 +91,18 @@ def test_softmax_bits_do_not_depend_on_the_layout(native, rows, length, log, dty
     assert_same(wanted, {name: value.t() for name, value in turned.items()})
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(1, 200_000), (300, 1000)])
+def test_softmax_bits_of_a_gradient_with_one_element_do_not_depend_on_threads(native, shape, dtype):
+    x, sink, bias = normal(*shape).to(dtype), torch.zeros(1, dtype=dtype), torch.zeros(1, 1)
+    seen = []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        seen.append(results(native, x, 1, sink=sink, bias=bias.to(dtype)))
+    assert_same(seen[0], seen[1])
+    assert_same(seen[0], seen[2])
+
+
 def test_softmax_bits_do_not_depend_on_features_that_do_nothing(native):
     x = normal(50, 300)
     wanted = hetkern.softmax(x)

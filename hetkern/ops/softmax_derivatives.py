@@ -5,6 +5,8 @@ In each, ``y`` is the output, ``p`` the probability (``exp(y)`` for log-softmax)
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 # ---- softmax: x, dim, dtype, scale, softcap, bias, mask, causal, log -> y ------------------------
@@ -53,8 +55,7 @@ def backward_sink(ops, ctx, dy, dy_sink):
     if keep is not None:  # the logarithm of an emptied row is -inf whatever the sink
         p_sink = p_sink * keep.expand(y.shape).any(dim)
     terms = dy if log else dy.to(p_sink.dtype) * y
-    # Summed in float64: torch's order depends on the threads, and this hides it from float32.
-    total = terms.sum(dim, dtype=torch.float64).to(p_sink.dtype)
+    total = _sum(terms.double(), dim).to(p_sink.dtype)
     from_sink = None
     if dy_sink is not None:
         from_sink = dy_sink if log else dy_sink * y_sink
@@ -63,7 +64,7 @@ def backward_sink(ops, ctx, dy, dy_sink):
     dsink = -p_sink * total
     if dy_sink is not None:
         dsink = dsink + from_sink
-    dsink = dsink.to(dtype).sum_to_size(ctx.sink_shape)
+    dsink = _sum_to_size(dsink.to(dtype), ctx.sink_shape)
     return dx, None, None, None, None, dbias, None, None, None, dsink
 
 
@@ -137,6 +138,24 @@ def _save(ctx, inputs, y, *more):
     ctx.bias_shape = None if bias is None else bias.shape
 
 
+def _sum(t, dims):
+    """``t.sum(dims)`` in an order that depends on no thread count.
+
+    A sum with one result is cut over the threads by torch; of two equal ones it cuts neither.
+    """
+    dims = [d % t.dim() for d in ([dims] if isinstance(dims, int) else dims)]
+    if any(size != 1 for d, size in enumerate(t.shape) if d not in dims):
+        return t.sum(dims)
+    return t.expand(2, *t.shape).sum([d + 1 for d in dims])[0]
+
+
+def _sum_to_size(t, shape):
+    """``t.sum_to_size(shape)`` in an order that depends on no thread count."""
+    if math.prod(shape) != 1 or t.numel() <= 1:
+        return t.sum_to_size(shape)
+    return _sum(t, tuple(range(t.dim()))).reshape(shape)
+
+
 def _slope(x, dtype, scale, softcap):
     """dz/dx: ``scale (1 - tanh²(scale x / softcap))``, a number without a softcap."""
     if not softcap:
@@ -164,7 +183,7 @@ def _score_gradients(ops, ctx, dy, y, x, mask, y_sink=None, from_sink=None):
         keep = _kept(y.shape, mask, causal, y.device) if softcap else None
         if keep is not None:  # what is masked may be NaN, and so its slope
             dx = dx.masked_fill(~keep, 0)
-    return dx, dz.sum_to_size(ctx.bias_shape) if wants_dbias else None
+    return dx, _sum_to_size(dz, ctx.bias_shape) if wants_dbias else None
 
 
 def _score_tangent(ctx, y, x, x_t, bias_t):
