@@ -1,16 +1,29 @@
 #!/usr/bin/env bash
-# The whole matrix of every rung; resumable: the random configurations keep their place in build/proof.
+# The whole matrix of every rung; resumable: a rung that has passed for the same tree is not run again, and the random
+# configurations keep their place, in build/proof.   proof.sh [PART]: only the rungs whose name has that part
 set -uo pipefail
 cd "$(dirname "$0")/.."
-mkdir -p build/proof
+only=${1:-}
+mkdir -p build/proof/passed
+tree=$(git rev-parse 'HEAD^{tree}')
+[ -z "$(git status --porcelain)" ] || tree=uncommitted
 failed=0
 summary=()
 rung() {  # rung NAME command…
   local name=$1 start=$SECONDS result=passed
   shift
+  [[ $name == *$only* ]] || return
+  local file="build/proof/passed/${name//[^a-zA-Z0-9]/_}" known="" took=0
+  [ -f "$file" ] && read -r known took < "$file"
+  if [ "$tree" = "$known" ]; then
+    summary+=("$(printf '%-60s %-7s %5d s, earlier' "$name" "$result" "$took")")
+    return
+  fi
   echo "== $name"
   "$@" || { failed=1; result=FAILED; }
-  summary+=("$(printf '%-60s %-7s %5d s' "$name" "$result" $((SECONDS - start)))")
+  took=$((SECONDS - start))
+  [ $result = FAILED ] || [ "$tree" = uncommitted ] || echo "$tree $took" > "$file"
+  summary+=("$(printf '%-60s %-7s %5d s' "$name" "$result" "$took")")
 }
 levels=($(python -c 'import hetkern; print(*hetkern._C.isa_levels())'))
 best=${levels[-1]}
