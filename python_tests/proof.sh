@@ -36,7 +36,7 @@ rung "all tests of the families in CUDA, emulated" python -m pytest -q -n 2 --im
 rung "all tests of the families in Triton, interpreted" python -m pytest -q -n 2 -p hetkern.testing.triton_interpreter --impl triton -m "proof or not proof" python_tests
 rung "kernels under sanitizers, planted bugs" python -m pytest -q python_tests/test_sanitizers.py python_tests/test_cuda_sanitizers.py
 for family in softmax cross_entropy; do
-  rung "random configurations, $family" python -m hetkern.testing.repro "$family" --count "${COUNT:-100000}" --state "build/proof/$family.json" \
+  rung "${COUNT:-100000} random configurations, $family" python -m hetkern.testing.repro "$family" --count "${COUNT:-100000}" --state "build/proof/$family.json" \
     --known python_tests/over_budget.json
 done
 # Build promises, in throw-away environments beside the work: every one starts from the files that git knows.
