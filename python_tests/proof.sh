@@ -54,7 +54,7 @@ isolated() {  # pip's own build environment, its torch held where the constraint
 without_torch() {  # must fail, and say what to type
   venv bare && build/proof/bare/bin/pip install -q scikit-build-core pybind11 cmake ninja &&
     ! build/proof/bare/bin/pip install --no-build-isolation --no-deps . > build/proof/bare.log 2>&1 &&
-    grep "type .pip install 'torch>=2.11'. first" build/proof/bare.log
+    tr -s ' \n' ' ' < build/proof/bare.log | grep -o "type .pip install 'torch>=2.11'. first"  # CMake breaks lines
 }
 from_sdist() {
   rm -rf build/proof/dist &&
