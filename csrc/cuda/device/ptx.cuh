@@ -1,4 +1,4 @@
-// Every PTX instruction that our kernels name, each behind a function; their twins for the emulation: ../emulation/ptx_twins.h.
+// Every PTX instruction that a kernel may name, each behind a function; their twins for the emulation: ../emulation/ptx_twins.h.
 // The section of NVIDIA's "PTX ISA" manual stands at each.
 #pragma once
 #include <cuda_bf16.h>

@@ -1,5 +1,5 @@
 // What the functions of ../device/ptx.cuh do on the CPU. A load or store stands here as one, so that the sanitizers and the
-// traffic counter see it as the kernel's own; bookkeeping is in memory.cpp and threads.cpp, where they do not look.
+// traffic counter see it as the kernel's own; bookkeeping is in memory.cpp, bulk.cpp and threads.cpp, where they do not look.
 #pragma once
 #include <cmath>
 #include <cstdint>
