@@ -8,6 +8,8 @@ find_path(HETKERN_CUDA_HEADERS cuda_runtime.h HINTS "${CUDAToolkit_ROOT}/include
   DOC "CUDA's headers: the emulation needs no nvcc, but its types")
 file(GLOB emulated_kernels CONFIGURE_DEPENDS csrc/cuda/*.cu)
 file(GLOB emulated_headers CONFIGURE_DEPENDS csrc/cuda/*.h csrc/cuda/device/*.cuh)
+file(STRINGS csrc/cuda/emulation/sources.txt machine_sources)   # what every kind has; hetkern.testing reads it as well
+list(TRANSFORM machine_sources PREPEND csrc/cuda/emulation/)
 file(GLOB common_sources CONFIGURE_DEPENDS csrc/common/*.cpp)
 set(emulated_sources)   # a C++ file for each .cu, which stays nvcc's
 foreach(kernel IN LISTS emulated_kernels)
@@ -26,8 +28,7 @@ add_custom_command(OUTPUT "${refused}" COMMENT "Looking for words that the emula
 # An emulated library: `instrument` are the kernels' flags, `mode` is what the emulation is told of them.
 function(add_emulated name mode)
   cmake_parse_arguments(PARSE_ARGV 2 arg "" "" "INSTRUMENT")
-  add_library(${name}_machine OBJECT csrc/cuda/emulation/threads.cpp csrc/cuda/emulation/barriers.cpp csrc/cuda/emulation/memory.cpp
-    csrc/cuda/emulation/bulk.cpp
+  add_library(${name}_machine OBJECT ${machine_sources}
     $<$<STREQUAL:${mode},TRAFFIC>:${PROJECT_SOURCE_DIR}/csrc/cuda/emulation/traffic.cpp>)
   target_compile_options(${name}_machine PRIVATE -Wall -Wextra -O2 -g $<$<BOOL:${HETKERN_WARNINGS_AS_ERRORS}>:-Werror>)
   target_compile_definitions(${name}_machine PRIVATE HETKERN_EMULATION_${mode})

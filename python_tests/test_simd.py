@@ -1,4 +1,4 @@
-"""The error of simd.h's functions, in ulp, at every instruction set that this machine has."""
+"""The error of simd_math.h's functions, in ulp, at every instruction set that this machine has."""
 
 import shutil
 import subprocess

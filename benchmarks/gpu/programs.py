@@ -55,7 +55,7 @@ class Programs:
             instrument = ["-O0", *instrument[1:]]
         common = [cxx(), "-std=c++17", "-g", "-fno-omit-frame-pointer"]
         common += ["-fvisibility=hidden", "-I", ROOT / "csrc", "-isystem", cuda_headers()]
-        machine = [EMULATION / f"{part}.cpp" for part in ("threads", "barriers", "memory", "bulk")]
+        machine = [EMULATION / name for name in (EMULATION / "sources.txt").read_text().split()]
         parts = {
             source: [*common, "-O2", f"-DHETKERN_EMULATION_{kind.upper()}"] for source in machine
         }

@@ -48,13 +48,8 @@ struct LossRows {
     if constexpr (vectors < kVectors<A>)
       if (p.rows.N > vectors * W<A>) return short_sum<2 * vectors>(row);
     Vec<A> z[vectors], e[vectors], most[vectors];
-    for (int k = 0; k < vectors; ++k) {
-      const int64_t count = p.rows.N - k * W<A>;
-      z[k] = count >= W<A> ? score(load<A>(row.x + k * W<A>))
-             : count > 0   ? keep_lanes<A>(score(load_some<A>(row.x + k * W<A>, count, A(0))), count, -kInfinity<A>)
-                           : splat(-kInfinity<A>);
-      most[k] = max(z[k], splat(-kInfinity<A>));  // NaN is none
-    }
+    take_scores<A>(ScoresOf<A, X, Score<A>>{row.x, p.rows.N, score}, p.rows.N, z);
+    for (int k = 0; k < vectors; ++k) most[k] = max(z[k], splat(-kInfinity<A>));  // NaN is none
     LossSum<A> part;
     part.exp.kept = true;
     part.exp.max = reduce_vectors<A>(most, [](auto a, auto b) { return a > b ? a : b; });

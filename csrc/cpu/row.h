@@ -8,7 +8,7 @@
 #pragma once
 #include "parallel.h"
 #include "planted.h"
-#include "simd.h"
+#include "simd_math.h"
 
 namespace hetkern::cpu {
 namespace {
@@ -199,6 +199,12 @@ inline void for_each_score(const Scores& scores, int64_t n, const Body& body) {
   for (; j + kLanes<A> <= n; j += kLanes<A>)
     for (int k = 0; k < kVectors<A>; ++k) body(j + k * W<A>, k, scores.whole(j + k * W<A>));
   for (int k = 0; j < n; ++k, j += W<A>) body(j, k, scores.at(j));
+}
+
+// All scores of a row that fits in registers, padded with -inf.
+template <class A, int vectors, class Scores>
+inline void take_scores(const Scores& scores, int64_t n, Vec<A> (&z)[vectors]) {
+  for (int k = 0; k < vectors; ++k) z[k] = k * W<A> < n ? scores.at(k * W<A>) : splat(-kInfinity<A>);
 }
 
 template <class A, class Scores>

@@ -26,12 +26,7 @@ struct ShortRows {
 
   RowSum<A> sum(Row& row, int64_t) const {
     Vec<A> z[vectors], e[vectors];
-    for (int k = 0; k < vectors; ++k) {
-      const int64_t count = row.kept - k * W<A>;
-      z[k] = count >= W<A> ? load<A>(row.x + k * W<A>) * scale
-             : count > 0   ? keep_lanes<A>(load_some<A>(row.x + k * W<A>, count, A(0)) * scale, count, -kInfinity<A>)
-                           : splat(-kInfinity<A>);
-    }
+    take_scores<A>(ScoresOf<A, X, Scaled<A>>{row.x, row.kept, {scale}}, row.kept, z);
     const A largest = reduce_vectors<A>(z, [](auto a, auto b) { return a > b ? a : b; });
     const bool nothing = largest == -kInfinity<A>;
     const Vec<A> shift = splat(nothing ? A(0) : largest);

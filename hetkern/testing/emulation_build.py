@@ -37,7 +37,6 @@ KINDS = {
 }
 # DWARF 4: of DWARF 5, older addr2lines take the wrong file.
 _COMMON = ("-std=c++17", "-gdwarf-4", "-fPIC", "-fvisibility=hidden", "-fno-omit-frame-pointer")
-_MACHINE = ("threads.cpp", "barriers.cpp", "memory.cpp", "bulk.cpp")
 
 
 @functools.cache
@@ -55,12 +54,12 @@ def compiler() -> str:
 
 @functools.cache
 def own_headers() -> Path:
-    """The folder of ``cuda/device/launch.cuh``: in the installed package or the source tree."""
+    """The folder of ``cuda/device/launch.cuh``: in the source tree or the installed package."""
     package = Path(__file__).parents[1]
-    for root in (package / "include", package.parent / "csrc"):
+    for root in (package.parent / "csrc", package / "include"):
         if (root / "cuda/device/launch.cuh").exists():
             return root
-    raise NotImplementedError(f"cuda/device/launch.cuh is neither in {package}/include nor in csrc")
+    raise NotImplementedError(f"cuda/device/launch.cuh is neither in csrc nor in {package}/include")
 
 
 @functools.cache
@@ -151,11 +150,11 @@ def _compile(source: Path | str, to: str, flags: tuple[str, ...]) -> list[str | 
 
 def _machine(kind: str) -> list[Path]:
     """The emulation's own objects, without instrumentation."""
-    sources = [*_MACHINE]
+    folder = own_headers() / "cuda" / "emulation"
+    sources = (folder / "sources.txt").read_text().split()
     sources += ["traffic.cpp"] if kind == "traffic" else []
     sources += ["driver.cpp"] if kind != "plain" else []
     flags = ("-O2", f"-DHETKERN_EMULATION_{KINDS[kind][2]}")
-    folder = own_headers() / "cuda" / "emulation"
     return [
         _cached("object.o", [_own_sources()], [_compile(folder / s, "{}/object.o", flags)])
         for s in sources

@@ -1,8 +1,8 @@
-// The largest error of simd.h's functions over a range, in ulp of the exact result (of 1 for shares): `ulp NAME FROM TO`.
+// The largest error of simd_math.h's functions over a range, in ulp of the exact result (of 1 for shares): `ulp NAME FROM TO`.
 #include <cstdio>
 #include <cstdlib>
 
-#include "../../csrc/cpu/simd.h"
+#include "../../csrc/cpu/simd_math.h"
 
 using namespace hetkern::cpu;
 

@@ -1,4 +1,4 @@
-// Bulk copies, and the barriers in shared memory that count their bytes.                                      (words: memory.h)
+// Bulk copies, and the barriers in shared memory that count their bytes.                                        (words: bulk.h)
 //
 // A copy's bytes are NaN from its request on, and come as late as the manual allows: when a thread would have to wait for them.
 #include "bulk.h"

@@ -1,4 +1,4 @@
-// Shared memory, asynchronous copies, and how a check fails.                                             (bodies: memory.cpp, bulk.cpp)
+// Shared memory, asynchronous copies, and how a check fails.                                                       (bodies: memory.cpp)
 //
 // A block's dynamic shared memory is an allocation of its own, full of NaN until the kernel writes it, and again when the block
 // has ended while its cluster has not. What a cp.async copies is NaN until its group, or its barrier, is waited for.
@@ -26,15 +26,6 @@ void check_copy_async(const void* shared, const void* global, unsigned bytes, un
 void begin_copy_async(void* shared, const void* value, unsigned bytes, Site site);
 void commit_copies();
 void wait_copies(unsigned pending);
-
-// ---- cp.async.bulk: the bytes arrive in `shared` when somebody waits for `barrier`. ------------------------------------------
-
-void check_barrier(const void* barrier, Site site);
-void barrier_init(const void* barrier, unsigned arrivals, Site site);
-void barrier_arrive(const void* barrier, unsigned expected_bytes, Site site);
-bool barrier_passed(const void* barrier, unsigned parity, Site site);
-void check_copy_bulk(const void* shared, const void* global, unsigned bytes, const void* barrier, Site site);
-void begin_copy_bulk(void* shared, const void* global, unsigned bytes, const void* barrier, Site site);
 
 void forget_copies();  // of blocks that have ended, and their barriers
 

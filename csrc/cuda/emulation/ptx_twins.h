@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "bulk.h"
 #include "memory.h"
 #include "threads.h"
 
