@@ -162,7 +162,7 @@ needs_counter = pytest.mark.skipif(
 #: Lanes that read one word of each of several blocks; a target's logit, a row a lane.
 UNAVOIDABLE = (
     r"team\.cuh: shared( of a peer)?: load: bank conflicts",
-    r"(cross_entropy\.cu|loss\.cuh): x: load: uncoalesced",
+    r"cross_entropy\.cu: x: load: uncoalesced",
 )
 
 
@@ -194,9 +194,9 @@ def check_claims(case: str, told: dict[str, Any], keep: bool) -> None:
         assert "x" not in told["written"]
     else:  # the logits once; a row's numbers by every thread, and those are one sector a warp
         assert told["written"] == {"dx": whole}
-        if not columns:
-            assert told["read"]["x"][1:] == whole[1:]
-            assert told["sectors"]["x read"] <= row / 32 * 1.05 + 2 * M
+        wide = row if not columns else told["read"]["x"][0]
+        assert told["read"]["x"][1:] == [wide, width]
+        assert told["sectors"]["x read"] <= row / 32 * 1.08 + 2 * M
     if family == "softmax":
         for verb in ("read", "written"):
             for t, (moved, _, _) in told[verb].items():

@@ -224,11 +224,18 @@ __global__ void __launch_bounds__(kReduceThreads)
 
 // ---- Backward. ------------------------------------------------------------------------------------------------------------
 
-// Pieces of rows: `lanes` threads a row, kBackwardVectors each. Over columns a thread is a row, and its block's warps are lanes.
+template <class A>
+struct TargetLogits {
+  A of[kColumnRows];
+};
+
+// Pieces of rows: `lanes` threads a row, kBackwardVectors each. Over columns a thread is a row, and its block's warps are lanes:
+// the targets' logits lie in 32 places of memory, which one warp fetches for all.
 template <class A, class X>
 __global__ void __launch_bounds__(kMaxThreads, 2)
     gradient_kernel(const __grid_constant__ CrossEntropyBackward p, const int lanes, const int rows,
                     const int64_t chunks, const bool columns) {
+  HETKERN_SHARED(TargetLogits<A>, logits);  // over columns
   constexpr int V = vector_of(sizeof(X));
   const int thread = static_cast<int>(threadIdx.x);
   const int lane = columns ? thread / rows : thread % lanes, place = columns ? thread % rows : thread / lanes;
@@ -254,8 +261,17 @@ __global__ void __launch_bounds__(kMaxThreads, 2)
       const int64_t t = *row_of<const int64_t>(p.rows, p.target.index, at);
       if (t != p.target.ignore_index) HETKERN_CHECK_TARGET("hetkern::cross_entropy_backward", t, p.rows, p.target, r);
     }
-    const RowGradient<A> gradient = row_gradient<A, X>(p, score, r, weight_sum);
     const Span<const X, V> x(p.rows, p.x, at), q(p.rows, p.target.probability, at);
+    const int64_t t = p.target.index ? class_of(p.rows, p.target, at) : -1;
+    A logit = 0;
+    if (t >= 0 && (!columns || lane == 0)) logit = get<A>(x.at[t * x.step]);
+    if (columns) {
+      if (lane == 0) logits.of[place] = logit;
+      __syncthreads();
+      logit = logits.of[place];
+      __syncthreads();  // for the next piece
+    }
+    const RowGradient<A> gradient = row_gradient(p, score, at, weight_sum, t, logit);
     const Span<X, V> dx(p.rows, p.dx, at), dq(p.rows, p.d_target, at);
 
     for (int k = 0; k < kBackwardVectors; ++k) {
@@ -304,8 +320,8 @@ void backward(const CrossEntropyBackward& p, const CrossEntropyPlan& plan, void*
   const int rows = threads / lanes;
   const int64_t chunks = divided_up(p.rows.N, int64_t{lanes} * vector_of(sizeof(X)) * kBackwardVectors);
   const int64_t pieces = divided_up(p.rows.M, rows) * chunks, most = int64_t{kBackwardBlocks} * gpu().processors;
-  HETKERN_LAUNCH((gradient_kernel<A, X>), pieces < most ? pieces : most, threads, 0, stream, p, lanes, rows, chunks,
-                 columns);
+  HETKERN_LAUNCH((gradient_kernel<A, X>), pieces < most ? pieces : most, threads, sizeof(TargetLogits<A>), stream, p,
+                 lanes, rows, chunks, columns);
 }
 
 template <class Run>

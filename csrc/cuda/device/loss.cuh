@@ -141,11 +141,10 @@ struct RowGradient {
   }
 };
 
-// weight_sum: of the class weights.
-template <class A, class X>
+// weight_sum: of the class weights; t, x: the row's class and its logit, where it has one (else t is negative).
+template <class A>
 __device__ __forceinline__ RowGradient<A> row_gradient(const CrossEntropyBackward& p, const Score<A>& score,
-                                                       int64_t row, A weight_sum) {
-  const RowIndex at = index_of(p.rows, row);
+                                                       const RowIndex& at, A weight_sum, int64_t t, A x) {
   const A* const saved = row_of<const A>(p.rows, p.saved, at);
   const A* const divisors = row_of<const A>(p.rows, p.divisors, at);
   const auto of = [&](const Operand& operand) { return operand ? *row_of<const A>(p.rows, operand, at) : A(0); };
@@ -154,8 +153,7 @@ __device__ __forceinline__ RowGradient<A> row_gradient(const CrossEntropyBackwar
   r.m = saved[0], r.d = saved[p.saved.step], r.inverse = exp_one(-r.d), r.at = -1;
 
   // What reaches the row's two terms and its statistics.
-  const int64_t t = p.target.index ? class_of(p.rows, p.target, at) : 0;
-  const bool counted = t >= 0;
+  const bool counted = t >= 0 || p.target.probability;
   A u = 0, v = 0;
   if (counted) {
     u = of(p.d_row_loss), v = u + of(p.d_z_loss);
@@ -180,8 +178,7 @@ __device__ __forceinline__ RowGradient<A> row_gradient(const CrossEntropyBackwar
   // dz_t has own (p_t - 1), where p_t - 1 keeps its digits; the other columns have own p_j.
   const auto* const weights = static_cast<const A*>(p.target.weight);
   const A w = weights ? weights[t] : A(1), own = u * share.keep * w - r.g;
-  const A x = get<A>(row_of<const X>(p.rows, p.x, at)[t * p.x.step]), s = score(x) - r.m;
-  const A p_t = exp_one(s) * r.inverse;
+  const A s = score(x) - r.m, p_t = exp_one(s) * r.inverse;
   const A dz = p_t * (r.f0 - r.f1 * bounded_below(s)) + r.u * (r.T * p_t - w) + own * expm1_one(s - r.d);
   r.at = t, r.dx_at = dz * score.slope(x);
   r.f0 += own, r.g = 0;
