@@ -60,6 +60,7 @@ def cross_entropy(N, dtype, everything, probabilities=False):
 CASES = {
     "softmax bfloat16 N=1024": lambda: softmax(1024, torch.bfloat16, False),
     "softmax float32 N=16384": lambda: softmax(16384, torch.float32, False),
+    "softmax bfloat16 N=131072": lambda: softmax(131072, torch.bfloat16, False),
     "softmax bfloat16 N=4096, everything": lambda: softmax(4096, torch.bfloat16, True),
     "softmax bfloat16 N=131072, everything": lambda: softmax(131072, torch.bfloat16, True),
     "cross_entropy bfloat16": lambda: cross_entropy(VOCABULARY, torch.bfloat16, False),

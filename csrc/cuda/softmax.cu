@@ -127,12 +127,43 @@ struct ForwardRows {
 
 // ---- Backward. ------------------------------------------------------------------------------------------------------------
 
+// sum_k dy_k y_k (log: sum_k dy_k), a y above a half apart: why, and by what the rest is divided, stands in cpu/softmax_math.h.
+template <class A>
+struct GradientSum {
+  A rest = 0, y_rest = 0;  // sums without the one apart
+  A top_dy = 0, top_y = 0;
+  // The last one stays apart, whatever y holds.
+  __device__ __forceinline__ void set_apart(A dy, A y) {
+    rest += top_dy * top_y, y_rest += top_y, top_dy = dy, top_y = y;
+  }
+  __device__ __forceinline__ void add(A dy, A y) {
+    if (y > A(0.5) && dy < kInfinity<A> && dy > -kInfinity<A>)  // an infinite dy leaves no digits to keep
+      set_apart(dy, y);
+    else
+      rest += dy * y, y_rest += y;
+  }
+  // What is subtracted from dy_k - top_dy.
+  template <class Y>
+  __device__ __forceinline__ A mean(A y_sink) const {
+    const A beside = y_rest + y_sink, all = beside + top_y, lacks = all - A(1);
+    const A rounding = A(kEps<Y>) * (sizeof(Y) == 2 ? A(0.25) + beside / 2 : A(4));
+    if (!(lacks <= rounding && lacks >= -rounding)) return rest - (A(1) - top_y) * top_dy;
+    return (rest - beside * top_dy) / all;
+  }
+};
+template <class A>
+__device__ __forceinline__ GradientSum<A> combine(GradientSum<A> a, const GradientSum<A>& b) {
+  a.rest += b.rest, a.y_rest += b.y_rest;
+  if (b.top_y > 0) a.set_apart(b.top_dy, b.top_y);
+  return a;
+}
+
 template <class A_, class X, class Y>
 struct BackwardRows {
   using A = A_;
   using Params = SoftmaxBackward;
-  using Terms = A;
-  using Total = A;
+  using Terms = GradientSum<A>;
+  using Total = GradientSum<A>;
   static constexpr int V = kVector<X, Y>, kPlanes = 2;
   struct Row {
     Span<const Y, V> dy, y;  // dy's step is 0 where a sum's gradient is expanded
@@ -140,6 +171,7 @@ struct BackwardRows {
     Span<const X, V> x;
     Span<const uint8_t, V> mask;
     int64_t kept;
+    A y_sink;
   };
   const Params& p;
   Score<A> score;
@@ -147,8 +179,13 @@ struct BackwardRows {
 
   __device__ Row row(int64_t r) const {
     const RowIndex at = index_of(p.rows, r);
-    return {{p.rows, p.dy, at}, {p.rows, p.y, at},    {p.rows, p.dx, at},
-            {p.rows, p.x, at},  {p.rows, p.mask, at}, kept_columns(p.rows.N, p.queries, r)};
+    return {{p.rows, p.dy, at},
+            {p.rows, p.y, at},
+            {p.rows, p.dx, at},
+            {p.rows, p.x, at},
+            {p.rows, p.mask, at},
+            kept_columns(p.rows.N, p.queries, r),
+            p.y_sink ? *row_of<const A>(p.rows, p.y_sink, at) : A(0)};
   }
 
   __device__ __forceinline__ void fetch(const Row& row, int64_t j, int count, A (&dy)[V], A (&y)[V]) const {
@@ -165,13 +202,22 @@ struct BackwardRows {
     fetch(row, j, count, dy, y);
     if (keep) keep.store(0, dy), keep.store(1, y);
 #pragma unroll
-    for (int i = 0; i < V; ++i)
-      if (i < seen) terms += p.log ? dy[i] : dy[i] * y[i];
+    for (int i = 0; i < V; ++i) {
+      if (i >= seen) continue;
+      if (p.log)
+        terms.rest += dy[i];
+      else
+        terms.add(dy[i], y[i]);
+    }
   }
   __device__ Total total(const Terms& terms) const { return terms; }
-  __device__ Total finish(const Row&, Total total, bool) const { return total; }
+  __device__ Total finish(const Row& row, Total total, bool) const {
+    if (!p.log) total.rest = total.template mean<Y>(row.y_sink);
+    return total;
+  }
 
-  __device__ __forceinline__ void write(const Row& row, int64_t j, int count, Kept keep, Total total) const {
+  // After finish, total.rest is the mean.
+  __device__ __forceinline__ void write(const Row& row, int64_t j, int count, Kept keep, const Total& total) const {
     const int seen = clamped(row.kept - j, count);
     A dy[V], y[V];
     if (keep)
@@ -182,7 +228,7 @@ struct BackwardRows {
     if (row.x) unpack(row.x.fetch(j, seen), slope);
 #pragma unroll
     for (int i = 0; i < V; ++i) {
-      dx[i] = p.log ? dy[i] - exp_one(y[i]) * total : y[i] * (dy[i] - total);
+      dx[i] = p.log ? dy[i] - exp_one(y[i]) * total.rest : y[i] * (dy[i] - total.top_dy - total.rest);
       dx[i] *= row.x ? score.slope(slope[i]) : score.scale;
     }
     if (row.mask) {  // a masked x may be NaN

@@ -156,7 +156,7 @@ def softmax_backward(
     log: bool,
     y_sink: Tensor | None,
 ) -> Tensor:
-    """``hetkern::softmax_backward``: dx; ``y_sink`` is not needed."""
+    """``hetkern::softmax_backward``: dx."""
     op, sizes = "softmax_backward", tuple(y.shape)
 
     # Check.
@@ -176,6 +176,9 @@ def softmax_backward(
     if mask is not None:
         checks.check_like(op, "mask", mask, y, torch.bool)
         checks.check_broadcasts(op, "mask", mask.shape, sizes)
+    if y_sink is not None:
+        checks.check_like(op, "y_sink", y_sink, y, torch.float32)
+        checks.check_shape(op, "y_sink", y_sink, sizes[:dim] + sizes[dim + 1 :])
 
     # Allocate, return if empty.
     dx = torch.empty(sizes, dtype=x_type, device=y.device)
@@ -185,6 +188,7 @@ def softmax_backward(
     # Plan and launch.
     N = sizes[dim] if sizes else 1
     views = [View(t) for t in (ready(dy, dim, broadcast=True), ready(y, dim), x, mask, dx)]
+    views += [View(None if log else y_sink, False)]
     outer, operands = view_rows(op, sizes, dim, views)
     tiles = plan(dx.numel() // N, N, x_type)
     kernel = softmax_backward_kernel if tiles["path"] == "kept" else softmax_backward_looped_kernel
@@ -198,6 +202,7 @@ def softmax_backward(
             _numbers(scale, softcap),
             LOG=log,
             CAUSAL=causal,
+            EPS=torch.finfo(y.dtype).eps,
             FLAT=flat,
             ROWS=tiles["rows"],
             BLOCK=tiles["block"],

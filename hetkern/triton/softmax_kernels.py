@@ -216,12 +216,50 @@ def load_gradient(dy, y, dy_rows, y_rows, sizes, start, lanes, wanted):
 
 
 @triton.jit
-def gradient(g, v, total, x, x_rows, sizes, start, lanes, wanted, keep, numbers, LOG: tl.constexpr):
+def sink_share(y_sink, sizes, outer, inner, row_ok):
+    """What the sink took of each row."""
+    if y_sink is None:
+        return 0.0
+    else:
+        return tl.load(pointers(y_sink, sizes, outer, inner), mask=row_ok, other=0.0)
+
+
+@triton.jit
+def dy_mean(rest, y_rest, g, v, p_sink, ROWS: tl.constexpr, BLOCK: tl.constexpr, EPS: tl.constexpr):
+    """What is subtracted from dy: dy of a column that stands apart, then the rest of dy's mean.
+
+    The mean is sum_k dy_k y_k; in lanes, ``rest`` and ``y_rest`` of earlier columns, and one more,
+    ``g`` and ``v``. A y above a half, of which a softmax has one at most, stands apart: where it is
+    nearly 1, dy - mean loses all its digits, and dy_k - dy_top - sum_{j != top} (dy_j - dy_top) y_j
+    loses none, though it is the same number. The rounded y do not add up to 1, which they are
+    divided by; but only if they can have been meant to, whatever y holds.
+    """
+    top_y = tl.max(v, 1)
+    is_top = (v == top_y[:, None]) & (v > 0.5)
+    top_dy = tl.sum(tl.where(is_top, g, 0.0), 1)
+    alone = (tl.sum(is_top.to(tl.int32), 1) == 1) & (tl.abs(top_dy) < float("inf"))
+    apart = is_top & alone[:, None]
+    rest = tree_sum(rest + tl.where(apart, 0.0, g * v), ROWS, BLOCK)
+    y_rest = tree_sum(y_rest + tl.where(apart, 0.0, v), ROWS, BLOCK)
+    top_dy, top_y = tl.where(alone, top_dy, 0.0), tl.where(alone, top_y, 0.0)
+    beside = y_rest + p_sink
+    total = beside + top_y
+    # The top's half ulp and the others'; a float32's y has some more.
+    rounding = EPS * 4.0 if EPS < 1e-6 else EPS * (0.25 + beside * 0.5)
+    rounded = tl.abs(total - 1.0) <= rounding
+    mean = tl.div_rn(rest - beside * top_dy, tl.where(rounded, total, 1.0))
+    return top_dy, tl.where(rounded, mean, rest - (1.0 - top_y) * top_dy)
+
+
+@triton.jit
+def gradient(
+    g, v, top_dy, mean, x, x_rows, sizes, start, lanes, wanted, keep, numbers, LOG: tl.constexpr
+):
     """Columns of dx; 0 where nothing takes part, whatever x holds there."""
     if LOG:
-        dz = g - exp(v) * total[:, None]
+        dz = g - exp(v) * mean[:, None]
     else:
-        dz = v * (g - total[:, None])
+        dz = v * (g - top_dy[:, None] - mean[:, None])
     if x is not None:
         u = tl.load(columns(x_rows, x, sizes, start, lanes), mask=wanted, other=0.0)
         dx = times_slope(dz, u.to(tl.float32), numbers, True)
@@ -237,12 +275,14 @@ def softmax_backward_kernel(
     x,
     mask,
     dx,
+    y_sink,
     sizes,
     N,
     queries,
     numbers,
     LOG: tl.constexpr,
     CAUSAL: tl.constexpr,
+    EPS: tl.constexpr,
     FLAT: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -260,10 +300,15 @@ def softmax_backward_kernel(
     # 2. The row's sum of dy y (log: of dy).
     wanted, keep = kept_columns(lanes, 0, N, index, inside, mask, mask_rows, sizes, CAUSAL, queries)
     g, v = load_gradient(dy, y, dy_rows, y_rows, sizes, 0, lanes, inside if LOG else wanted)
-    total = tree_sum(g if LOG else g * v, ROWS, BLOCK)
+    if LOG:
+        mean = tree_sum(g, ROWS, BLOCK)
+        top_dy = mean
+    else:
+        p_sink = sink_share(y_sink, sizes, outer, inner, row_ok)
+        top_dy, mean = dy_mean(0.0, 0.0, g, v, p_sink, ROWS, BLOCK, EPS)
 
     # 3. Write the row.
-    value = gradient(g, v, total, x, x_rows, sizes, 0, lanes, wanted, keep, numbers, LOG)
+    value = gradient(g, v, top_dy, mean, x, x_rows, sizes, 0, lanes, wanted, keep, numbers, LOG)
     tl.store(columns(dx_rows, dx, sizes, 0, lanes), value.to(dx[0].dtype.element_ty), mask=inside)
 
 
@@ -274,12 +319,14 @@ def softmax_backward_looped_kernel(
     x,
     mask,
     dx,
+    y_sink,
     sizes,
     N,
     queries,
     numbers,
     LOG: tl.constexpr,
     CAUSAL: tl.constexpr,
+    EPS: tl.constexpr,
     FLAT: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -294,7 +341,8 @@ def softmax_backward_looped_kernel(
     mask_rows = y_rows if mask is None else pointers(mask, sizes, outer, inner)
 
     # 2. The row's sum of dy y (log: of dy).
-    sums = tl.zeros([ROWS, BLOCK], tl.float32)
+    rest = tl.zeros([ROWS, BLOCK], tl.float32)
+    y_rest, top_g, top_v = rest, rest, rest
     for start in range(0, N, BLOCK):
         inside = row_ok[:, None] & (lanes < N - start)[None, :]
         wanted = inside
@@ -303,8 +351,19 @@ def softmax_backward_looped_kernel(
                 lanes, start, N, index, inside, None, mask_rows, sizes, CAUSAL, queries
             )
         g, v = load_gradient(dy, y, dy_rows, y_rows, sizes, start, lanes, wanted)
-        sums += g if LOG else g * v
-    total = tree_sum(sums, ROWS, BLOCK)
+        if LOG:
+            rest += g
+        else:  # the last one stays apart, whatever y holds
+            apart = (v > 0.5) & (tl.abs(g) < float("inf"))
+            rest += tl.where(apart, top_g * top_v, g * v)
+            y_rest += tl.where(apart, top_v, v)
+            top_g, top_v = tl.where(apart, g, top_g), tl.where(apart, v, top_v)
+    if LOG:
+        mean = tree_sum(rest, ROWS, BLOCK)
+        top_dy = mean
+    else:
+        p_sink = sink_share(y_sink, sizes, outer, inner, row_ok)
+        top_dy, mean = dy_mean(rest, y_rest, top_g, top_v, p_sink, ROWS, BLOCK, EPS)
 
     # 3. Write the row.
     for start in range(0, N, BLOCK):
@@ -313,6 +372,8 @@ def softmax_backward_looped_kernel(
             lanes, start, N, index, inside, mask, mask_rows, sizes, CAUSAL, queries
         )
         g, v = load_gradient(dy, y, dy_rows, y_rows, sizes, start, lanes, wanted)
-        value = gradient(g, v, total, x, x_rows, sizes, start, lanes, wanted, keep, numbers, LOG)
+        value = gradient(
+            g, v, top_dy, mean, x, x_rows, sizes, start, lanes, wanted, keep, numbers, LOG
+        )
         at = columns(dx_rows, dx, sizes, start, lanes)
         tl.store(at, value.to(dx[0].dtype.element_ty), mask=inside)
