@@ -12,9 +12,9 @@ rung() {  # rung NAME pytest-arguments…
 }
 alone=(python_tests/test_sanitizers.py python_tests/test_cuda_sanitizers.py python_tests/test_foreign_kernels.py)   # they keep both cores busy themselves
 rung "families on the CPU, kit and layers, on two workers" -n 2 "${alone[@]/#/--ignore=}" python_tests
-rung "families in CUDA, emulated" -n 2 --impl cuda python_tests/test_{softmax,cross_entropy}_{values,edges,errors,derivatives,bits,wiring,mutations}.py
+rung "families in CUDA, emulated" -n 2 --impl cuda python_tests/test_{softmax,cross_entropy}_{values,edges,errors,derivatives,bits,wiring,mutations}.py python_tests/test_torch_samples.py
 rung "families in Triton, interpreted" -n 2 -p hetkern.testing.triton_interpreter --impl triton \
-  python_tests/test_{softmax,cross_entropy}_{values,edges,errors,derivatives,wiring,mutations}.py
+  python_tests/test_{softmax,cross_entropy}_{values,edges,errors,derivatives,wiring,mutations}.py python_tests/test_torch_samples.py
 rung "kernels under ASan + UBSan and TSan, planted bugs" python_tests/test_sanitizers.py python_tests/test_cuda_sanitizers.py
 rung "the kit from a wheel, on kernels from outside, planted bugs" python_tests/test_foreign_kernels.py
 exit $failed

@@ -31,7 +31,7 @@ FILES = [
     HERE / f"test_{family}_{part}.py"
     for family in ("softmax", "cross_entropy")
     for part in ("values", "edges", "errors", "derivatives", "bits", "mutations")
-]
+] + [HERE / "test_torch_samples.py"]
 
 
 def assert_passes(least, unwanted):

@@ -1,0 +1,72 @@
+"""The inputs of torch's own tests (its OpInfo) through our drop-in functions."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing._internal.common_methods_invocations import op_db
+
+from hetkern.nn import functional
+from hetkern.testing import assert_close_to_exact
+from hetkern.testing.devices import normal
+
+FUNCTIONS = {
+    "softmax": functional.softmax,
+    "log_softmax": functional.log_softmax,
+    "nn.functional.cross_entropy": functional.cross_entropy,
+}
+OPS = [op for op in op_db if op.name in FUNCTIONS]
+DTYPES = (
+    torch.float32,
+    torch.bfloat16,
+    *(pytest.param(dtype, marks=pytest.mark.proof) for dtype in (torch.float64, torch.float16)),
+)
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Implicit dimension choice
+
+
+def in_float64(value: Any) -> Any:
+    """A floating tensor, leaf again, or a dtype, in float64; anything else as it is."""
+    if isinstance(value, torch.dtype):
+        return torch.float64
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.detach().double().requires_grad_(value.requires_grad)
+    return value
+
+
+def results(function: Callable[..., Tensor], args: tuple, options: dict) -> Iterator[Tensor]:
+    """The output, and the gradients of what asks for one."""
+    y = function(*args, **options)
+    yield y.detach()
+    leaves = [t for t in (*args, *options.values()) if isinstance(t, Tensor) and t.requires_grad]
+    if y.requires_grad and leaves:
+        # The same upstream whatever y's dtype: float16 and bfloat16 hold a quarter exactly.
+        dy = (4 * normal(*y.shape)).round() / 4
+        yield from torch.autograd.grad(y, leaves, dy.to(y.dtype))
+
+
+def check(ours: Callable, torchs: Callable, args: tuple, options: dict, seen: list[int]) -> None:
+    exact_args = tuple(in_float64(value) for value in args)
+    exact_options = {name: in_float64(value) for name, value in options.items()}
+    exact = results(torchs, exact_args, exact_options)
+    for of_ours, of_torch, right in zip(
+        results(ours, args, options), results(torchs, args, options), exact, strict=True
+    ):
+        seen[0] += 1
+        assert of_ours.shape == of_torch.shape
+        if of_ours.dtype == torch.float64:
+            torch.testing.assert_close(of_ours, right, equal_nan=True, check_dtype=False)
+        elif of_ours.numel():
+            assert_close_to_exact(of_ours, right, of_torch, dim=tuple(range(of_ours.dim())) or ())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name + op.variant_test_name)
+def test_a_function_on_torchs_samples(native, op, dtype):
+    torch.manual_seed(0)  # what torch's samples are drawn with
+    seen = [0]
+    for sample in op.sample_inputs(native.device, dtype, requires_grad=True):
+        args = (sample.input, *sample.args)
+        check(FUNCTIONS[op.name], op.op, args, sample.kwargs, seen)
+    assert seen[0] > 10
