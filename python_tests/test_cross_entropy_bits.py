@@ -39,6 +39,8 @@ def assert_same(a, b):
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 @pytest.mark.parametrize("shape", [(4096, 257), (1, 262145), (3, 50257), (8, 1000, 64)])
 def test_cross_entropy_bits_do_not_depend_on_the_thread_count(native, shape, reduction, dtype):
+    if native.name != "cpu":
+        pytest.skip("a claim about the C++ kernels' threads")
     x = normal(*shape).to(dtype)
     rows = shape[:1] + shape[2:]
     target = torch.arange(math.prod(rows)).reshape(rows) * 7919 % shape[1]
@@ -54,9 +56,10 @@ def test_cross_entropy_bits_do_not_depend_on_the_thread_count(native, shape, red
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("length", [3, 64, 257, 5000])
 def test_cross_entropy_bits_of_a_row_do_not_depend_on_its_neighbours(native, length, dtype):
-    x, target = normal(4096, length).to(dtype), torch.arange(4096) % length
+    rows = 260 if native.simulated else 4096
+    x, target = normal(rows, length).to(dtype), torch.arange(rows) % length
     many = results(native, x, target, upstream=lambda i, y: torch.ones_like(y))
-    for row in (0, 1, 2047, 4095):
+    for row in (0, 1, rows // 2 - 1, rows - 1):
         one = x[row : row + 1], target[row : row + 1]
         alone = results(native, *one, upstream=lambda i, y: torch.ones_like(y))
         for name, value in alone.items():

@@ -6,7 +6,7 @@ import torch
 import hetkern
 from hetkern.testing import assert_stays_inside, inputs
 from hetkern.testing.check import DTYPES
-from hetkern.testing.devices import normal
+from hetkern.testing.devices import far_apart, normal
 from hetkern.testing.families import cross_entropy_op
 
 REDUCTIONS = ["none", "mean", "sum"]
@@ -159,8 +159,21 @@ def test_cross_entropy_reads_its_target_in_any_layout(impl):
     )
 
 
+@pytest.mark.parametrize("far", [0, 1])
+def test_cross_entropy_finds_elements_two_to_the_31_apart(native, far):
+    x = normal(3, 40).bfloat16()
+    target = torch.tensor([39, 0, 20])
+    found = []
+    for leaf in (x, far_apart(x, far)):
+        loss = hetkern.cross_entropy(leaf.requires_grad_(), target, reduction="none")
+        found.append((loss, *torch.autograd.grad(loss.sum(), leaf)))
+    assert all(map(torch.equal, *found))
+
+
 @pytest.mark.proof
 def test_cross_entropy_is_right_past_two_to_the_31_elements(native):
+    if native.simulated:
+        pytest.skip("two to the 31 elements take it hours: rows so far apart stand for them")
     rows, columns = 1 << 16, (1 << 15) + 3
     x = torch.zeros(rows, columns, dtype=torch.bfloat16)
     x[0], x[-1] = normal(columns).bfloat16(), normal(columns, seed=1).bfloat16()

@@ -42,6 +42,8 @@ def assert_same(a, b):
 @pytest.mark.parametrize("log", [False, True])
 @pytest.mark.parametrize("shape, columns, path", PATHS)
 def test_softmax_bits_do_not_depend_on_the_thread_count(native, shape, columns, path, log, dtype):
+    if native.name != "cpu":
+        pytest.skip("a claim about the C++ kernels' threads")
     from hetkern import _C
 
     plan = _C.softmax_plan(*shape, columns, "float32", "float32", threads=2)
@@ -64,11 +66,12 @@ def test_softmax_bits_do_not_depend_on_the_thread_count(native, shape, columns, 
 @pytest.mark.parametrize("length", [3, 64, 257, 5000])
 @pytest.mark.parametrize("log", [False, True])
 def test_softmax_bits_of_a_row_do_not_depend_on_its_neighbours(native, log, length, dtype):
-    x, dy = normal(4096, length).to(dtype), normal(4096, length).to(dtype)
+    rows = 260 if native.simulated else 4096
+    x, dy = normal(rows, length).to(dtype), normal(rows, length).to(dtype)
     for dim in (1, 0):
         turned, dy_turned = (t.movedim(1, dim).contiguous() for t in (x, dy))
         many = results(native, turned, dim, log=log, upstream=lambda i, y, d=dy_turned: d)
-        for row in (0, 1, 2047, 4095):
+        for row in (0, 1, rows // 2 - 1, rows - 1):
             one, dy_one = (t.select(1 - dim, row).unsqueeze(1 - dim) for t in (turned, dy_turned))
             alone = results(native, one, dim, log=log, upstream=lambda i, y, d=dy_one: d)
             for name, value in alone.items():

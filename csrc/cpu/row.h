@@ -80,7 +80,7 @@ struct RowSum {
   double sum = 0;
   bool kept = false;  // some column was not masked
   double all() const { return 1 + sum; }
-  A log_all() const { return std::log1p(static_cast<A>(sum)); }
+  A log_all() const { return log1p_one<A>(sum); }
 };
 
 // Two parts of a row, or a row and one more score.

@@ -44,6 +44,19 @@ def drawn_on_cpu(make: Make) -> Make:
     return moved  # type: ignore[return-value]
 
 
+def far_apart(rows: Tensor, dim: int = 0) -> Tensor:
+    """A copy whose rows along ``dim`` lie 2**31 elements from first to last.
+
+    Its offsets need 64 bits, yet only what holds the rows is ever touched.
+    """
+    steps = rows.shape[dim] - 1
+    away = -(-(2**31) // steps)
+    strides = list(torch.empty(rows.select(dim, 0).shape, device="meta").stride())
+    strides.insert(dim, away)
+    far = torch.empty(steps * away + rows.select(dim, 0).numel(), dtype=rows.dtype)
+    return far.as_strided(rows.shape, strides).copy_(rows)
+
+
 @drawn_on_cpu
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     """Draws from a normal distribution, the same on every device."""

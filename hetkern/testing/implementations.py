@@ -33,6 +33,11 @@ class Implementation:
             return "cpu"
         return "cpu" if impl.why_not(self.name, "cuda") else "cuda"
 
+    @property
+    def simulated(self) -> bool:
+        """Whether a kernel for GPUs runs on the CPU, a thousand times slower."""
+        return self.name in ("cuda", "triton") and self.device == "cpu"
+
     def why_absent(self) -> str | None:
         """Why it cannot run here; None if it can."""
         if self.device != "cpu":

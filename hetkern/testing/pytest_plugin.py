@@ -47,11 +47,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     long = pytest.mark.skip(reason="long: pytest -m proof runs it")
     for item in items:
-        slow = (
-            (implementation := _implementation(item)) is not None
-            and implementation.name in ("cuda", "triton")
-            and implementation.device == "cpu"
-        )
+        slow = (implementation := _implementation(item)) is not None and implementation.simulated
         if item.get_closest_marker("proof") or (slow and item.get_closest_marker("large")):
             item.add_marker(long)
 
