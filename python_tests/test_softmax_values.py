@@ -7,6 +7,7 @@ import hetkern
 from hetkern.testing import Case, check_seed, inputs
 from hetkern.testing.check import DTYPES
 from hetkern.testing.devices import normal
+from hetkern.testing.dispatched import ops_of
 from hetkern.testing.families import check_softmax, torch_softmax
 from hetkern.testing.layouts import LAYOUTS
 
@@ -174,3 +175,26 @@ def test_sum_of_softmax_has_no_gradient_but_rounding(impl):
     y = hetkern.softmax(x)
     (dx,) = torch.autograd.grad(y.sum(), x)
     assert (dx.abs() <= 4 * torch.finfo(torch.float32).eps * y).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("length", [1, 5, 300, 5000, pytest.param(40_000, marks=pytest.mark.large)])
+@pytest.mark.parametrize("kind", ["any", "several above a half", "negative", "too large a top"])
+def test_the_backward_op_takes_a_y_that_is_no_softmax(native, kind, length, dtype):
+    calls = ops_of(hetkern.softmax, normal(6, length).to(dtype), order=1)
+    ((op, args),) = [call for name, call in calls.items() if name.endswith("softmax_backward")]
+    y, dy = normal(6, length).abs() % 1, normal(6, length, seed=1).to(dtype)
+    if kind == "several above a half":
+        y = torch.full_like(y, 0.6)
+    elif kind == "negative":
+        y = 4 * y - 2
+    elif kind == "too large a top":
+        y = torch.softmax(y, -1)
+        y[:, -1] = 0.9
+    y = y.to(dtype)
+
+    g, v = dy.double(), y.double()
+    mean, terms = ((t * v).sum(-1, keepdim=True) for t in (g, g.abs() * v.sign()))
+    error = (op(dy, y, *args[2:]).double() - v * (g - mean)).abs()
+    # Such rows' terms cancel, which the budget, made for sums of a softmax, does not know.
+    assert (error <= 2 * torch.finfo(dtype).eps * v.abs() * (g.abs() + terms)).all()
