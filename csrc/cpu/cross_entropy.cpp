@@ -45,7 +45,7 @@ struct LossRows {
   // A row that fits in registers and asks for no more than its sum: the same bits without scratch memory.
   template <int vectors = 1>
   LossSum<A> short_sum(const Row& row) const {
-    if constexpr (vectors < kVectors<A>)
+    if constexpr (vectors < kShortVectors<A>)
       if (p.rows.N > vectors * W<A>) return short_sum<2 * vectors>(row);
     Vec<A> z[vectors], e[vectors], most[vectors];
     take_scores<A>(ScoresOf<A, X, Score<A>>{row.x, p.rows.N, score}, p.rows.N, z);
@@ -67,7 +67,8 @@ struct LossRows {
   }
 
   LossSum<A> sum(Row& row, int64_t c) const {
-    if (p.rows.N <= kLanes<A> && !row.q && !(p.target.label_smoothing > 0) && !p.correct) return short_sum(row);
+    if (p.rows.N <= kShortVectors<A> * W<A> && !row.q && !(p.target.label_smoothing > 0) && !p.correct)
+      return short_sum(row);
     const Chunk<A> chunk(c, p.rows.N);
     A* const z = row.z;
     LossSum<A> part;

@@ -19,6 +19,8 @@ template <class A>
 constexpr int kLanes = 256 / static_cast<int>(sizeof(A));
 template <class A>
 constexpr int kVectors = kLanes<A> / W<A>;  // registers that hold one value a lane
+template <class A>
+constexpr int kShortVectors = 2 * kVectors<A>;  // of a row that stays in registers: two a lane have a longer row's tree
 static_assert(kChunk<float> % kLanes<float> == 0 && kChunk<double> % kLanes<double> == 0);
 
 // Chunk c of a row of n columns.

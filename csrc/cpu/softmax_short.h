@@ -53,7 +53,7 @@ template <bool log, class A, class X, class Y, int vectors = 1>
 bool run_short_rows(const SoftmaxForward& p, int tasks) {
   if constexpr (!log) {
     if (p.rows.N > vectors * W<A>) {
-      if constexpr (vectors < kVectors<A>) return run_short_rows<log, A, X, Y, 2 * vectors>(p, tasks);
+      if constexpr (vectors < kShortVectors<A>) return run_short_rows<log, A, X, Y, 2 * vectors>(p, tasks);
     } else if (!p.bias && !p.mask && !p.sink && !(p.softcap > 0)) {
       run_whole_rows(ShortRows<vectors, A, X, Y>{p}, p.rows.M, 1, tasks);
       return true;
