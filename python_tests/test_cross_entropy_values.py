@@ -72,7 +72,7 @@ def test_cross_entropy_keeps_the_digits_of_a_long_descending_row(impl, target):
 @pytest.mark.parametrize("target", ["edges", "dense"])
 @pytest.mark.parametrize("length", LONG)
 def test_cross_entropy_is_within_budget_in_long_rows_of_every_kind(impl, length, target):
-    for kind in inputs.LOGITS:
+    for kind in inputs.LOGITS if not impl.simulated else inputs.LOGITS_IN_SHORT:
         check_cross_entropy(impl.name, case(kind, (3, length), target, return_stats=True))
 
 

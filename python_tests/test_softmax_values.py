@@ -50,7 +50,7 @@ def test_softmax_is_within_budget_in_long_rows(impl, length, dtype, log):
 @pytest.mark.parametrize("log", [False, True])
 @pytest.mark.parametrize("length", LONG)
 def test_softmax_is_within_budget_in_long_rows_of_every_kind(impl, length, log):
-    for kind in inputs.LOGITS:
+    for kind in inputs.LOGITS if not impl.simulated else inputs.LOGITS_IN_SHORT:
         check_softmax(impl.name, case(kind, (3, length), log=log))
         check_softmax(impl.name, case(kind, (length, 2), dim=0, log=log))
 
