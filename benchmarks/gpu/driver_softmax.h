@@ -41,14 +41,20 @@ class SoftmaxRun {
     const Tensor<Y> dy(s(), &dy_), y(s(), &y_);
     const Tensor<X> x(s(), &x_), dx(s());
     const Tensor<uint8_t> mask(s(), &mask_);
+    const Tensor<Sum<X>> y_sink(one_a_row(M()), &exact_sink_);
     SoftmaxBackward p{};
     p.rows = s().rows(), p.dy = dy.operand(), p.y = y.operand(), p.dx = dx.operand();
     if (c_.features) p.x = x.operand(), p.mask = mask.operand(), p.queries = M();
+    if (c_.features && !c_.log) p.y_sink = y_sink.operand();
     p.scale = scale(), p.softcap = cap(), p.x_type = kType<X>, p.y_type = kType<Y>, p.log = c_.log;
     Numbers exact;
     for (int64_t i = 0; i < M(); ++i) {
-      double sum = 0;
-      for (int64_t j = 0; j < N(); ++j) sum += c_.log ? dy_[at(i, j)] : kept(i, j) ? dy_[at(i, j)] * y_[at(i, j)] : 0;
+      double sum = 0, all = c_.features ? exact_sink_[i] : 0;
+      for (int64_t j = 0; j < N(); ++j) {
+        sum += c_.log ? dy_[at(i, j)] : kept(i, j) ? dy_[at(i, j)] * y_[at(i, j)] : 0;
+        all += kept(i, j) ? y_[at(i, j)] : 0;
+      }
+      if (!c_.log) sum /= all;  // the rounded y do not add up to 1
       for (int64_t j = 0; j < N(); ++j) {
         const double v = dy_[at(i, j)], w = y_[at(i, j)];
         exact.push_back(kept(i, j) ? (c_.log ? v - std::exp(w) * sum : w * (v - sum)) * slope(x_[at(i, j)]) : 0);
