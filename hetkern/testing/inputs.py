@@ -136,7 +136,7 @@ LOGITS: dict[str, Callable[[int, int, Generator], Tensor]] = {
 FINITE_LOGITS = tuple(
     kind for kind in LOGITS if kind not in ("nan_row", "plus_inf", "minus_inf_row")
 )
-#: Flat, sharp, and those that add a little to a sum that the first ones have made large.
+#: Ordinary, sharp, and those that add a little to a sum that the first ones have made large.
 LOGITS_IN_SHORT = ("normal", "confident", "descending")
 
 
