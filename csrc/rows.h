@@ -14,7 +14,10 @@
 namespace hetkern {
 
 enum class DType : int8_t { f32, f64, f16, bf16 };
-constexpr int64_t size_of(DType t) { return t == DType::f64 ? 8 : t == DType::f32 ? 4 : 2; }
+HETKERN_HOST_DEVICE constexpr int64_t size_of(DType t) { return t == DType::f64 ? 8 : t == DType::f32 ? 4 : 2; }
+HETKERN_HOST_DEVICE constexpr double eps_of(DType t) {  // from 1 to the next number
+  return t == DType::f64 ? 0x1p-52 : t == DType::f32 ? 0x1p-23 : t == DType::f16 ? 0x1p-10 : 0x1p-7;
+}
 
 constexpr int kMaxOuter = 8;
 

@@ -44,6 +44,35 @@ struct SoftmaxBackward {
   bool log;
 };
 
+namespace {  // of every instruction set's own
+
+// sum_k dy_k y_k (log: sum_k dy_k). A y above a half, of which a softmax has one at most, stands apart: where it is nearly 1,
+// dy - sum loses all its digits, and dy_k - dy_top - sum_{j != top} (dy_j - dy_top) y_j, the same number, loses none.
+// The rounded y do not add up to 1, which they are divided by; but only if they can have been meant to, whatever y holds.
+template <class A>
+struct GradientSum {
+  A rest = 0, y_rest = 0;  // sums without the one apart
+  A top_dy = 0, top_y = 0;
+  // The last one stays apart, whatever y holds.
+  HETKERN_HOST_DEVICE void set_apart(A dy, A y) { rest += top_dy * top_y, y_rest += top_y, top_dy = dy, top_y = y; }
+  // What is subtracted from dy_k - top_dy.
+  HETKERN_HOST_DEVICE A mean(A y_sink, DType y_type) const {
+    const A beside = y_rest + y_sink, all = beside + top_y, lacks = all - A(1);
+    // The top's half ulp and the others'; a float's y has some more.
+    const A rounding = A(eps_of(y_type)) * (size_of(y_type) == 2 ? A(0.25) + beside / 2 : A(4));
+    if (!(lacks <= rounding && lacks >= -rounding)) return rest - (A(1) - top_y) * top_dy;
+    return (rest - beside * top_dy) / all;
+  }
+};
+template <class A>
+HETKERN_HOST_DEVICE inline GradientSum<A> combine(GradientSum<A> a, const GradientSum<A>& b) {
+  a.rest += b.rest, a.y_rest += b.y_rest;
+  if (b.top_y > 0) a.set_apart(b.top_dy, b.top_y);
+  return a;
+}
+
+}  // namespace
+
 // g: gradient of the loss by dx, where dx = scale dz.
 //   g_dy = scale y (g - sum g y)                        log: scale (g - sum g exp(y))
 //   g_y  = scale (g (dy - sum dy y) - dy sum g y)       log: -scale g exp(y) sum dy

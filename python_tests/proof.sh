@@ -35,10 +35,17 @@ done
 rung "all tests of the families in CUDA, emulated" python -m pytest -q -n 2 --impl cuda -m "proof or not proof" python_tests
 rung "all tests of the families in Triton, interpreted" python -m pytest -q -n 2 -p hetkern.testing.triton_interpreter --impl triton -m "proof or not proof" python_tests
 rung "kernels under sanitizers, planted bugs" python -m pytest -q python_tests/test_sanitizers.py python_tests/test_cuda_sanitizers.py
-for family in softmax cross_entropy; do
-  rung "${COUNT:-100000} random configurations, $family" python -m hetkern.testing.repro "$family" --count "${COUNT:-100000}" --state "build/proof/$family.json" \
-    --known python_tests/over_budget.json
-done
+configurations() {  # every family in a process of one thread, side by side
+  local running=() result=0
+  for family in softmax cross_entropy; do
+    OMP_NUM_THREADS=1 python -m hetkern.testing.repro "$family" --count "$1" --state "build/proof/$family.json" \
+      --known python_tests/over_budget.json &
+    running+=($!)
+  done
+  for child in "${running[@]}"; do wait "$child" || result=1; done
+  return $result
+}
+rung "${COUNT:-100000} random configurations a family" configurations "${COUNT:-100000}"
 # Build promises, in throw-away environments beside the work: every one starts from the files that git knows.
 venv() { rm -rf "build/proof/$1" && python -m venv "build/proof/$1"; }  # venv NAME
 tests_beside() {  # tests_beside VENV FILE…: the tests next to the installed package, not next to the sources

@@ -26,10 +26,7 @@ constexpr DType kType = std::is_same_v<T, double>   ? DType::f64
                         : std::is_same_v<T, __half> ? DType::f16
                                                     : DType::bf16;
 template <class T>
-constexpr double kEps = std::is_same_v<T, double>   ? DBL_EPSILON
-                        : std::is_same_v<T, float>  ? FLT_EPSILON
-                        : std::is_same_v<T, __half> ? 0x1p-10
-                                                    : 0x1p-7;
+constexpr double kEps = eps_of(kType<T>);
 template <class T>
 constexpr double kSumEps = std::is_same_v<T, double> ? DBL_EPSILON : FLT_EPSILON;
 template <class T>

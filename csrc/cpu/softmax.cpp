@@ -171,7 +171,7 @@ struct BackwardRows {
   void write(Row& row, int64_t c, const Total& total) const {
     const Chunk<A> all(c, p.rows.N), chunk(c, row.kept);
     X* const dx = row.dx + all.begin;
-    const SoftmaxGradient<log, A> gradient{splat(total.top_dy), splat(total.template mean<Y>(row.y_sink))};
+    const SoftmaxGradient<log, A> gradient{splat(total.top_dy), splat(total.mean(row.y_sink, p.y_type))};
     if (!row.x && !row.mask) {
       const Vec<A> scale = splat(score.scale);
       const Y* const y_of_row = row.y;

@@ -157,7 +157,7 @@ struct BackwardColumns {
     SoftmaxGradient<log, A> gradient{};
     for (int64_t i = 0; i < row.lanes; ++i) {
       const A y_sink = row.y_sink.at ? row.y_sink.at[i * row.y_sink.lane] : A(0);
-      gradient.top_dy[i] = total.lane[i].top_dy, gradient.mean[i] = total.lane[i].template mean<Y>(y_sink);
+      gradient.top_dy[i] = total.lane[i].top_dy, gradient.mean[i] = total.lane[i].mean(y_sink, p.y_type);
     }
     for (int64_t j = chunk.begin; j < chunk.begin + chunk.n; ++j) {
       const Vec<A> dy = row.dy.template load<A>(j, row.lanes), y = row.y.template load<A>(j, row.lanes);

@@ -9,13 +9,6 @@ namespace {
 template <class A>
 constexpr int kKeptChunks = static_cast<int>(kScratchBytes / (kChunk<A> * sizeof(A)));  // that scratch memory holds
 
-template <class Y>
-constexpr double kEps = std::numeric_limits<Y>::epsilon();
-template <>
-constexpr double kEps<bf16> = 0x1p-7;
-template <>
-constexpr double kEps<f16> = 0x1p-10;
-
 // Whether y has fewer digits than exponentials need for a float.
 template <class Y>
 constexpr bool kCoarse = sizeof(Y) == 2;
@@ -46,32 +39,6 @@ template <bool log, class A>
 inline A sink_output(A sink, const RowSum<A>& row) {
   if (row.max == -kInfinity<A> && !row.kept) return log ? -kInfinity<A> : A(0);
   return log ? sink - row.max - row.log_all() : static_cast<A>(exp_one(sink - row.max) / row.all());
-}
-
-// sum_k dy_k y_k (log: sum_k dy_k). A y above a half, of which a softmax has one at most, stands apart: where it is nearly 1,
-// dy - sum loses all its digits, and dy_k - dy_top - sum_{j != top} (dy_j - dy_top) y_j, the same number, loses none.
-// The rounded y do not add up to 1, which they are divided by; but only if they can have been meant to, whatever y holds.
-template <class A>
-struct GradientSum {
-  A rest = 0, y_rest = 0;  // sums without the one apart
-  A top_dy = 0, top_y = 0;
-  // The last one stays apart, whatever y holds.
-  void set_apart(A dy, A y) { rest += top_dy * top_y, y_rest += top_y, top_dy = dy, top_y = y; }
-  // What is subtracted from dy_k - top_dy.
-  template <class Y>
-  A mean(A y_sink) const {
-    const A beside = y_rest + y_sink, all = beside + top_y;
-    // The top's half ulp and the others'; a float's y has some more.
-    const A rounding = A(kEps<Y>) * (sizeof(Y) == 2 ? A(0.25) + beside / 2 : A(4));
-    if (!(std::abs(all - A(1)) <= rounding)) return rest - (A(1) - top_y) * top_dy;
-    return (rest - beside * top_dy) / all;
-  }
-};
-template <class A>
-inline GradientSum<A> combine(GradientSum<A> a, const GradientSum<A>& b) {
-  a.rest += b.rest, a.y_rest += b.y_rest;
-  if (b.top_y > 0) a.set_apart(b.top_dy, b.top_y);
-  return a;
 }
 
 // y, but 0 where it is set apart. An infinite dy stays with the others: it leaves no digits to keep.

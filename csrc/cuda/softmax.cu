@@ -127,37 +127,6 @@ struct ForwardRows {
 
 // ---- Backward. ------------------------------------------------------------------------------------------------------------
 
-// sum_k dy_k y_k (log: sum_k dy_k), a y above a half apart: why, and by what the rest is divided, stands in cpu/softmax_math.h.
-template <class A>
-struct GradientSum {
-  A rest = 0, y_rest = 0;  // sums without the one apart
-  A top_dy = 0, top_y = 0;
-  // The last one stays apart, whatever y holds.
-  __device__ __forceinline__ void set_apart(A dy, A y) {
-    rest += top_dy * top_y, y_rest += top_y, top_dy = dy, top_y = y;
-  }
-  __device__ __forceinline__ void add(A dy, A y) {
-    if (y > A(0.5) && dy < kInfinity<A> && dy > -kInfinity<A>)  // an infinite dy leaves no digits to keep
-      set_apart(dy, y);
-    else
-      rest += dy * y, y_rest += y;
-  }
-  // What is subtracted from dy_k - top_dy.
-  template <class Y>
-  __device__ __forceinline__ A mean(A y_sink) const {
-    const A beside = y_rest + y_sink, all = beside + top_y, lacks = all - A(1);
-    const A rounding = A(kEps<Y>) * (sizeof(Y) == 2 ? A(0.25) + beside / 2 : A(4));
-    if (!(lacks <= rounding && lacks >= -rounding)) return rest - (A(1) - top_y) * top_dy;
-    return (rest - beside * top_dy) / all;
-  }
-};
-template <class A>
-__device__ __forceinline__ GradientSum<A> combine(GradientSum<A> a, const GradientSum<A>& b) {
-  a.rest += b.rest, a.y_rest += b.y_rest;
-  if (b.top_y > 0) a.set_apart(b.top_dy, b.top_y);
-  return a;
-}
-
 template <class A_, class X, class Y>
 struct BackwardRows {
   using A = A_;
@@ -206,13 +175,16 @@ struct BackwardRows {
       if (i >= seen) continue;
       if (p.log)
         terms.rest += dy[i];
+      else if (y[i] > A(0.5) && dy[i] < kInfinity<A> &&
+               dy[i] > -kInfinity<A>)  // an infinite dy leaves no digits to keep
+        terms.set_apart(dy[i], y[i]);
       else
-        terms.add(dy[i], y[i]);
+        terms.rest += dy[i] * y[i], terms.y_rest += y[i];
     }
   }
   __device__ Total total(const Terms& terms) const { return terms; }
   __device__ Total finish(const Row& row, Total total, bool) const {
-    if (!p.log) total.rest = total.template mean<Y>(row.y_sink);
+    if (!p.log) total.rest = total.mean(row.y_sink, p.y_type);
     return total;
   }
 

@@ -17,13 +17,6 @@ constexpr A kInfinity = std::numeric_limits<A>::infinity();
 template <class A>
 constexpr A kNaN = std::numeric_limits<A>::quiet_NaN();
 
-template <class T>
-constexpr double kEps = std::numeric_limits<T>::epsilon();
-template <>
-constexpr double kEps<bf16> = 0x1p-7;
-template <>
-constexpr double kEps<f16> = 0x1p-10;
-
 template <class A>
 __device__ __forceinline__ A get(float v) {
   return v;
