@@ -4,18 +4,23 @@ set(release_archs 80 86 89 90 100 120)
 
 add_library(cuda_kernels INTERFACE)
 set(HETKERN_WITH_CUDA OFF)
-if(HETKERN_CUDA STREQUAL "OFF" OR HETKERN_SANITIZE)
-  return()
-endif()
 
-# Says why there is no CUDA, or fails where it was asked for.
+# Says why there is no CUDA, to hetkern.doctor() as well, or fails where it was asked for.
 macro(no_cuda reason)
   if(HETKERN_CUDA STREQUAL "ON")
     message(FATAL_ERROR "HETKERN_CUDA=ON, but ${reason}")
   endif()
   message(STATUS "CUDA: ${reason}: going on without")
+  string(REGEX REPLACE "[\\\";\r\n]+" " " no_cuda_text "${reason}")   # it becomes a C string
+  set_property(SOURCE csrc/facts.cpp APPEND PROPERTY COMPILE_DEFINITIONS "HETKERN_NO_CUDA=\"${no_cuda_text}\"")
   return()
 endmacro()
+
+if(HETKERN_CUDA STREQUAL "OFF")
+  no_cuda("HETKERN_CUDA is OFF")
+elseif(HETKERN_SANITIZE)
+  no_cuda("a sanitizer's build has none")
+endif()
 
 # nvcc: there, new enough, and able to compile a small file.
 set(HETKERN_NVCC "$ENV{CUDACXX}")

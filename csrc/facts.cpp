@@ -19,11 +19,11 @@ std::string compiler() {
 #endif
 }
 
-bool with_cuda() {
+std::string why_no_cuda() {
 #ifdef HETKERN_WITH_CUDA
-  return true;
+  return "";
 #else
-  return false;
+  return HETKERN_NO_CUDA;  // from cmake/CudaKernels.cmake
 #endif
 }
 

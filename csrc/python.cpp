@@ -51,7 +51,7 @@ py::dict dict_of(const CrossEntropyPlan& plan) {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Facts about the native library: how it was built, which instruction set runs, which plan a shape gets.";
   m.def("compiler", &compiler);
-  m.def("with_cuda", &with_cuda);
+  m.def("why_no_cuda", &why_no_cuda, "Why the library was built without CUDA kernels; empty if it has them.");
   m.def("isa_levels", &isa_levels, "Instruction sets that this processor can run, lowest first.");
   m.def("isa", &isa_in_force, "The instruction set in force.");
   m.def("set_isa", &clamp_isa, py::arg("most"), "Run at most this level from now on; returns the level then in force.");

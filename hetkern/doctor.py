@@ -46,9 +46,7 @@ def doctor() -> Report:
     report["library"] = _loaded_library()
     native = _impl.native
     report["compiler"] = native.compiler() if native else _NO_FACTS
-    report["CUDA kernels"] = (
-        ("built" if native.with_cuda() else "not built") if native else _NO_FACTS
-    )
+    report["CUDA kernels"] = _cuda_kernels()
     report["instruction sets"] = _instruction_sets()
     threads = native.threads() if native else torch.get_num_threads()
     report["threads"] = f"{threads} of {os.cpu_count()} processors (torch.set_num_threads)"
@@ -81,6 +79,14 @@ def _loaded_library() -> str:
         return f"not loaded: {_impl.missing_library}"
     files = [str(file) for file in torch.ops.loaded_libraries]
     return next((file for file in files if Path(file).name == _library.NAME), "loaded")
+
+
+def _cuda_kernels() -> str:
+    native = _impl.native
+    if native is None:
+        return _NO_FACTS
+    reason = native.why_no_cuda()
+    return f"not built: {reason}" if reason else "built"
 
 
 def _instruction_sets() -> str:

@@ -74,44 +74,52 @@ def use(impl: str) -> Iterator[None]:
         thread.used = before
 
 
-def why_not(impl: str, device: str, dtype: torch.dtype | None = None) -> str | None:
-    """Why ``impl`` cannot serve tensors on ``device`` (of ``dtype``); None if it can."""
+def why_not(
+    impl: str, device: torch.device | str, dtype: torch.dtype | None = None
+) -> str | None:
+    """Why ``impl`` cannot serve tensors on ``device`` (of ``dtype``); None if it can.
+
+    "cuda" without an index stands for any GPU that is there.
+    """
     if impl == "reference":
         return None
-    if device == "meta":  # only shapes are computed
+    if isinstance(device, str):
+        device = torch.device(device)
+    if device.type == "meta":  # only shapes are computed
         return missing_library
     return _REASONS[impl](device, dtype)
 
 
-def _not_cpu(device: str, dtype: torch.dtype | None) -> str | None:
-    if device != "cpu":
-        return f"it serves tensors on the CPU, not on {device}"
+def _not_cpu(device: torch.device, dtype: torch.dtype | None) -> str | None:
+    if device.type != "cpu":
+        return f"it serves tensors on the CPU, not on {device.type}"
     return missing_library
 
 
-def _not_cuda(device: str, dtype: torch.dtype | None) -> str | None:
+def _not_cuda(device: torch.device, dtype: torch.dtype | None) -> str | None:
+    on_cpu = device.type == "cpu"
     if emulated:
-        return None if device == "cpu" else "it is emulated here, and serves tensors on the CPU"
-    if device != "cuda":
-        return f"it serves tensors on a CUDA GPU, not on {device}"
+        return None if on_cpu else "it is emulated here, and serves tensors on the CPU"
+    if device.type != "cuda":
+        return f"it serves tensors on a CUDA GPU, not on {device.type}"
     if missing_library is not None:
         return missing_library
     if "cuda" not in _found:
-        _found["cuda"] = _no_cuda_kernels() or _no_gpu() or _gpu_too_old()
-    return _found["cuda"]
+        _found["cuda"] = _no_cuda_kernels() or _no_gpu()
+    return _found["cuda"] or _gpu_too_old(device.index)
 
 
-def _not_triton(device: str, dtype: torch.dtype | None) -> str | None:
+def _not_triton(device: torch.device, dtype: torch.dtype | None) -> str | None:
     if dtype is torch.float64:
         return "its kernels have no float64"
-    if device == "cpu" and not triton_interprets:
+    if device.type == "cpu" and not triton_interprets:
         return "it serves tensors on a GPU; on the CPU only in its interpreter (hetkern.testing)"
-    if device not in ("cpu", "cuda"):
-        return f"it serves tensors on a CUDA GPU, not on {device}"
+    if device.type not in ("cpu", "cuda"):
+        return f"it serves tensors on a CUDA GPU, not on {device.type}"
     if "triton" not in _found:
         missing = importlib.util.find_spec("triton") is None
         _found["triton"] = "triton is not installed: pip install triton" if missing else None
-    return _found["triton"] or (_no_gpu() if device == "cuda" else None)
+    return _found["triton"] or (_no_gpu() if device.type == "cuda" else None)
 
 
 _REASONS = {"cpu": _not_cpu, "cuda": _not_cuda, "triton": _not_triton}
@@ -124,7 +132,8 @@ _DRIVERS = ("/dev/nvidiactl", "/proc/driver/nvidia/version", "/dev/dxg")  # the 
 def _no_cuda_kernels() -> str | None:
     if torch._C._dispatch_has_kernel_for_dispatch_key("hetkern::softmax", "CUDA"):
         return None
-    return "the native library was built without CUDA kernels"
+    reason = "the native library was built without CUDA kernels"
+    return f"{reason}: {native.why_no_cuda()}" if native else reason
 
 
 def _no_gpu() -> str | None:
@@ -135,13 +144,22 @@ def _no_gpu() -> str | None:
     return None if torch.cuda.is_available() else "torch finds no CUDA GPU"
 
 
-def _gpu_too_old() -> str | None:
-    for index in range(torch.cuda.device_count()):
-        if (capability := torch.cuda.get_device_capability(index)) < LEAST_CAPABILITY:
-            name, wanted = torch.cuda.get_device_name(index), ".".join(map(str, LEAST_CAPABILITY))
-            got = ".".join(map(str, capability))
-            return f"{name} has compute capability {got}, the kernels need {wanted}"
-    return None
+def _gpu_too_old(index: int | None) -> str | None:
+    """Why GPU ``index`` is; of None, why every GPU is."""
+    key = f"capability of GPU {index}"
+    if key not in _found:
+        indices = range(torch.cuda.device_count()) if index is None else (index,)
+        reasons = [_capability_too_low(i) for i in indices]
+        _found[key] = None if None in reasons else next(iter(reasons), None)
+    return _found[key]
+
+
+def _capability_too_low(index: int) -> str | None:
+    if (capability := torch.cuda.get_device_capability(index)) >= LEAST_CAPABILITY:
+        return None
+    got, wanted = (".".join(map(str, version)) for version in (capability, LEAST_CAPABILITY))
+    name = torch.cuda.get_device_name(index)
+    return f"{name} has compute capability {got}, the kernels need {wanted}"
 
 
 def choose(
@@ -160,7 +178,7 @@ def choose(
                 return served["cpu"]
             if x.is_cuda:
                 for name in ("cuda", "triton"):
-                    if why_not(name, "cuda", x.dtype) is None:
+                    if why_not(name, x.device, x.dtype) is None:
                         return served[name]
             _fall_back(op, x)
             return None
@@ -172,15 +190,14 @@ def choose(
 
 def _able(op: str, x: Tensor, impl: str) -> str:
     """The named implementation, once it is sure that it can run."""
-    reason = why_not(_checked(impl, f"{op}: impl"), x.device.type, x.dtype)
+    reason = why_not(_checked(impl, f"{op}: impl"), x.device, x.dtype)
     if reason:
         raise NotImplementedError(f"{op}: impl: {impl!r} cannot run here: {reason}")
     return impl
 
 
 def _fall_back(op: str, x: Tensor) -> None:
-    device = x.device.type
-    reason = why_not("cuda" if device == "cuda" else "cpu", device, x.dtype) or ""
+    reason = why_not("cuda" if x.is_cuda else "cpu", x.device, x.dtype) or ""
     _refuse_if_strict(op, reason)
     if not torch.compiler.is_compiling() and (op, reason) not in _warned:
         _warned.add((op, reason))
@@ -269,7 +286,7 @@ def _describe(function: Callable[..., Any], arguments: dict[str, Any]) -> Call:
     arguments = dict(arguments)
     impl = arguments.pop("impl")
     x: Tensor = next(iter(arguments.values()))
-    excluded = {name: why_not(name, x.device.type, x.dtype) for name in IMPLEMENTATIONS[1:]}
+    excluded = {name: why_not(name, x.device, x.dtype) for name in IMPLEMENTATIONS[1:]}
 
     # The same choice as choose() makes, without its warning.
     if impl != "auto":

@@ -28,13 +28,13 @@ rung() {  # rung NAME command…
 levels=($(python -c 'import hetkern; print(*hetkern._C.isa_levels())'))
 best=${levels[-1]}
 for level in "${levels[@]}"; do
-  tests=(python_tests/test_{softmax,cross_entropy,training}_*.py python_tests/test_{nn,convert,impl,explain,simd,worked_example}.py)
-  [ "$level" = "$best" ] && tests=(--ignore python_tests/test_sanitizers.py --ignore python_tests/test_cuda_sanitizers.py python_tests)
+  tests=(--at-least 3000 python_tests/test_{softmax,cross_entropy,training}_*.py python_tests/test_{nn,convert,impl,explain,simd,worked_example}.py)
+  [ "$level" = "$best" ] && tests=(--at-least 3700 --ignore python_tests/test_sanitizers.py --ignore python_tests/test_cuda_sanitizers.py python_tests)
   rung "tests on instruction set $level" env HETKERN_ISA="$level" python -m pytest -q -n 2 -m "proof or not proof" "${tests[@]}"
 done
-rung "all tests of the families in CUDA, emulated" python -m pytest -q -n 2 --impl cuda -m "proof or not proof" python_tests
-rung "all tests of the families in Triton, interpreted" python -m pytest -q -n 2 -p hetkern.testing.triton_interpreter --impl triton -m "proof or not proof" python_tests
-rung "kernels under sanitizers, planted bugs" python -m pytest -q python_tests/test_sanitizers.py python_tests/test_cuda_sanitizers.py
+rung "all tests of the families in CUDA, emulated" python -m pytest -q -n 2 --at-least 1400 --impl cuda -m "proof or not proof" python_tests
+rung "all tests of the families in Triton, interpreted" python -m pytest -q -n 2 -p hetkern.testing.triton_interpreter --at-least 1000 --impl triton -m "proof or not proof" python_tests
+rung "kernels under sanitizers, planted bugs" python -m pytest -q --at-least 15 python_tests/test_sanitizers.py python_tests/test_cuda_sanitizers.py
 configurations() {  # every family in a process of one thread, side by side
   local running=() result=0
   for family in softmax cross_entropy; do
@@ -73,27 +73,36 @@ plain_cmake() {
   rm -rf build/proof/cmake && cmake -S . -B build/proof/cmake -DHETKERN_CUDA=OFF -DPython_EXECUTABLE="$(command -v python)" > /dev/null &&
     cmake --build build/proof/cmake -j 2 > /dev/null && ls build/proof/cmake/libhetkern_ops.so
 }
-beside_torch() {  # beside_torch "PIP ARGUMENTS" PYTEST-ARGUMENTS…: the library as built here, tests on another torch
-  local arguments=$1
-  shift
-  venv other && build/proof/other/bin/pip install -q $arguments numpy safetensors typer rich pytest pytest-xdist expecttest &&
+release() {  # every architecture, no warning and no spill, in at most a quarter of an hour
+  local start=$SECONDS
+  rm -rf build/proof/release && cmake -G Ninja -S . -B build/proof/release -DHETKERN_CUDA=ON -DHETKERN_CUDA_ARCHS=release -DHETKERN_WARNINGS_AS_ERRORS=ON \
+    -DPython_EXECUTABLE="$(command -v python)" > /dev/null &&
+    CCACHE_DISABLE=1 cmake --build build/proof/release -j 2 > /dev/null && [ $((SECONDS - start)) -le 900 ]
+}
+other_torch() {  # other_torch PIP-ARGUMENTS…: an environment where the release library as built here meets another torch
+  venv other && build/proof/other/bin/pip install -q "$@" numpy safetensors typer rich pytest pytest-xdist expecttest &&
     site=$(echo build/proof/other/lib/python3*/site-packages) && cp -rL hetkern "$site" &&
-    cp build/proof/cmake/libhetkern_ops.so build/proof/cmake/_C*.so "$site/hetkern" &&
-    build/proof/other/bin/python -c 'import torch; print("torch", torch.__version__)' &&
-    tests_beside other "$@"
-  local result=$?
-  rm -rf build/proof/other  # a torch is up to 5 GB
-  return $result
+    cp build/proof/release/libhetkern_ops.so build/proof/release/_C*.so "$site/hetkern" &&
+    build/proof/other/bin/python -c 'import torch; print("torch", torch.__version__, "for CUDA", torch.version.cuda)'
+}
+values_beside() {
+  other_torch "$@" &&
+    HETKERN_WANTED_CUDA=13 tests_beside other --at-least 300 python_tests/test_{softmax,cross_entropy}_values.py python_tests/test_registered.py
+}
+triton_beside() {
+  other_torch -c constraints-torch211.txt torch triton &&
+    tests_beside other -n 2 -p hetkern.testing.triton_interpreter --impl triton -m "not proof" --at-least 950 \
+      python_tests/test_{softmax,cross_entropy}_{values,edges,errors,derivatives,wiring,mutations}.py python_tests/test_torch_samples.py &&
+    tests_beside other --at-least 100 python_tests/test_triton_{interpreter,kernels}.py
 }
 rung "an isolated pip install" isolated
 rung "no torch: one sentence" without_torch
 rung "sdist, and a wheel from it" from_sdist
 rung "plain cmake" plain_cmake
-values=(python_tests/test_{softmax,cross_entropy}_values.py)
-rung "values on the oldest torch, the same library" beside_torch "torch==2.11.*" "${values[@]}"
-rung "values on the newest torch, the same library" beside_torch torch "${values[@]}"
-rung "families in Triton, interpreted, on the oldest torch" beside_torch "-c constraints-torch211.txt torch triton" \
-  -n 2 -p hetkern.testing.triton_interpreter --impl triton -m "not proof" \
-  python_tests/test_{softmax,cross_entropy}_{values,edges,errors,derivatives,wiring,mutations}.py
+rung "a release build for every GPU architecture" release
+rung "values on the oldest torch, the same library" values_beside "torch==2.11.*"
+rung "values on the newest torch, the same library" values_beside torch
+rung "Triton, interpreted, on the oldest torch" triton_beside
+rm -rf build/proof/other  # a torch is up to 5 GB
 printf '%s\n' "== proof of $(git rev-parse --short HEAD)" "${summary[@]}"
 exit $failed

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import hetkern
 from hetkern import impl
 
 ROOT = Path(__file__).parents[1]
+FACTS = "compiler", "isa_levels", "isa", "threads"
 needs_facts = pytest.mark.skipif(impl.native is None, reason="hetkern._C is not built")
 
 
@@ -52,9 +54,11 @@ def test_an_implementation_can_run_or_the_report_says_why_not():
     report = hetkern.doctor()
     assert report['impl="reference"'] == "can run"
     if torch.version.cuda is None:
-        reasons = "built without CUDA kernels", "a build without CUDA"
-        assert report['impl="cuda"'].startswith("cannot run: ")
-        assert report['impl="cuda"'].endswith(reasons)
+        reasons = (
+            "the native library was built without CUDA kernels",
+            "this torch is a build without",
+        )
+        assert report['impl="cuda"'].startswith(tuple(f"cannot run: {r}" for r in reasons))
         assert report['impl="triton"'] == "cannot run: this torch is a build without CUDA"
     if impl.missing_library is None:
         assert report['impl="cpu"'] == "can run"
@@ -65,7 +69,8 @@ def test_the_facts_are_the_librarys_own(monkeypatch):
     report = hetkern.doctor()
     assert Path(report["library"]).is_file()
     assert report["compiler"] == impl.native.compiler()
-    assert report["CUDA kernels"] == ("built" if impl.native.with_cuda() else "not built")
+    reason = impl.native.why_no_cuda()
+    assert report["CUDA kernels"] == (f"not built: {reason}" if reason else "built")
     best = impl.native.isa()
     try:
         assert impl.native.set_isa("base") == "base"
@@ -73,6 +78,19 @@ def test_the_facts_are_the_librarys_own(monkeypatch):
     finally:
         impl.native.set_isa(best)
     assert f"{best} (in force)" in hetkern.doctor()["instruction sets"]
+
+
+@needs_facts
+def test_a_library_without_cuda_kernels_says_why(monkeypatch):
+    facts = SimpleNamespace(**{name: getattr(impl.native, name) for name in FACTS})
+    facts.why_no_cuda = lambda: "there is no nvcc"
+    monkeypatch.setattr(impl, "native", facts)
+    monkeypatch.setattr(impl, "_found", {})
+    monkeypatch.setattr(torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda op, key: False)
+    report = hetkern.doctor()
+    assert report["CUDA kernels"] == "not built: there is no nvcc"
+    without = "the native library was built without CUDA kernels: there is no nvcc"
+    assert report['impl="cuda"'] == f"cannot run: {without}"
 
 
 @needs_facts

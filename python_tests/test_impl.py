@@ -6,6 +6,7 @@ import sys
 import threading
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -84,6 +85,61 @@ def test_each_implementation_says_which_devices_it_serves():
     assert impl.why_not("triton", "mps") == "it serves tensors on a CUDA GPU, not on mps"
     assert impl.why_not("triton", "cuda", torch.float64) == "its kernels have no float64"
     assert impl.why_not("reference", "mps") is None
+
+
+# ---- "auto" on a GPU: the choice alone, which needs none -----------------------------------------
+
+
+SERVED = {name: SimpleNamespace(name=name) for name in ("cpu", "cuda", "triton")}
+H100, TURING = (9, 0), (7, 5)
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Pretend to have GPUs of these compute capabilities, and the software for them."""
+
+    def have(*capabilities, kernels=True, triton=True):
+        monkeypatch.setattr(impl, "missing_library", None)
+        monkeypatch.setattr(impl, "_warned", set())
+        found = {"cuda": None if kernels else "no CUDA kernels", "triton": None}
+        found["triton"] = None if triton else "triton is not installed"
+        monkeypatch.setattr(impl, "_found", found)
+        monkeypatch.setattr(impl, "_no_gpu", lambda: None)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
+        monkeypatch.setattr(torch.cuda, "get_device_capability", capabilities.__getitem__)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU {index}")
+
+    return have
+
+
+def chosen(index=0, dtype=torch.float32, name="auto"):
+    device = torch.device("cuda", index)
+    x = SimpleNamespace(is_cpu=False, is_meta=False, is_cuda=True, dtype=dtype, device=device)
+    callables = impl.choose("hetkern.softmax", SERVED, x, name)
+    return "reference" if callables is None else callables.name
+
+
+def test_auto_on_a_gpu_takes_cuda_then_triton_then_the_reference(gpus):
+    gpus(H100)
+    assert chosen() == "cuda"
+    gpus(H100, kernels=False)
+    assert chosen() == "triton"
+    with pytest.warns(impl.Fallback, match="runs the plain PyTorch reference: no CUDA kernels"):
+        assert chosen(dtype=torch.float64) == "reference"
+    gpus(H100, kernels=False, triton=False)
+    with pytest.warns(impl.Fallback):
+        assert chosen() == "reference"
+
+
+def test_a_gpu_below_the_least_capability_goes_to_triton_and_the_other_one_to_cuda(gpus):
+    gpus(TURING, H100)
+    assert [chosen(0), chosen(1)] == ["triton", "cuda"]
+    too_old = "GPU 0 has compute capability 7.5, the kernels need 8.0"
+    with pytest.raises(NotImplementedError, match=f"'cuda' cannot run here: {too_old}"):
+        chosen(0, name="cuda")
+    assert impl.why_not("cuda", "cuda") is None  # one of them can
+    gpus(TURING)
+    assert impl.why_not("cuda", "cuda") == too_old
 
 
 @needs_library
