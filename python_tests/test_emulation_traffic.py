@@ -14,7 +14,7 @@ from hetkern.testing.traffic import occupancy
 from hetkern.testing.traffic_table import Launch, Traffic
 
 SOURCE = Path(__file__).parent / "kernels" / "planted_traffic.cu"
-COPY, TRANSPOSE, MATRICES = range(3)
+COPY, TRANSPOSE, MATRICES, PEERS = range(4)
 BYTES = 32 * 32 * 4
 
 
@@ -92,6 +92,15 @@ def test_a_column_of_an_unpadded_tile_takes_a_pass_for_each_lane(kernel):
         r for r in counted(kernel, TRANSPOSE, 1).rows if (r.memory, r.op) == ("shared", "load")
     )
     assert (row.requests, row.cost, row.ideal) == (32, 32 * 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("bug", "memory", "passes"), [(0, "shared of a peer", 1), (1, "shared", 8)]
+)
+def test_only_words_of_one_blocks_memory_meet_in_a_bank(kernel, bug, memory, passes):
+    row = next(r for r in counted(kernel, PEERS, bug).rows if r.shared and r.op == "load")
+    assert (row.memory, row.requests, row.cost) == (memory, 32, 32 * passes)
+    assert row.remark == ("bank conflicts" if bug else "")
 
 
 def test_narrow_accesses_exceed_a_wanted_width(kernel):

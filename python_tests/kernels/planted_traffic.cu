@@ -63,6 +63,21 @@ __global__ void __launch_bounds__(32) matrices(const float* x, float* y, int pit
   }
 }
 
+// The lanes want 32 words of 4 banks: each bank's 8 words of 8 blocks' memories, or all of one block's.
+__global__ void __launch_bounds__(kTile) ask_peers(const float* x, float* y, int one_peer) {
+  HETKERN_SHARED(Shared, s);
+  constexpr int kBlocks = 8;
+  const int lane = threadIdx.x, block = blockIdx.x;
+  for (int row = 0; row < kTile; ++row) s.tile[row * kTile + lane] = x[row * kTile + lane];
+  ptx::cluster_sync();
+  const Shared* const peer = ptx::map_shared(&s, (one_peer ? block : lane + block) % kBlocks);
+  for (int row = lane % kBlocks; row < kTile; row += kBlocks) {
+    const int at = row * kTile + block * 4 + lane / kBlocks;
+    y[at] = peer->tile[at];
+  }
+  ptx::cluster_sync();  // nobody leaves while others read his memory
+}
+
 }  // namespace
 
 extern "C" void planted_traffic(int kernel, int bug, const float* x, float* y, int n, void* stream) {
@@ -72,6 +87,8 @@ extern "C" void planted_traffic(int kernel, int bug, const float* x, float* y, i
     HETKERN_LAUNCH(transpose, 1, kTile * kTile, sizeof(Shared), stream, x, y, bug ? 32 : 33);
   } else if (kernel == 2) {
     HETKERN_LAUNCH(matrices, 1, 32, sizeof(MatricesShared), stream, x, y, bug ? 32 : 36);
+  } else if (kernel == 3) {
+    HETKERN_LAUNCH_CLUSTER(ask_peers, 8, 8, kTile, sizeof(Shared), stream, x, y, bug);
   } else if (bug == 0) {
     HETKERN_LAUNCH(copy, n * n / 512, 128, 0, stream, from, to);
   } else if (bug == 1) {

@@ -3,8 +3,9 @@
 //
 // The k-th time that the lanes of a warp pass one instruction is one request. In global memory it costs 32-byte sectors, in
 // shared memory passes over 32 banks of 4 bytes, half or a quarter of a warp at a time where lanes take 8 or 16 bytes.
+// Each block of a cluster has banks of its own: lanes that read several peers' memories do not meet in them.
 // Not seen: what nvcc keeps in registers and g++ does not, or the other way round; hits in L1 and L2; a request that lanes
-// reach by different ways.
+// reach by different ways; the network between a cluster's multiprocessors.
 #include "traffic.h"
 
 #include <dlfcn.h>
@@ -18,6 +19,7 @@
 #include <string>
 #include <tuple>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 // Of this library or program, from the linker.
@@ -44,6 +46,7 @@ enum class Memory : char { global, shared, peer };
 struct Access {
   uintptr_t address;
   unsigned bytes;
+  unsigned rank;  // of the block whose shared memory it is
 };
 
 struct Request {
@@ -81,10 +84,11 @@ void count(const void* instruction, const void* p, unsigned bytes, bool store) {
     ~Busy() { busy = false; }
   } here;
   Memory memory = Memory::global;
+  unsigned owner = 0;
   for (unsigned rank = 0; rank < grid->cluster; ++rank) {
     const Block& b = *block_of_rank(rank);
     if (b.shared && Range{b.shared, b.shared + grid->shared_bytes}.has(p))
-      memory = &b == current->block ? Memory::shared : Memory::peer;
+      memory = &b == current->block ? Memory::shared : Memory::peer, owner = rank;
   }
   if (memory == Memory::global &&
       (is_machinery(p) || parameters.has(p) || host_stack.has(p) || Range{__ehdr_start, _end}.has(p)))
@@ -94,7 +98,9 @@ void count(const void* instruction, const void* p, unsigned bytes, bool store) {
   const unsigned time = passes[{instruction, block << 12 | current->linear, 0}]++;
   const auto [at, fresh] = open_requests.try_emplace({instruction, block << 12 | current->warp, time}, requests.size());
   if (fresh) requests.push_back({instruction, static_cast<unsigned>(launches.size() - 1), store, memory, {}});
-  requests[at->second].lanes.push_back({reinterpret_cast<uintptr_t>(p), bytes});
+  Request& request = requests[at->second];
+  if (memory == Memory::peer) request.memory = memory;  // its first lane may have asked its own block
+  request.lanes.push_back({reinterpret_cast<uintptr_t>(p), bytes, owner});
 }
 
 unsigned lanes_a_pass(unsigned bytes) { return bytes >= 16 ? 8 : bytes == 8 ? 16 : 32; }
@@ -103,15 +109,16 @@ struct Cost {
   uint64_t seen, ideal;
 };
 
-// In each pass, lanes that want different words of one bank wait for one another.
+// In each pass, lanes that want different words of one bank of one block wait for one another.
 Cost bank_passes(const Request& r) {
   const unsigned together = lanes_a_pass(r.lanes[0].bytes);
   Cost cost{0, (r.lanes.size() + together - 1) / together};
   for (size_t first = 0; first < r.lanes.size(); first += together) {
-    std::map<uintptr_t, std::set<uintptr_t>> words;
+    std::map<std::pair<unsigned, uintptr_t>, std::set<uintptr_t>> words;
     for (size_t i = first; i < std::min(r.lanes.size(), first + together); ++i) {
       const Access& a = r.lanes[i];
-      for (uintptr_t word = a.address / 4; word <= (a.address + a.bytes - 1) / 4; ++word) words[word % 32].insert(word);
+      for (uintptr_t word = a.address / 4; word <= (a.address + a.bytes - 1) / 4; ++word)
+        words[{a.rank, word % 32}].insert(word);
     }
     size_t most = 0;
     for (const auto& bank : words) most = std::max(most, bank.second.size());
