@@ -55,6 +55,35 @@ def test_refused_words_are_found_in_headers_beside_the_file(cuda_file, tmp_path)
         emulate_cuda(cuda_file('#include "mine.cuh"'))
 
 
+@pytest.mark.parametrize("include", ["<mine.cuh>", '"mine.cuh"', "NAMED"])
+def test_refused_words_are_found_in_headers_that_the_compiler_finds(cuda_file, tmp_path, include):
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    (folder / "mine.cuh").write_text('#include <deeper.cuh>\n#include "cuda/device/ptx.cuh"\n')
+    (folder / "deeper.cuh").write_text("\n__device__ void f() { __activemask(); }\n")
+    flags = (f"-I{folder}", "-DNAMED=<mine.cuh>")
+    with pytest.raises(EmulationError) as caught:
+        emulate_cuda(cuda_file(f"#include {include}"), flags=flags)
+    assert str(caught.value).startswith(f"{folder}/deeper.cuh:2: the emulation refuses")
+    assert str(caught.value).count("refuses") == 1, "the kit's own headers are not asked"
+
+
+def test_a_refused_header_is_named_where_the_compiler_has_no_such_file(cuda_file, tmp_path):
+    (tmp_path / "mine.cuh").write_text("#include <cub/not/there.cuh>\n")
+    with pytest.raises(EmulationError, match=r"mine\.cuh:1: the emulation refuses #include <cub/"):
+        emulate_cuda(cuda_file("#include <mine.cuh>"), flags=(f"-I{tmp_path}",))
+
+
+def test_headers_of_the_system_are_not_looked_into(cuda_file, tmp_path):
+    (tmp_path / "theirs.cuh").write_text("#ifdef __CUDACC__\n__shared__ int s;\n#endif\n")
+    emulate_cuda(cuda_file("#include <theirs.cuh>"), flags=("-isystem", str(tmp_path)))
+
+
+def test_a_header_that_is_missing_is_the_compilers_error(cuda_file):
+    with pytest.raises(EmulationError, match=r"nowhere\.h: No such file"):
+        emulate_cuda(cuda_file("#include <nowhere.h>"))
+
+
 def test_comments_and_strings_are_not_words(cuda_file):
     text = '// asm <<<\n/* __shared__\n cub:: */ const char* const s = "<<<";'
     assert not list(emulation_refused.refusals(text, "kernel.cu"))

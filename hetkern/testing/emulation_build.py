@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from hetkern.testing.emulation_refused import refusals_of_file
+from hetkern.testing.emulation_refused import refusals
 
 
 class EmulationError(RuntimeError):
@@ -82,17 +82,6 @@ def cuda_headers() -> Path:
     )
 
 
-def _included(file: Path, seen: dict[Path, bytes]) -> dict[Path, bytes]:
-    """The file and what it includes in quotes from beside itself, with their bytes."""
-    file = file.resolve()
-    if file not in seen:
-        seen[file] = file.read_bytes()
-        for name in re.findall(rb'^\s*#\s*include\s*"([^"]+)"', seen[file], re.M):
-            if (other := file.parent / os.fsdecode(name)).exists():
-                _included(other, seen)
-    return seen
-
-
 def _cache() -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("HETKERN_EMULATION_CACHE") or Path(base) / "hetkern" / "emulation")
@@ -101,8 +90,12 @@ def _cache() -> Path:
 def _run(command: list[str | Path]) -> str:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise EmulationError(f"{' '.join(map(str, command))} failed:\n{done.stderr or done.stdout}")
+        raise _failed(command, done.stderr or done.stdout)
     return done.stdout
+
+
+def _failed(command: list[str | Path], report: str) -> EmulationError:
+    return EmulationError(f"{' '.join(map(str, command))} failed:\n{report}")
 
 
 def _cached(
@@ -143,9 +136,47 @@ def _own_sources() -> bytes:
     return b"".join(p.name.encode() + p.read_bytes() for p in files if p.name != "table.cpp")
 
 
+def _front(flags: tuple[str, ...]) -> list[str | Path]:
+    headers = ("-I", own_headers(), "-isystem", cuda_headers())
+    return [compiler(), *_COMMON, *flags, *map(str, headers)]
+
+
 def _compile(source: Path | str, to: str, flags: tuple[str, ...]) -> list[str | Path]:
-    headers = ["-I", str(own_headers()), "-isystem", str(cuda_headers())]
-    return [compiler(), *_COMMON, *flags, *headers, "-c", source, "-o", to]
+    return [*_front(flags), "-c", source, "-o", to]
+
+
+def _preprocessed(text: str, flags: tuple[str, ...]) -> bytes:
+    """What the compiler makes of the text and all that it includes, wherever the flags find it.
+
+    Raises:
+        EmulationError: a word is refused in the user's files, or the preprocessor fails.
+    """
+    # The working directory would stand in the text, which is the key that a build is kept by.
+    command = [*_front(flags), "-fno-working-directory", "-E", "-x", "c++", "-"]
+    done = subprocess.run(command, input=os.fsencode(text), capture_output=True)
+    # First the refusals: a refused header is often one that the compiler does not find either.
+    refused = [
+        line
+        for f in _users_files(done.stdout)
+        for line in refusals(f.read_text(encoding="utf-8", errors="replace"), str(f))
+    ]
+    if refused:
+        raise EmulationError("\n".join(refused))
+    if done.returncode:
+        raise _failed(command, os.fsdecode(done.stderr))
+    return done.stdout
+
+
+# "# 1 FILE 1": the preprocessor enters a file; a 3 after it says that it is the system's.
+_ENTERED = re.compile(rb'^# \d+ "((?:[^"\\\n]|\\.)*)" 1(?: 4)?$', re.M)
+
+
+def _users_files(preprocessed: bytes) -> list[Path]:
+    """The files in a preprocessed text that are neither the system's nor the kit's own."""
+    names = (re.sub(rb"\\(.)", rb"\1", m[1]) for m in _ENTERED.finditer(preprocessed))
+    files = dict.fromkeys(Path(os.fsdecode(name)).resolve() for name in names)
+    ours = (own_headers() / "cuda").resolve()
+    return [f for f in files if ours not in f.parents and f.is_file()]
 
 
 def _machine(kind: str) -> list[Path]:
@@ -168,22 +199,16 @@ def build(source: Path, launcher: str, kind: str, flags: tuple[str, ...]) -> Pat
         EmulationError: a word is refused, or the compiler fails.
         NotImplementedError: the compiler or a header is missing.
     """
-    ours = own_headers() / "cuda"
-    if refused := list(refusals_of_file(source, ours, set())):
-        raise EmulationError("\n".join(refused))
     kernel, link, _ = KINDS[kind]
     wrapper = _WRAPPER.format(source=source.resolve(), launcher=launcher)
-    files = _included(source, {})
+    flags = (*kernel, "-Wall", "-Wno-unknown-pragmas", *flags)
+    preprocessed = _preprocessed(wrapper, flags)
     name = "kernel.so" if kind == "plain" else "kernel"
-    objects: list[str | Path] = [*_machine(kind)]
-    commands = [
-        _compile(
-            "{}/wrapper.cpp", "{}/kernel.o", (*kernel, "-Wall", "-Wno-unknown-pragmas", *flags)
-        ),
-        [compiler(), *link, "{}/kernel.o", *objects, "-o", "{}/" + name],
+    commands: list[list[str | Path]] = [
+        _compile("{}/wrapper.cpp", "{}/kernel.o", flags),
+        [compiler(), *link, "{}/kernel.o", *_machine(kind), "-o", "{}/" + name],
     ]
-    parts = [_own_sources(), *(str(f).encode() + text for f, text in files.items())]
-    return _cached(name, parts, commands, wrapper)
+    return _cached(name, [preprocessed], commands, wrapper)
 
 
 _WRAPPER = """#include "{source}"
