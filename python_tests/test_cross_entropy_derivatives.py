@@ -199,6 +199,47 @@ def test_cross_entropy_works_under_torch_func(impl, options, indices):
     torch.testing.assert_close(pushed, (jacobian * tangent).sum((-2, -1)))
 
 
+COMPOSED = {
+    "backward after vmap": lambda f, x: torch.autograd.grad(f(x), x)[0],
+    "grad of vmap": lambda f, x: torch.func.grad(f)(x.detach()),
+    "grad of grad of vmap": lambda f, x: torch.func.grad(
+        lambda x: torch.func.grad(f)(x).square().sum()
+    )(x.detach()),
+    "jacrev of grad of vmap": lambda f, x: torch.func.jacrev(torch.func.grad(f))(x.detach()),
+    "jvp of vmap": lambda f, x: torch.func.jvp(f, (x.detach(),), (random(*x.shape, seed=3),))[1],
+}
+
+
+@pytest.mark.parametrize("who", ["x", "q", "x of statistics", "x of indices"])
+@pytest.mark.parametrize("composed", COMPOSED.values(), ids=COMPOSED)
+def test_cross_entropy_derivatives_go_through_vmap(impl, indices, composed, who):
+    """A derivative of a batched call is that of its samples one by one."""
+    x, q = random(3, 4, CLASSES), random(3, 4, CLASSES, seed=1).softmax(-1)
+    target = torch.stack([indices, indices.flip(0), indices.roll(1)])
+    call = function({"z_loss": 0.1}, impl.name, stats=who == "x of statistics")
+
+    def total(outputs):
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        return sum((i + 1) * t.square().sum() for i, t in enumerate(outputs))
+
+    def loss(batched):
+        def of(tensor):
+            logits = x if who == "q" else tensor
+            targets = {"q": tensor, "x": q}.get(who, target)
+            if batched:
+                return total(torch.func.vmap(call)(logits, targets))
+            return sum(total(call(*one)) for one in zip(logits, targets, strict=True))
+
+        return of
+
+    start = q if who == "q" else x
+    got, wanted = (
+        composed(loss(batched), start.clone().requires_grad_()) for batched in (True, False)
+    )
+    torch.testing.assert_close(got, wanted)
+    assert wanted.abs().max() > 1e-3
+
+
 def test_cross_entropy_gradient_reaches_only_who_asks(impl, indices):
     for who in range(2):
         x, p = random(4, CLASSES), random(4, CLASSES, seed=1).softmax(1)

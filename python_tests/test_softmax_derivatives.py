@@ -152,6 +152,48 @@ def test_softmax_works_under_torch_func(impl, options, log):
     torch.testing.assert_close(pushed.reshape(24), jacobian @ tangent[0].reshape(24))
 
 
+COMPOSED = {
+    "backward after vmap": lambda f, x: torch.autograd.grad(f(x), x)[0],
+    "grad of vmap": lambda f, x: torch.func.grad(f)(x.detach()),
+    "grad of grad of vmap": lambda f, x: torch.func.grad(
+        lambda x: torch.func.grad(f)(x).square().sum()
+    )(x.detach()),
+    "jacrev of grad of vmap": lambda f, x: torch.func.jacrev(torch.func.grad(f))(x.detach()),
+    "jvp of vmap": lambda f, x: torch.func.jvp(f, (x.detach(),), (random(*x.shape, seed=3),))[1],
+}
+
+
+@pytest.mark.parametrize("who", ["x", "bias", "sink"])
+@pytest.mark.parametrize("composed", COMPOSED.values(), ids=COMPOSED)
+@pytest.mark.parametrize("log", [False, True])
+def test_softmax_derivatives_go_through_vmap(impl, log, composed, who):
+    """A derivative of a batched call is that of its samples one by one."""
+    inputs = {"x": random(3, 2, 4), "bias": random(3, 4, seed=1), "sink": random(3, 2, seed=2)}
+    public, weights = hetkern.log_softmax if log else hetkern.softmax, random(3, 2, 4, seed=4)
+    names = ("x", who) if who != "x" else ("x",)
+
+    def loss(batched):
+        def call(*tensors):
+            x, *more = tensors
+            return public(x, impl=impl.name, **dict(zip(names[1:], more, strict=True)))
+
+        def total(tensor):
+            tensors = [tensor if name == who else inputs[name] for name in names]
+            if batched:
+                y = torch.func.vmap(call)(*tensors)
+            else:
+                y = torch.stack([call(*one) for one in zip(*tensors, strict=True)])
+            return (y * weights).square().sum()
+
+        return total
+
+    got, wanted = (
+        composed(loss(batched), inputs[who].clone().requires_grad_()) for batched in (True, False)
+    )
+    torch.testing.assert_close(got, wanted)
+    assert wanted.abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("in_dim", [0, 1, -1])
 def test_softmax_batches_over_any_dimension_and_with_its_bias_mask_and_sink(impl, in_dim):
     x, bias = random(3, 4, 5).movedim(0, in_dim), random(5, 3, seed=1)

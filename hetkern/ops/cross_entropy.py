@@ -66,7 +66,7 @@ _OPS = register(
     Op(
         f"cross_entropy({_FORWARD}) -> (Tensor loss, Tensor saved, Tensor divisors)",
         _fake,
-        Derivative(derivatives.save, derivatives.backward, derivatives.jvp),
+        Derivative(derivatives.save, derivatives.backward, derivatives.jvp, (1, 2)),
         derivatives.batch_forward,
     ),
     Op(
@@ -74,7 +74,7 @@ _OPS = register(
         "Tensor row_loss, Tensor lse, Tensor z_loss, Tensor entropy, Tensor log_prob, "
         "Tensor correct)",
         _fake_stats,
-        Derivative(derivatives.save, derivatives.backward, derivatives.jvp),
+        Derivative(derivatives.save, derivatives.backward, derivatives.jvp, (1, 2, 8)),
         derivatives.batch_forward,
     ),
     Op(
@@ -176,7 +176,9 @@ def cross_entropy(
     Raises:
         ValueError: a dtype, shape or value does not fit; the message names op, argument, wanted and
             got.
-        IndexError: a target on the CPU is out of range.
+        IndexError: a target on the CPU is out of range. A GPU is not waited for: its kernel prints
+            the target's row and value (Triton: what was wanted) and traps, and a later call raises
+            the CUDA error.
         NotImplementedError: the named implementation cannot run here, or ``weight`` requires a
             gradient.
 

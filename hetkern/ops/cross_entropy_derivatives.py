@@ -23,15 +23,10 @@ def save(ctx, inputs, output):
     """Keep what backward needs: the logits, and two numbers a row (class probabilities: four)."""
     x, target, weight, dim, ignore_index, _, label_smoothing, scale, softcap, z_loss = inputs
     _, saved, divisors, *stats = output
-    entropy = None
-    if stats:
-        entropy = stats[3]
-        ctx.mark_non_differentiable(saved, divisors, stats[-1])
-    else:
-        ctx.mark_non_differentiable(saved, divisors)
-    ctx.save_for_backward(x, target, weight, saved, divisors, entropy)
+    entropy = stats[3] if stats else None
     ctx.options = dim, ignore_index, label_smoothing, scale, softcap, z_loss
     ctx.reduced = inputs[5] != 0
+    return x, target, weight, saved, divisors, entropy
 
 
 def backward(ops, ctx, d_loss, _saved, _divisors, *d_stats):
@@ -49,8 +44,8 @@ def backward(ops, ctx, d_loss, _saved, _divisors, *d_stats):
 def save_backward(ctx, inputs, output):
     """Keep the backward op's own inputs for its derivative."""
     upstream, (x, target, weight, _, divisors, _) = inputs[:6], inputs[6:12]
-    ctx.save_for_backward(*upstream, x, target, weight, divisors)
     ctx.options = inputs[12:]
+    return *upstream, x, target, weight, divisors
 
 
 # ---- The rows' terms as functions of the logits. -------------------------------------------------
@@ -162,16 +157,17 @@ def _divisors(divisors: Tensor, dim: int) -> tuple[Tensor, Tensor]:
 
 def jvp(ops, ctx, x_t, q_t, *_constants):
     """Tangents of the loss and of every statistic."""
-    x, target, weight, _, divisors, stats = ctx.saved_tensors
+    x, target, weight, saved, divisors, stats = ctx.saved_tensors
     r = _rows(x, target, weight, *ctx.options)
     t = _tangents(r, x_t, q_t)
     d0, d1 = _divisors(divisors, r.dim)
     loss = t.row / d0 + t.z_term / d1
     if ctx.reduced:
         loss = loss.sum()
+    constant = torch.zeros_like(saved), torch.zeros_like(divisors)
     if stats is None:
-        return loss, None, None
-    return loss, None, None, t.row + t.z_term, t.lse, t.z_term, t.entropy, t.log_prob, None
+        return loss, *constant
+    return loss, *constant, t.row + t.z_term, t.lse, t.z_term, t.entropy, t.log_prob, None
 
 
 # ---- Second order. -------------------------------------------------------------------------------

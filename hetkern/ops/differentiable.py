@@ -19,28 +19,35 @@ _below_autograd = torch._C._AutoDispatchBelowAutograd
 
 def differentiable(
     op: torch._ops.OpOverload,
-    setup_context: Callable[[Any, tuple, Any], None],
+    setup_context: Callable[[Any, tuple, Any], tuple],
     backward: Callable[..., Any],
     jvp: Callable[..., Any] | None = None,
+    constant: tuple[int, ...] = (),
 ) -> Callable[..., Any]:
     """Give ``op`` its derivatives, and return the callable that eager code should use.
 
     Args:
         op: an op whose kernels know nothing of autograd.
-        setup_context: ``(ctx, inputs, output)``, saves what backward needs.
+        setup_context: ``(ctx, inputs, output)``, returns the tensors that backward needs.
         backward: ``(ctx, *output_gradients)``, returns one gradient an input.
         jvp: ``(ctx, *input_tangents)``, forward mode; without it forward mode raises by name.
+        constant: outputs that nothing is differentiated by; their tangents are zeros, or None of
+            what is no floating-point number.
     """
 
     def save(ctx: Any, inputs: tuple, output: Any) -> None:
         ctx.set_materialize_grads(False)
-        setup_context(ctx, inputs, output)
+        if constant:
+            ctx.mark_non_differentiable(*[output[i] for i in constant])
+        ctx.save_for_backward(*setup_context(ctx, inputs, output))
 
+    # Nothing is marked as constant: torch's rule for vmap would look for the batched tensor's mark,
+    # find none, and take no None for a tangent.
     def save_for_both_modes(ctx: Any, inputs: tuple, output: Any) -> None:
-        save(ctx, inputs, output)
-        ctx.save_for_forward(
-            *ctx.to_save
-        )  # an eager call must not: it would keep its own output alive
+        ctx.set_materialize_grads(False)
+        tensors = setup_context(ctx, inputs, output)
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)  # an eager call must not: it would keep its own output alive
 
     torch.library.register_autograd(op, backward, setup_context=save)
 
@@ -52,8 +59,7 @@ def differentiable(
 
     def eager_forward(ctx: Any, *args: Any) -> Any:
         output = forward(*args)
-        ctx.set_materialize_grads(False)
-        setup_context(ctx, args, output)
+        save(ctx, args, output)
         return output
 
     def no_jvp(ctx: Any, *tangents: Any) -> Any:

@@ -19,9 +19,10 @@ NAMESPACES = {"cpu": "hetkern", "cuda": "hetkern", "triton": "hetkern_triton"}
 class Derivative(NamedTuple):
     """How an op is differentiated; ``ops`` are the family's callables in the namespace at hand."""
 
-    save: Callable[..., None]  # (ctx, inputs, output)
+    save: Callable[..., tuple]  # (ctx, inputs, output) -> the tensors to save
     backward: Callable[..., Any]  # (ops, ctx, *output_gradients)
     jvp: Callable[..., Any] | None = None  # (ops, ctx, *input_tangents)
+    constant: tuple[int, ...] = ()  # outputs that nothing is differentiated by
 
 
 class Op(NamedTuple):
@@ -99,4 +100,4 @@ def _first_called(module: str, name: str) -> Callable[..., Any]:
 def _with_derivative(op: Any, derivative: Derivative, calls: SimpleNamespace) -> Callable[..., Any]:
     backward = functools.partial(derivative.backward, calls)
     jvp = functools.partial(derivative.jvp, calls) if derivative.jvp else None
-    return differentiable(op, derivative.save, backward, jvp)
+    return differentiable(op, derivative.save, backward, jvp, derivative.constant)

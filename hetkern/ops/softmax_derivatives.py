@@ -14,7 +14,7 @@ import torch
 
 def save(ctx, inputs, y):
     """Keep ``y``; ``x`` for the slope of a softcap; the mask."""
-    _save(ctx, inputs, y)
+    return _save(ctx, inputs, y)
 
 
 def backward(ops, ctx, dy):
@@ -39,8 +39,8 @@ def jvp(ops, ctx, x_t, _dim, _dtype, _scale, _softcap, bias_t, _mask, _causal, _
 def save_sink(ctx, inputs, output):
     """Keep what :func:`save` does, and the sink's own output."""
     *plain, sink = inputs
-    _save(ctx, plain, *output)
     ctx.sink_shape = sink.shape
+    return _save(ctx, plain, *output)
 
 
 def backward_sink(ops, ctx, dy, dy_sink):
@@ -87,8 +87,8 @@ def jvp_sink(ops, ctx, x_t, _dim, _dtype, _scale, _softcap, bias_t, _mask, _caus
 def save_backward(ctx, inputs, output):
     """Keep every tensor."""
     dy, y, x, dim, dtype, scale, softcap, mask, causal, log, y_sink = inputs
-    ctx.save_for_backward(dy, y, x, mask, y_sink)
     ctx.options = dim, dtype, scale, softcap, causal, log
+    return dy, y, x, mask, y_sink
 
 
 def double_backward(ops, ctx, g):
@@ -117,6 +117,7 @@ def double_backward(ops, ctx, g):
 
 def save_nothing(ctx, inputs, output):
     """Nothing follows."""
+    return ()
 
 
 def no_third_derivative(ops, ctx, *gradients):
@@ -133,9 +134,9 @@ def _accumulator(dtype):
 
 def _save(ctx, inputs, y, *more):
     x, dim, _, scale, softcap, bias, mask, causal, log = inputs
-    ctx.save_for_backward(y, x if softcap else None, mask, *more)
     ctx.options = dim, x.dtype, scale, softcap, causal, log
     ctx.bias_shape = None if bias is None else bias.shape
+    return y, x if softcap else None, mask, *more
 
 
 def _sum(t, dims):
