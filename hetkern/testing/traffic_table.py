@@ -1,4 +1,8 @@
-"""What the emulation counted of a kernel's memory traffic, as a table and as numbers to assert."""
+"""What was counted of a kernel's memory traffic, as a table and as numbers to assert.
+
+The CUDA emulation counts the requests of warps, the Triton interpreter those of programs, which
+the compiler shares out among warps: what only that decides is None here, and "-" in the table.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +21,16 @@ H100_BYTES_PER_SECOND = 3.35e12
 class Row:
     """All requests of one line of source to one tensor, or to shared memory."""
 
-    kernel: str
+    kernel: str  #: with its template arguments, where they are known
     line: str  #: file:line
     memory: str  #: a tensor's name, "shared", "shared of a peer" or "unnamed"
     op: str  #: "load" or "store"
-    width: int  #: bytes a lane
-    requests: int  #: of a warp
-    lanes: int  #: in all of them
+    width: int | None  #: bytes a lane
+    requests: int  #: of a warp; in Triton of a program
+    lanes: int  #: in all of them; in Triton elements
     bytes: int
-    cost: int  #: sectors of 32 bytes; in shared memory passes
-    ideal: int
+    cost: int | None = None  #: sectors of 32 bytes; in shared memory passes
+    ideal: int | None = None
 
     @property
     def shared(self) -> bool:
@@ -36,6 +40,8 @@ class Row:
     @property
     def remark(self) -> str:
         """What is wrong with it, if anything."""
+        if self.cost is None or self.ideal is None:
+            return ""
         if self.shared:
             return "bank conflicts" if self.cost > self.ideal else ""
         # A request of unaligned neighbours touches one sector more than it fills.
@@ -46,7 +52,7 @@ class Row:
 class Launch:
     """One launch of a kernel."""
 
-    kernel: str
+    kernel: str  #: as in its rows
     blocks: int
     threads: int  #: a block
     shared_bytes: int  #: a block
@@ -55,32 +61,37 @@ class Launch:
     @property
     def name(self) -> str:
         """The kernel's name without namespaces and template arguments."""
-        return self.kernel.strip("()").split("<")[0].split("::")[-1].strip()
+        return bare_name(self.kernel)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Traffic:
     """Every load and store of some launches, by line of source."""
 
-    rows: tuple[Row, ...]
-    launches: tuple[Launch, ...]
+    rows: tuple[Row, ...] = ()
+    launches: tuple[Launch, ...] = ()  #: the emulation's
 
     @staticmethod
     def read_from(file: Path, binary: Path) -> Traffic:
         """What traffic.cpp wrote, its instructions turned into lines of the binary's source."""
         fields = [line.split("\t") for line in file.read_text().splitlines()]
-        launches = tuple(
-            Launch(f[1], int(f[2]), int(f[3]), int(f[4]), int(f[5]))
-            for f in fields
-            if f[0] == "launch"
-        )
+        launched = [f[1:] for f in fields if f[0] == "launch"]
         fields = [f for f in fields if f[0] != "launch"]
-        lines = _source_lines(binary, sorted({f[1] for f in fields}))
+        kernels = {offset: name for name, offset, *_ in launched}
+        stacks = _stacks(binary, [*kernels, *{f[1] for f in fields}])
+        for offset in kernels:
+            if stacks.get(offset):
+                kernels[offset] = short_name(stacks[offset][-1][0])
         merged: dict[tuple[str, str, str, str, int], list[int]] = defaultdict(lambda: [0] * 5)
         for kernel, offset, memory, op, width, *counts in fields:
-            sums = merged[(kernel, lines[offset], memory, op, int(width))]
+            line = _line(stacks.get(offset, [])) or f"+{offset}"
+            sums = merged[(kernels[kernel], line, memory, op, int(width))]
             for i, count in enumerate(counts):
                 sums[i] += int(count)
+        launches = tuple(
+            Launch(kernels[offset], *(int(number) for number in numbers))
+            for _, offset, *numbers in launched
+        )
         return Traffic(tuple(Row(*key, *sums) for key, sums in sorted(merged.items())), launches)
 
     def read(self, memory: str) -> int:
@@ -121,7 +132,7 @@ class Traffic:
                     wrong.append(f"{name}: {got} bytes {verb}, the budget is {allowed}")
         if width:
             wrong += [
-                f"{r.line}: {r.memory}: {r.op}: {r.width} bytes a lane, wanted {width}"
+                f"{r.line}: {r.memory}: {r.op}: {r.width or 'unknown'} bytes a lane, wanted {width}"
                 for r in self.rows
                 if not r.shared and r.width != width
             ]
@@ -133,9 +144,8 @@ class Traffic:
         head = ("line", "memory", "op", "requests", "width", "lanes", "cost", "ideal", "")
         table = [head] + [
             (
-                r.line, r.memory, r.op, str(r.requests), str(r.width),
-                f"{r.lanes / r.requests:.1f}",
-                f"{r.cost / r.requests:.2f}", f"{r.ideal / r.requests:.2f}",
+                r.line, r.memory, r.op, str(r.requests), "-" if r.width is None else str(r.width),
+                f"{r.lanes / r.requests:.1f}", _each(r.cost, r), _each(r.ideal, r),
                 f"<- {r.remark}" if r.remark else "",
             )
             for r in self.rows
@@ -146,7 +156,10 @@ class Traffic:
                       enumerate(zip(row, widths, strict=True))).rstrip()
             for row in table
         ]  # fmt: skip
-        text.append("cost: 32-byte sectors a request; for shared memory, passes over its banks")
+        if any(r.cost is None for r in self.rows):
+            text.append("requests: of programs, which a compiler shares out; -: what it decides")
+        else:
+            text.append("cost: 32-byte sectors a request; for shared memory, passes over its banks")
         for name in sorted({r.memory for r in self.rows if not r.shared}):
             text.append(f"{name}: {self.read(name)} bytes read, {self.written(name)} written")
         seconds = self.global_bytes / H100_BYTES_PER_SECOND
@@ -154,21 +167,48 @@ class Traffic:
         return "\n".join(text)
 
 
-def _source_lines(binary: Path, offsets: list[str]) -> dict[str, str]:
-    """The innermost line outside the emulation for each instruction; its offset if unknown."""
+def bare_name(kernel: str) -> str:
+    """A kernel's name without namespaces and template arguments."""
+    return kernel.strip("()").split("<")[0].split("::")[-1].strip()
+
+
+def short_name(function: str) -> str:
+    """A function's name as csrc/cuda/budget.json writes it: no namespaces, no parameters."""
+    name = re.sub(r"\(anonymous namespace\)::|hetkern::(cuda::)?|^void ", "", function)
+    name = name.replace("__nv_bfloat16", "bf16").replace("__half", "f16")
+    name = name[: name.rindex(">(") + 1] if ">(" in name else name.split("(")[0]
+    return name.replace("> >", ">>").strip()
+
+
+def _each(count: int | None, row: Row) -> str:
+    return "-" if count is None else f"{count / row.requests:.2f}"
+
+
+def _stacks(binary: Path, offsets: list[str]) -> dict[str, list[tuple[str, str]]]:
+    """For each instruction its function and file:line, then those that it is inlined into."""
     addr2line = shutil.which("addr2line")
     if addr2line is None or not offsets:
-        return {offset: f"+{offset}" for offset in offsets}
-    calls = [f"{int(offset, 16) - 1:x}" for offset in offsets]  # these are return addresses
+        return {}
     out = subprocess.run(
-        [addr2line, "-a", "-i", "-e", binary, *calls], capture_output=True, text=True, check=True
-    ).stdout
-    found: dict[str, str] = {}
-    address = ""
-    for line in out.splitlines():
+        [addr2line, "-a", "-i", "-f", "-C", "-e", binary, *offsets],
+        capture_output=True, text=True, check=True,
+    ).stdout.splitlines()  # fmt: skip
+    stacks: dict[str, list[tuple[str, str]]] = {}
+    for line in out:
         if line.startswith("0x"):
-            address = f"{int(line, 16) + 1:x}"
-        elif address not in found and not re.search(r"cuda/(device/\.\./)?emulation/|^\?", line):
-            place = line.split(" ")[0]
-            found[address] = "/".join(place.split("/")[-1:])
-    return {offset: found.get(offset, f"+{offset}") for offset in offsets}
+            stack = stacks[f"{int(line, 16):x}"] = []
+            function = ""
+        elif function:
+            stack.append((function, line.split(" ")[0]))
+            function = ""
+        else:
+            function = line
+    return stacks
+
+
+def _line(stack: list[tuple[str, str]]) -> str | None:
+    """The innermost line outside the emulation."""
+    for _, place in stack:
+        if not re.search(r"cuda/(device/\.\./)?emulation/|^\?", place):
+            return place.split("/")[-1]
+    return None

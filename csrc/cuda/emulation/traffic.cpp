@@ -43,6 +43,11 @@ struct Tensor {
 
 enum class Memory : char { global, shared, peer };
 
+struct Launched {
+  Grid grid;
+  const void* kernel;  // its first instruction, which a template's instances do not share
+};
+
 struct Access {
   uintptr_t address;
   unsigned bytes;
@@ -70,7 +75,7 @@ struct Hash {
 };
 
 std::vector<Tensor> tensors;
-std::vector<Grid> launches;
+std::vector<Launched> launches;
 std::vector<Request> requests;
 std::unordered_map<Key, size_t, Hash> open_requests;  // of the launch at hand
 std::unordered_map<Key, unsigned, Hash> passes;       // likewise: by thread instead of warp
@@ -146,7 +151,8 @@ std::string memory_of(const Request& r) {
 }  // namespace
 
 void begin_launch(const Grid& launched, const void* arguments, size_t argument_bytes) {
-  launches.push_back(launched);
+  const void* const kernel = *static_cast<const void* const*>(arguments);  // a launch's Call begins with it
+  launches.push_back({launched, kernel});
   open_requests.clear(), passes.clear();
   parameters = {static_cast<const char*>(arguments), static_cast<const char*>(arguments) + argument_bytes};
   pthread_attr_t attributes;
@@ -167,14 +173,15 @@ void read(const void* instruction, const void* p, size_t bytes) {
   count(instruction, p, static_cast<unsigned>(bytes), false);
 }
 
-// A line for each launch: "launch", kernel, blocks, threads a block, shared bytes, blocks a cluster. Then lines of: kernel, instruction's offset in this file, memory, load or store, width, requests, lanes, bytes, cost, ideal cost.
+// A line for each launch: "launch", kernel, its offset in this file, blocks, threads a block, shared bytes, blocks a cluster.
+// Then lines of: kernel's offset, instruction's offset, memory, load or store, width, requests, lanes, bytes, cost, ideal cost.
 void report(const char* file) {
   struct Row {
     unsigned width = 0;
     uint64_t requests = 0, lanes = 0, bytes = 0;
     Cost cost{};
   };
-  std::map<std::tuple<std::string, const void*, std::string, bool>, Row> rows;
+  std::map<std::tuple<const void*, const void*, std::string, bool>, Row> rows;
   for (const Request& r : requests) {
     Row& row = rows[{launches[r.launch].kernel, r.instruction, memory_of(r), r.store}];
     ++row.requests, row.lanes += r.lanes.size();
@@ -182,16 +189,20 @@ void report(const char* file) {
     const Cost cost = r.memory == Memory::global ? sectors(r) : bank_passes(r);
     row.cost.seen += cost.seen, row.cost.ideal += cost.ideal;
   }
+  Dl_info module{};
+  dladdr(__ehdr_start, &module);
+  const auto offset = [&](const void* p) {
+    return static_cast<size_t>(static_cast<const char*>(p) - static_cast<char*>(module.dli_fbase));
+  };
   if (std::FILE* out = std::fopen(file, "w")) {
-    for (const Grid& g : launches)
-      std::fprintf(out, "launch\t%s\t%zu\t%u\t%zu\t%u\n", g.kernel, size_t{g.blocks.x} * g.blocks.y * g.blocks.z,
-                   g.threads.x * g.threads.y * g.threads.z, g.shared_bytes, g.cluster);
+    for (const auto& [g, kernel] : launches)
+      std::fprintf(out, "launch\t%s\t%zx\t%zu\t%u\t%zu\t%u\n", g.kernel, offset(kernel),
+                   size_t{g.blocks.x} * g.blocks.y * g.blocks.z, g.threads.x * g.threads.y * g.threads.z,
+                   g.shared_bytes, g.cluster);
     for (const auto& [key, row] : rows) {
       const auto& [kernel, instruction, memory, store] = key;
-      Dl_info module{};
-      dladdr(__ehdr_start, &module);
-      std::fprintf(out, "%s\t%zx\t%s\t%s\t%u\t%zu\t%zu\t%zu\t%zu\t%zu\n", kernel.c_str(),
-                   static_cast<size_t>(static_cast<const char*>(instruction) - static_cast<char*>(module.dli_fbase)),
+      std::fprintf(out, "%zx\t%zx\t%s\t%s\t%u\t%zu\t%zu\t%zu\t%zu\t%zu\n", offset(kernel),
+                   offset(instruction) - 1,  // the call's, not its return's
                    memory.c_str(), store ? "store" : "load", row.width, row.requests, row.lanes, row.bytes,
                    row.cost.seen, row.cost.ideal);
     }
