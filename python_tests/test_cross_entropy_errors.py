@@ -70,8 +70,48 @@ def test_cross_entropy_refuses_a_target_out_of_range_on_every_thread(on_cpu):
 
 
 def test_cross_entropy_reference_refuses_a_target_out_of_range():
-    with pytest.raises(IndexError, match="3"):
+    with pytest.raises(IndexError, match=r"cross_entropy: target: wanted .*3.*got 3 in row 1"):
         hetkern.cross_entropy(X, torch.tensor([0, 3]), impl="reference")
+    with pytest.raises(IndexError, match=r"target: wanted .*3.*7, got -1 in row 1"):
+        hetkern.cross_entropy(X, torch.tensor([7, -1]), ignore_index=7, impl="reference")
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("name", ["input", "target", "weight"])
+def test_cross_entropy_refuses_a_tensor_on_another_device(native, name, grad):
+    arguments = here({"input": X, "target": T, "weight": torch.ones(3)})
+    arguments[name] = arguments[name].to("meta")
+    arguments["input"] = arguments["input"].clone().requires_grad_(grad)
+    with pytest.raises(ValueError, match=r"cross_entropy: \w+: wanted a tensor on .*, got one on "):
+        hetkern.cross_entropy(**arguments)
+
+
+@pytest.mark.parametrize("name", ["scale", "z_loss"])
+def test_cross_entropy_refuses_a_number_that_wants_a_gradient(impl, name):
+    learned = torch.tensor(2.0, requires_grad=True)
+    with pytest.raises(NotImplementedError, match=rf"cross_entropy: {name}: wanted a number"):
+        hetkern.cross_entropy(here(X), here(T), **{name: learned})
+    once = hetkern.cross_entropy(here(X), here(T), **{name: torch.tensor(2.0)})
+    assert torch.equal(once, hetkern.cross_entropy(here(X), here(T), **{name: 2.0}))
+
+
+@pytest.mark.parametrize("name", ["input", "target"])
+def test_cross_entropy_refuses_what_is_no_tensor(name):
+    with pytest.raises(TypeError, match=rf"cross_entropy: {name}: wanted a tensor, got list"):
+        hetkern.cross_entropy(**{"input": X, "target": T} | {name: [0.0, 1.0]})
+
+
+def test_cross_entropy_names_each_dtype_that_a_weight_may_have_once():
+    wanted = r"weight: wanted torch.float32, got torch.float64"
+    with pytest.raises(ValueError, match=wanted):
+        hetkern.cross_entropy(X, T, torch.ones(3, dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"wanted torch.bfloat16 or torch.float32, got"):
+        hetkern.cross_entropy(X.bfloat16(), T, torch.ones(3, dtype=torch.float64))
+
+
+def test_explain_refuses_a_loss_of_a_scalar():
+    with pytest.raises(ValueError, match="input: wanted a class dimension, got a scalar"):
+        hetkern.explain(hetkern.cross_entropy, torch.tensor(1.0), torch.tensor(0))
 
 
 def test_cross_entropy_takes_an_ignored_index_that_would_be_out_of_range(impl):

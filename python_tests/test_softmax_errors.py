@@ -12,7 +12,7 @@ WRONG = {
     "dim before the start": ({"dim": -3}, IndexError, r"dim: wanted .*got -3"),
     "integer x": ({"x": X.long()}, ValueError, r"x: wanted .*float.*got .*int64"),
     "complex x": ({"x": X.cfloat()}, ValueError, r"x: wanted .*float.*got .*complex"),
-    "integer result": ({"dtype": torch.int64}, ValueError, r"(x|dtype): wanted .*got .*int64"),
+    "integer result": ({"dtype": torch.int64}, ValueError, r"dtype: wanted .*got .*int64"),
     "float mask": ({"mask": X}, ValueError, r"mask: wanted .*bool.*got .*float32"),
     "wide bias": ({"bias": torch.zeros(4)}, ValueError, r"bias: wanted .*2, 3.*got .*4"),
     "deep bias": ({"bias": torch.zeros(1, 2, 3)}, ValueError, r"bias: wanted .*got .*1, 2, 3"),
@@ -46,6 +46,30 @@ def test_softmax_refuses_mixed_dtypes_outside_autocast(native, name):
     tensor = {"bias": torch.zeros(3), "sink": torch.zeros(2)}[name]
     with pytest.raises(ValueError, match=rf"softmax: {name}: wanted .*bfloat16.*got .*float"):
         hetkern.softmax(here(X).bfloat16(), **{name: tensor})
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("name", ["bias", "mask", "sink"])
+def test_softmax_refuses_a_tensor_on_another_device(native, name, grad):
+    tensor = {"bias": torch.zeros(3), "mask": torch.ones(3) > 0, "sink": torch.zeros(2)}[name]
+    x = here(X).clone().requires_grad_(grad)
+    with pytest.raises(
+        ValueError, match=rf"softmax\w*: {name}: wanted a tensor on .*got one on meta"
+    ):
+        hetkern.softmax(x, **{name: tensor.to("meta")})
+
+
+def test_softmax_refuses_a_scale_that_wants_a_gradient(impl):
+    learned = torch.tensor(2.0, requires_grad=True)
+    with pytest.raises(NotImplementedError, match=r"softmax: scale: wanted a number.*multiply"):
+        hetkern.softmax(here(X), scale=learned)
+    for scale in (2, torch.tensor(2.0), learned.detach()):
+        assert torch.equal(hetkern.softmax(here(X), scale=scale), hetkern.softmax(here(X) * 2.0))
+
+
+def test_softmax_refuses_what_is_no_tensor():
+    with pytest.raises(TypeError, match=r"log_softmax: x: wanted a tensor, got list"):
+        hetkern.log_softmax([1.0, 2.0])
 
 
 def test_softmax_refuses_an_unknown_implementation():

@@ -14,6 +14,7 @@ from torch import Tensor
 from .. import impl as _impl
 from .. import reference
 from ..reference import CrossEntropyStats
+from . import arguments
 from . import cross_entropy_derivatives as derivatives
 from .family import Derivative, Op, register
 
@@ -96,6 +97,8 @@ _OPS = register(
 
 
 def _plan(impl, input, target=None, **features: Any) -> dict[str, Any]:
+    if not input.dim():
+        raise ValueError("hetkern.cross_entropy: input: wanted a class dimension, got a scalar")
     dim = 1 if input.dim() > 1 else 0
     classes = input.shape[dim]
     rows = input.numel() // max(classes, 1)
@@ -185,18 +188,21 @@ def cross_entropy(
     Source: Milakov & Gimelshein (2018), arXiv:1805.02867, Algorithm 3; the z-loss: Chowdhery et
     al. (2022), arXiv:2204.02311, section 5.
     """
-    ops: SimpleNamespace | None = _impl.choose("hetkern.cross_entropy", _OPS, input, impl)
+    op = "hetkern.cross_entropy"
+    arguments.tensor(op, "input", input)
+    arguments.tensor(op, "target", target)
+    ops: SimpleNamespace | None = _impl.choose(op, _OPS, input, impl)
     given = input
+    if type(scale) is not float:
+        scale = arguments.number(op, "scale", scale)
+    if type(z_loss) is not float:
+        z_loss = arguments.number(op, "z_loss", z_loss)
     if target.dtype is not torch.int64 or weight is not None:
         input, target, weight = _matched(input, target, weight)
     if softcap is not None and not softcap > 0:
-        raise ValueError(
-            f"hetkern.cross_entropy: softcap: wanted a value above 0, or None, got {softcap}"
-        )
+        raise ValueError(f"{op}: softcap: wanted a value above 0, or None, got {softcap}")
     if reduction not in _REDUCTIONS:
-        raise ValueError(
-            f"hetkern.cross_entropy: reduction: wanted 'none', 'mean' or 'sum', got {reduction!r}"
-        )
+        raise ValueError(f"{op}: reduction: wanted 'none', 'mean' or 'sum', got {reduction!r}")
     result: Tensor | tuple[Tensor, CrossEntropyStats]
     if ops is None:
         result = reference.cross_entropy(
@@ -238,9 +244,8 @@ def _matched(
     if weight is not None:
         accumulator = torch.float64 if input.dtype == torch.float64 else torch.float32
         if not autocast and weight.dtype not in (input.dtype, accumulator):
-            raise ValueError(
-                f"{op}: weight: wanted {input.dtype} or {accumulator}, got {weight.dtype}"
-            )
+            wanted = " or ".join(dict.fromkeys((str(input.dtype), str(accumulator))))
+            raise ValueError(f"{op}: weight: wanted {wanted}, got {weight.dtype}")
         if torch.is_grad_enabled() and weight.requires_grad:
             raise NotImplementedError(
                 f"{op}: weight: class weights have no gradient, got a tensor that requires one"

@@ -73,11 +73,11 @@ def _define(family: _Family, implementation: str, space: str) -> None:
     for schema, fake, derivative, vmap in family.ops:
         name = schema.split("(")[0]
         library.define(schema, tags=[torch.Tag.pt2_compliant_tag])
-        torch.library.register_fake(f"{space}::{name}", fake, lib=library)
+        op = getattr(getattr(torch.ops, space), name).default
+        torch.library.register_fake(f"{space}::{name}", _on_one_device(op, fake), lib=library)
         if implementation == "triton":
             for key in ("CPU", "CUDA"):
                 library.impl(name, _first_called(f"hetkern.triton.{family.name}", name), key)
-        op = getattr(getattr(torch.ops, space), name).default
         if vmap:
             torch.library.register_vmap(
                 f"{space}::{name}", functools.partial(vmap, op), lib=library
@@ -86,6 +86,26 @@ def _define(family: _Family, implementation: str, space: str) -> None:
             setattr(calls, name, _with_derivative(op, derivative, calls))
         else:
             setattr(calls, name, op)
+
+
+def _on_one_device(op: Any, fake: Callable[..., Any]) -> Callable[..., Any]:
+    """``fake``, but a tensor on another device than the first one's is refused.
+
+    Kernels check it as well, but one tensor without data ("meta") is enough for torch to ask here.
+    """
+    names = [argument.name for argument in op._schema.arguments]
+
+    def checked(*args: Any) -> Any:
+        tensors = [(n, t) for n, t in zip(names, args, strict=False) if isinstance(t, torch.Tensor)]
+        device = tensors[0][1].device
+        for name, tensor in tensors:
+            if tensor.device != device:
+                raise ValueError(
+                    f"{op.name()}: {name}: wanted a tensor on {device}, got one on {tensor.device}"
+                )
+        return fake(*args)
+
+    return checked
 
 
 def _first_called(module: str, name: str) -> Callable[..., Any]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .. import impl as _impl
 from .. import reference
+from . import arguments
 from . import softmax_derivatives as derivatives
 from .batching import batch_rows
 from .family import Derivative, Op, register
@@ -100,11 +101,16 @@ def _plan(impl, x, dim=-1, dtype=None, **features: Any) -> dict[str, Any]:
 
 def _call(x, dim, dtype, scale, softcap, bias, mask, causal, sink, log, impl) -> Tensor:
     op = "hetkern.log_softmax" if log else "hetkern.softmax"
+    arguments.tensor(op, "x", x)
     ops: SimpleNamespace | None = _impl.choose(op, _OPS, x, impl)
     given = x, dtype
+    if type(scale) is not float:
+        scale = arguments.number(op, "scale", scale)
     if dtype is None:  # under autocast as torch's own softmax: float32 on a GPU
         if not x.is_cpu and not x.is_meta and torch.is_autocast_enabled(x.device.type):
             dtype = torch.float32 if x.dtype != torch.float64 else None
+    elif not dtype.is_floating_point:
+        raise ValueError(f"{op}: dtype: wanted a floating dtype, got {dtype}")
     elif dtype is not x.dtype and not _casts_inside(x.dtype, dtype):  # torch casts first
         x, dtype = x.to(dtype), None
     if torch.is_autocast_enabled(x.device.type if not x.is_meta else "cpu"):

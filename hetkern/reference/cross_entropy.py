@@ -165,7 +165,10 @@ def _by_index(
         picked = F.nll_loss(values, flat_target, class_weight, None, ignore_index, None, "none")
         return picked.reshape(target.shape)
 
-    log_prob = -pick(flat, None)
+    try:
+        log_prob = -pick(flat, None)
+    except IndexError:  # torch does not say where
+        _refuse_target(flat_target, classes, ignore_index)
     row = -log_prob if w is None else pick(flat, w)
     counted = target != ignore_index
     divisor = counted
@@ -234,6 +237,15 @@ def _check(
         _refuse("label_smoothing", "a value in [0, 1]", label_smoothing)
     if softcap is not None and not softcap > 0.0:
         _refuse("softcap", "a value above 0 or None", softcap)
+
+
+def _refuse_target(target: Tensor, classes: int, ignore_index: int) -> NoReturn:
+    bad = ((target < 0) | (target >= classes)) & (target != ignore_index)
+    row = int(bad.nonzero()[0])
+    raise IndexError(
+        f"cross_entropy: target: wanted a class in [0, {classes}) or ignore_index {ignore_index}, "
+        f"got {int(target[row])} in row {row}"
+    )
 
 
 def _refuse(argument: str, wanted: str, got: object) -> NoReturn:
