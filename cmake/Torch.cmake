@@ -10,7 +10,12 @@ endif()
 if(NOT EXISTS "${HETKERN_TORCH_ROOT}/include/torch/csrc/stable/library.h")
   message(FATAL_ERROR "the torch in ${HETKERN_TORCH_ROOT} has no stable ABI: type `pip install 'torch>=2.11'`, then build again.")
 endif()
-message(STATUS "torch: ${HETKERN_TORCH_ROOT}")
+file(STRINGS "${HETKERN_TORCH_ROOT}/version.py" torch_version REGEX "^__version__ = ")
+string(REGEX MATCH "[0-9]+\\.[0-9]+" torch_version "${torch_version}")
+if(torch_version VERSION_LESS 2.11)
+  message(FATAL_ERROR "the torch in ${HETKERN_TORCH_ROOT} is ${torch_version}: type `pip install 'torch>=2.11'`, then build again.")
+endif()
+message(STATUS "torch ${torch_version}: ${HETKERN_TORCH_ROOT}")
 
 add_library(torch_stable SHARED IMPORTED)
 set_target_properties(torch_stable PROPERTIES

@@ -96,6 +96,18 @@ def test_cuda_that_is_switched_off_is_not_looked_for(configure, tmp_path):
     assert "HETKERN_CUDA is OFF" in told(tmp_path)
 
 
+def test_a_torch_that_is_too_old_is_refused_with_what_to_type(configure, tmp_path):
+    torch = tmp_path / "old" / "torch"
+    header = torch / "include" / "torch" / "csrc" / "stable" / "library.h"
+    header.parent.mkdir(parents=True)
+    header.touch()
+    (torch / "__init__.py").touch()
+    (torch / "version.py").write_text("__version__ = '2.10.1+cpu'\ndebug = False\n")
+    status, said = configure("-DHETKERN_CUDA=OFF", PYTHONPATH=str(torch.parent))
+    assert status != 0
+    assert "is 2.10: type `pip install 'torch>=2.11'`, then build again" in said
+
+
 def test_a_wrong_choice_is_refused(configure):
     status, said = configure("-DHETKERN_CUDA=maybe")
     assert status != 0

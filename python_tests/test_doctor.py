@@ -65,7 +65,7 @@ def test_an_implementation_can_run_or_the_report_says_why_not():
 
 
 @needs_facts
-def test_the_facts_are_the_librarys_own(monkeypatch):
+def test_the_facts_are_those_of_the_library(monkeypatch):
     report = hetkern.doctor()
     assert Path(report["library"]).is_file()
     assert report["compiler"] == impl.native.compiler()

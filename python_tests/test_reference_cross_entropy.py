@@ -157,7 +157,8 @@ def test_reference_loss_of_16_bit_logits_is_float32():
 
 @pytest.mark.parametrize("bad", [3, -1])
 def test_reference_refuses_a_target_out_of_range(bad):
-    with pytest.raises(IndexError, match=rf"target: wanted a class in \[0, 3\).*got {bad} in row 1"):
+    wanted = rf"target: wanted a class in \[0, 3\).*got {bad} in row 1"
+    with pytest.raises(IndexError, match=wanted):
         cross_entropy(torch.zeros(2, 3), torch.tensor([0, bad]))
 
 

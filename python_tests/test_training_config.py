@@ -20,6 +20,10 @@ def test_toml_round_trip_keeps_every_setting():
     config = TrainConfig(data='a "quoted" \\ path ä\x7f', prompt="\n\t", learning_rate=1e-5, seed=3)
     again = TrainConfig.from_values(tomllib.loads(config.to_toml()))
     assert again == config
+    named = TrainConfig.from_values(
+        tomllib.loads(dataclasses.replace(config, out="runs/this").to_toml())
+    )
+    assert named == config  # the folder is that run's own
 
 
 def test_unknown_key_names_the_nearest_one(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from hetkern.models import GPT
-from hetkern.training import TrainConfig, UserError, load, read_metrics, sample, train
+from hetkern.training import TrainConfig, UserError, load, read_metrics, report, sample, train
 from hetkern.training import loop as loop_module
 from hetkern.training.checkpoint import save_weights, saved_step, write_atomically
 from hetkern.training.loop import learning_rate
@@ -46,8 +46,10 @@ def test_training_learns_the_text(tiny):
     assert result.val_bits_per_byte == pytest.approx(result.val_loss / math.log(2))
 
 
-def test_same_seed_gives_the_same_bits_and_another_seed_others(tiny):
-    first, again, other = tiny(seed=5, dropout=0.1), tiny(seed=5, dropout=0.1), tiny(seed=6)
+@pytest.mark.parametrize("how", [{}, {"kernels": "hetkern", "threads": 2}], ids=str)
+def test_same_seed_gives_the_same_bits_and_another_seed_others(tiny, how):
+    first, again = (tiny(seed=5, dropout=0.1, **how) for _ in range(2))
+    other = tiny(seed=6, **how)
     weights = [(r.run / "model.safetensors").read_bytes() for r in (first, again, other)]
     assert weights[0] == weights[1] != weights[2]
     assert first.sample == again.sample
@@ -76,10 +78,15 @@ def test_metrics_rows_have_their_keys_and_val_loss_where_it_was_measured(tiny):
         assert row["train_loss"] > 0 and row["tokens_per_second"] > 0
 
 
-def test_a_run_can_be_started_again_from_its_own_config(tiny, tmp_path):
-    result = tiny(steps=3)
-    config = TrainConfig.from_file(result.run / "config.toml", out=str(tmp_path / "again"))
-    assert train(config).val_loss == result.val_loss
+def test_a_run_can_be_started_again_from_its_own_config(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = tiny(steps=3, out=str(tmp_path / "named"))
+    command = report.interrupted(1, result.run).split("; ")[-1]
+    *_, file = command.removesuffix(" starts over").split()
+    assert command.startswith("hetkern train --config ")
+    again = train(TrainConfig.from_file(file))
+    assert again.val_loss == result.val_loss
+    assert again.run != result.run
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(tiny, tmp_path):

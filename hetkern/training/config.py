@@ -106,11 +106,14 @@ class TrainConfig:
         return cls.from_values(values | flags, source=str(path))
 
     def to_toml(self) -> str:
-        """The settings as TOML that ``from_file`` reads back; unset ones are left out."""
+        """The settings as TOML that ``from_file`` reads back; unset ones are left out.
+
+        So is ``out``: a run from this file gets a folder of its own.
+        """
         lines = []
         for f in fields(self):
             value = getattr(self, f.name)
-            if value is not None:
+            if value is not None and f.name != "out":
                 # JSON's strings, integers and finite floats are TOML's, but for the DEL character.
                 text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
                 lines.append(f"{f.name} = {text}\n")
