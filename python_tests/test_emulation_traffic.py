@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from hetkern.testing import traffic_command, traffic_resources
 from hetkern.testing.emulation import EmulatedKernel, emulate_cuda
 from hetkern.testing.emulation_build import compiler, cuda_headers
-from hetkern.testing.traffic import occupancy
+from hetkern.testing.traffic import traffic_library
+from hetkern.testing.traffic_resources import occupancy, own_resources
 from hetkern.testing.traffic_table import Launch, Traffic
 
 SOURCE = Path(__file__).parent / "kernels" / "planted_traffic.cu"
@@ -124,6 +126,55 @@ def test_the_command_prints_the_table_with_registers_and_occupancy():
     if "nvcc is not installed" not in done.stdout:
         assert re.search(r"transpose.*: \d+ registers, 0 bytes spilled, 4224 bytes", done.stdout)
         assert "64 of 64 warps" in done.stdout
+
+
+@pytest.mark.skipif(traffic_library() is None, reason="libhetkern_traffic.so is not built")
+@pytest.mark.parametrize(
+    ("words", "kernels"),
+    [
+        (["softmax", "4x1024"], ["rows_kernel<ForwardRows<float, float, float>>",
+                                 "rows_kernel<BackwardRows<float, float, float>>"]),
+        (["cross_entropy", "4x1024", "--dtype", "bfloat16"],
+         ["rows_kernel<LossRows<float, bf16, false>>", "reduce_kernel<float>",
+          "gradient_kernel<float, bf16>"]),
+    ],
+    ids=["softmax", "cross_entropy"],
+)  # fmt: skip
+def test_the_command_tells_what_its_own_kernels_need(words, kernels):
+    command = [sys.executable, "-m", "hetkern.testing.traffic", *words, "--backward"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    out = done.stdout
+    needs = r"\d+ registers, 0 bytes spilled, \d+ bytes shared, \d+ of 64 warps \(limited by .*\)"
+    for kernel in kernels:
+        assert re.search(rf"^sm_90a {re.escape(kernel)}: {needs}", out, re.M), out
+    assert out.count("sm_90a") == len(kernels)
+
+
+def test_a_kernel_without_a_record_is_compiled_or_nvcc_named(monkeypatch):
+    launch = Launch("rows_kernel<Unknown>", 1, 64, 0, 1)
+    monkeypatch.setattr(traffic_resources, "compiled", lambda file, arch: f"{file.name}, {arch}")
+    assert list(own_resources("softmax", (launch,))) == ["softmax.cu, sm_90a"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["softmax"], "softmax: wanted one shape, such as 64x1000, got nothing"),
+        (["softmax", "4x"], "softmax: wanted one shape, such as 64x1000, got 4x"),
+        (["sofmax", "4x4"], "wanted a .cu file or one of softmax, log_softmax, cross_entropy, got"),
+        (["softmax", "4x4", "--dtype", "int8"], "argument --dtype: invalid choice: 'int8'"),
+        (["missing.cu"], "wanted a .cu file, got missing.cu, which is none"),
+        ([str(SOURCE), "1", "x=float33:4"], "argument 'x=float33:4': wanted DTYPE:SHAPE"),
+        ([str(SOURCE), "1", "1"], "planted_traffic: wanted 5 arguments, got 2"),
+        ([str(SOURCE), "--launcher", "none"], 'launcher: wanted one of its extern "C" functions'),
+        ([str(SOURCE), "--impl", "triton"], "--impl and --backward: wanted an operation, got"),
+    ],
+)
+def test_the_command_names_what_it_wanted_and_got(words, told, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        traffic_command.main(words)
+    assert told in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

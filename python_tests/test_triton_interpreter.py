@@ -5,6 +5,7 @@ test_triton_kernels.py in one.
 """
 
 import importlib.util
+import inspect
 import os
 import re
 import subprocess
@@ -243,43 +244,56 @@ def test_triton_interpreter_refuses_a_warp_count_that_no_gpu_takes():
 
 
 def moved(counted):
-    """Bytes read and written by all kernels together, by argument."""
-    table = {}
-    for (_, argument), bytes_moved in counted.items():
-        read, written = table.get(argument, (0, 0))
-        table[argument] = (read + bytes_moved.read, written + bytes_moved.written)
-    return table
+    """Bytes read and written, by argument."""
+    return {t: (counted.read(t), counted.written(t)) for t in {r.memory for r in counted.rows}}
+
+
+def three_sizes(kept, looped):
+    return [("kept", shape) for shape in kept] + [("looped", shape) for shape in looped]
+
+
+def plan_of(family, shape, dtype):
+    return importlib.import_module(f"hetkern.triton.{family}").plan(*shape, dtype)
 
 
 @interpreted
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape, sweeps", [((7, 65), 1), ((3, 1000), 1), ((1, 20000), 2)])
-def test_triton_softmax_moves_what_its_header_says(shape, sweeps, dtype):
+@pytest.mark.parametrize(
+    "path, shape",
+    three_sizes([(7, 65), (3, 1000), (2, 16384)], [(2, 16385), (1, 20000), (1, 70000)]),
+)
+def test_triton_softmax_moves_what_its_header_says(path, shape, dtype):
+    assert plan_of("softmax", shape, dtype)["path"] == path
+    sweeps = 1 if path == "kept" else 2
     x = normal(*shape).to(dtype).requires_grad_()
-    size = x.numel() * x.element_size()
     with traffic() as counted:
         y = hetkern.softmax(x, impl="triton")
-    assert moved(counted) == {"x": (sweeps * size, 0), "y": (0, size)}
+    assert moved(counted) == {"x": (sweeps * x.nbytes, 0), "y": (0, x.nbytes)}
+    counted.assert_within(read={"x": sweeps * x.nbytes}, written={"y": x.nbytes})
     with traffic() as counted:
         torch.autograd.grad(y, x, torch.ones_like(y).contiguous())
-    wanted = {"dy": (sweeps * size, 0), "y": (sweeps * size, 0), "dx": (0, size)}
-    assert moved(counted) == wanted
+    read = (sweeps * x.nbytes, 0)
+    assert moved(counted) == {"dy": read, "y": read, "dx": (0, x.nbytes)}
 
 
 @interpreted
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(7, 65), (3, 1000), (2, 5000)])
-def test_triton_cross_entropy_reads_its_logits_once_each_way(shape, dtype):
+@pytest.mark.parametrize(
+    "path, shape", three_sizes([(7, 65), (3, 1000), (4, 2048)], [(3, 2049), (2, 5000), (1, 50257)])
+)
+def test_triton_cross_entropy_reads_its_logits_once_each_way(path, shape, dtype):
+    tiles = plan_of("cross_entropy", shape, dtype)
+    assert tiles["path"] == path
     x, target = normal(*shape).to(dtype).requires_grad_(), torch.arange(shape[0])
-    size, one_each = x.numel() * x.element_size(), shape[0] * x.element_size()
+    one_each = shape[0] * x.element_size()  # the target's logit
     with traffic() as counted:
         loss = hetkern.cross_entropy(x, target, impl="triton")
-    assert moved(counted)["x"] == (size + one_each, 0)
+    assert moved(counted)["x"] == (x.nbytes + one_each, 0)
     with traffic() as counted:
         torch.autograd.grad(loss, x)
-    read, _ = moved(counted)["x"]
-    blocks = -(-shape[1] // 2048)
-    assert read == size + blocks * one_each and moved(counted)["dx"] == (0, size)
+    blocks = -(-shape[1] // tiles["block"])  # a program each, which all need that logit
+    assert moved(counted)["x"] == (x.nbytes + blocks * one_each, 0)
+    assert moved(counted)["dx"] == (0, x.nbytes)
 
 
 @interpreted
@@ -288,3 +302,40 @@ def test_triton_traffic_sees_a_tensor_that_is_read_twice():
     with traffic() as counted:
         kernels.read_twice[(1,)](x, y, 100, BLOCK=128)
     assert moved(counted) == {"x": (800, 0), "y": (0, 400)}
+    with pytest.raises(AssertionError, match="x: 800 bytes read, the budget is 400"):
+        counted.assert_within(read={"x": 400}, written={"y": 400})
+
+
+@interpreted
+def test_triton_traffic_is_a_table_with_the_kernels_lines():
+    x, y = normal(100), torch.zeros(100)
+    with traffic() as counted:
+        kernels.double[(2,)](x, y, 100, BLOCK=64)
+    lines = inspect.getsource(kernels).splitlines()
+    for row in counted.rows:
+        file, number = row.line.split(":")
+        assert (row.kernel, file) == ("double", "triton_kernels.py")
+        assert f"tl.{row.op}({row.memory} " in lines[int(number) - 1]
+    assert [(r.memory, r.op, r.requests, r.lanes, r.bytes) for r in counted.rows] == [
+        ("x", "load", 2, 100, 400),
+        ("y", "store", 2, 100, 400),
+    ]
+    assert [(r.width, r.cost, r.remark) for r in counted.rows] == 2 * [(None, None, "")]
+    text = str(counted)
+    assert re.search(r"^triton_kernels.py:\d+ +x +load +2 +- +50\.0 +- +-$", text, re.M), text
+    assert "800 bytes in all" in text and "of an H100's memory" in text
+    with pytest.raises(AssertionError, match="unknown bytes a lane, wanted 16"):
+        counted.assert_within(read={"x": 400}, written={"y": 400}, width=16)
+
+
+@pytest.mark.skipif(triton_interpreter.active(), reason="this is that process")
+def test_the_traffic_command_counts_and_compiles_a_triton_operation():
+    words = ["softmax", "4x128", "--impl", "triton", "--dtype", "bfloat16", "--backward"]
+    done = run("-m", "hetkern.testing.traffic", *words)
+    assert done.returncode == 0, done.stderr
+    for direction, read, kernel in (("forward", "x", "forward"), ("backward", "dy", "backward")):
+        assert f"softmax (4, 128) bfloat16, {direction}, in Triton" in done.stdout
+        assert f"{read}: 1024 bytes read, 0 written" in done.stdout
+        needs = rf"sm_90 softmax_{kernel}_kernel: \d+ registers, 0 stores spilled, \d+ bytes"
+        assert re.search(needs, done.stdout), done.stdout
+    assert "of 64 warps (limited by" in done.stdout and "of an H100's memory" in done.stdout

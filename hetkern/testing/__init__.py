@@ -20,7 +20,7 @@ A page on how to use it: docs/kernels.md, "Test your own kernel".
 ``triton_interpreter``    Triton kernels on the CPU, checked: ``pytest -p`` with its full name
 ``triton_aot``            what Triton compiles a kernel to: registers, spills, opcodes
 ``emulation``             ``emulate_cuda``: CUDA kernels on the CPU, checked or counted
-``traffic``               what a CUDA kernel moves, as a command
+``traffic``               what a CUDA or Triton kernel moves, as a command
 ``implementations``       what can run on this machine
 ``pytest_plugin``         the ``impl`` fixture and the ``proof`` marker
 ========================  =======================================================================

@@ -1,37 +1,32 @@
-"""Prints the memory traffic of a CUDA kernel, counted without a GPU.
+"""Prints the memory traffic of a kernel, counted without a GPU.
 
-Anybody's kernel, by its launcher's arguments (the names are the launcher's own):
+Anybody's CUDA kernel, by its launcher's arguments (the names are the launcher's own):
 
     python -m hetkern.testing.traffic my.cu y=float32:64x1000 x=float32:64x1000 64 1000
 
-hetkern's own, by a public operation and a shape; the emulated library that counts must be built
-(``cmake -DHETKERN_EMULATION=ON``, target ``hetkern_traffic``):
+hetkern's own, by a public operation and a shape; for CUDA the emulated library that counts must be
+built (``cmake -DHETKERN_EMULATION=ON``, target ``hetkern_traffic``), and Triton is interpreted:
 
     python -m hetkern.testing.traffic softmax 64x1000 --dtype bfloat16 --backward
+    python -m hetkern.testing.traffic softmax 64x1000 --impl triton
 
-Where nvcc is installed, registers, spills and occupancy stand below the table.
+Below the table: the time that the bytes alone take an H100, and each kernel's registers, spills,
+shared memory and occupancy, from hetkern's own record, or as nvcc or Triton compile it here.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import ctypes
 import os
-import re
-import shutil
-import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 
-from hetkern.testing.emulation import emulate_cuda, emulated_cuda
-from hetkern.testing.emulation_build import own_headers
-from hetkern.testing.traffic_table import Launch, Traffic
+from hetkern.testing.emulation import emulated_cuda
+from hetkern.testing.traffic_table import Traffic
 
 _NAME = "libhetkern_traffic.so"
 
@@ -103,120 +98,7 @@ def counting() -> Iterator[Watch]:
             os.environ["HETKERN_EMULATED"] = before
 
 
-# ---- The command. --------------------------------------------------------------------------------
-
-
-def _tensor(spec: str) -> Tensor:
-    dtype, shape = spec.split(":")
-    sizes = [int(n) for n in shape.split("x")]
-    kind = getattr(torch, dtype)
-    return torch.randn(sizes).to(kind) if kind.is_floating_point else torch.zeros(sizes, dtype=kind)
-
-
-def _argument(word: str) -> object:
-    value = word.split("=", 1)[-1]
-    if ":" in value:
-        return _tensor(value)
-    return None if value == "null" else float(value) if "." in value else int(value)
-
-
-def _of_file(file: Path, launcher: str | None, words: list[str]) -> None:
-    traffic = emulate_cuda(file, launcher, traffic=True)(*(_argument(w) for w in words))
-    assert traffic is not None
-    print(traffic)
-    print(*resources(file, traffic.launches), sep="\n")
-
-
-def _of_operation(name: str, shape: str, dtype: str, backward: bool) -> None:
-    import hetkern
-
-    operation: Callable[..., Tensor] = getattr(hetkern, name)
-    with counting() as watch:
-        x = _tensor(f"{dtype}:{shape}").requires_grad_(backward)
-        more: list[Any] = [torch.zeros(x.shape[0], dtype=torch.int64)] if "cross" in name else []
-        y = operation(x, *more, impl="cuda")
-        watch.name(x=x.detach(), y=y.detach(), target=more[0] if more else None)
-        print(f"{name} {tuple(x.shape)} {dtype}, forward\n{watch.traffic()}")
-        if backward:
-            dy = torch.ones_like(y)
-            (dx,) = torch.autograd.grad(y, x, dy)
-            watch.name(x=x.detach(), y=y.detach(), dy=dy, dx=dx)
-            print(f"\n{name} {tuple(x.shape)} {dtype}, backward\n{watch.traffic()}")
-
-
-def resources(file: Path, launches: tuple[Launch, ...], arch: str = "sm_90") -> Iterator[str]:
-    """Registers, spills and occupancy of each kernel that was launched, if nvcc is here."""
-    nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
-    if not Path(nvcc).exists():
-        yield "registers: nvcc is not installed"
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        command = [nvcc, "-std=c++17", f"-arch={arch}", "-I", str(own_headers()), "-Xptxas", "-v"]
-        command += ["-cubin", str(file), "-o", str(Path(folder, "x"))]
-        done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        yield f"registers: nvcc fails:\n{done.stderr}"
-        return
-    compiled = re.findall(
-        r"Compiling entry function '(\S+)'.*?(\d+) bytes spill stores.*?Used (\d+) registers",
-        done.stderr,
-        re.S,
-    )
-    for mangled, spills, registers in compiled:
-        kernel = _readable(mangled)
-        bare = kernel.replace("(anonymous namespace)::", "").split("<")[0].split("(")[0]
-        for launch in dict.fromkeys(
-            n for n in launches if n.name == bare.split("::")[-1].split()[-1]
-        ):
-            yield (
-                f"{arch} {kernel}: {registers} registers, {spills} bytes spilled, "
-                f"{launch.shared_bytes} bytes shared, {occupancy(int(registers), launch)}"
-            )
-
-
-def _readable(kernel: str) -> str:
-    filt = shutil.which("c++filt")
-    if filt is None:
-        return kernel
-    return subprocess.run([filt, kernel], capture_output=True, text=True).stdout.strip()
-
-
-def occupancy(registers: int, launch: Launch) -> str:
-    """Warps of a multiprocessor that can be there at once, of 64, and what limits them.
-
-    For compute capability 9.0: 65536 registers, given to a warp 256 at a time; 233472 bytes of
-    shared memory, of which a block takes 1024 more than it asks for; 2048 threads; 32 blocks.
-    (CUDA C++ Programming Guide, Compute Capabilities)
-    """
-    warps = -(-launch.threads // 32)
-    limits = {
-        "registers": 65536 // (-(-registers * 32 // 256) * 256 * warps),
-        "shared memory": 233472 // (launch.shared_bytes + 1024),
-        "threads": 64 // warps,
-        "blocks": 32,
-    }
-    least = min(limits, key=lambda what: limits[what])
-    return f"{limits[least] * warps} of 64 warps (limited by {least})"
-
-
-def main() -> None:
-    """Read the command line and print the table."""
-    parser = argparse.ArgumentParser(
-        prog="python -m hetkern.testing.traffic",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("what", help="a .cu file, or a public operation of hetkern")
-    parser.add_argument("arguments", nargs="*", help="NAME=DTYPE:SHAPE, numbers, null; or a shape")
-    parser.add_argument("--launcher", help='the file\'s extern "C" function')
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--backward", action="store_true")
-    given = parser.parse_args()
-    if given.what.endswith(".cu"):
-        _of_file(Path(given.what), given.launcher, given.arguments)
-    else:
-        _of_operation(given.what, given.arguments[0], given.dtype, given.backward)
-
-
 if __name__ == "__main__":
+    from hetkern.testing.traffic_command import main
+
     main()

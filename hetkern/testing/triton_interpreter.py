@@ -32,7 +32,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import hetkern.impl
-from hetkern.testing.triton_memory import KernelError, Traffic, memory
+from hetkern.testing.traffic_table import Traffic
+from hetkern.testing.triton_memory import Counter, KernelError, memory
 
 __all__ = ["KernelError", "Traffic", "activate", "active", "races_allowed", "traffic"]
 
@@ -76,19 +77,21 @@ def activate() -> None:
 
 
 @contextlib.contextmanager
-def traffic() -> Iterator[dict[tuple[str, str], Traffic]]:
-    """Count the bytes that kernels read and write.
+def traffic() -> Iterator[Traffic]:
+    """Count the bytes that kernels read and write, in the table that CUDA kernels have.
 
-    ``with traffic() as counted: …`` gives ``{(kernel, argument): Traffic(read, written)}``. An
-    element that one request names twice (a broadcast) counts once, one that two requests name, as
-    in a second sweep over a row, twice.
+    ``with traffic() as counted: …`` fills the table at its end; tensors are called by the kernels'
+    parameters. An element that one request names twice (a broadcast) counts once, one that two
+    requests name, as in a second sweep over a row, twice. How lanes share a request is the
+    compiler's: sectors, and how many bytes a lane takes, are not counted.
     """
-    counted: dict[tuple[str, str], Traffic] = {}
-    before, memory.counted = memory.counted, counted
+    counted, counter = Traffic(), Counter()
+    before, memory.counted = memory.counted, counter
     try:
         yield counted
     finally:
         memory.counted = before
+        counted.rows = counter.rows()
 
 
 @contextlib.contextmanager

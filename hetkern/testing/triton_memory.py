@@ -8,13 +8,24 @@ itself as two programs that touch one element, one of them writing it, not both 
 from __future__ import annotations
 
 import bisect
+import importlib.util
+import os
+import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
 
+from hetkern.testing.traffic_table import Row
+
+# Triton's own functions, such as tl.load, and what calls this.
+_NOT_KERNELS = tuple(
+    os.path.dirname(spec.origin) + os.sep
+    for name in ("triton", __package__)
+    if (spec := importlib.util.find_spec(name)) and spec.origin
+)
 _ATOMIC, _SEVERAL = -2, -1  # who wrote or read an element, beside a program's number from 1
 
 
@@ -22,12 +33,33 @@ class KernelError(RuntimeError):
     """A kernel did what it must not do on a GPU."""
 
 
-@dataclass
-class Traffic:
-    """Bytes that went between a kernel and one of its tensors."""
+class Counter:
+    """What requests moved, by kernel, line of source, tensor and direction."""
 
-    read: int = 0
-    written: int = 0
+    def __init__(self) -> None:
+        self._sums: dict[tuple[str, str, str, str], list[int]] = {}
+
+    def add(self, kernel: str, tensor: str, kind: str, elements: int, width: int) -> None:
+        """Enter a request; an atomic both loads and stores."""
+        for op in ("load", "store") if kind == "atomic" else (kind,):
+            sums = self._sums.setdefault((kernel, _line(), tensor, op), [0, 0, 0])
+            for i, count in enumerate((1, elements, elements * width)):
+                sums[i] += count
+
+    def rows(self) -> tuple[Row, ...]:
+        """The table."""
+        return tuple(Row(*key, None, *sums) for key, sums in sorted(self._sums.items()))
+
+
+def _line() -> str:
+    """The kernel's line that is at work: the innermost one outside Triton and this kit."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if not file.startswith(_NOT_KERNELS):
+            return f"{os.path.basename(file)}:{frame.f_lineno}"
+        frame = frame.f_back
+    return "-"
 
 
 class _Region:
@@ -94,7 +126,7 @@ class Memory:
 
     def __init__(self) -> None:
         self.check_races = True
-        self.counted: dict[tuple[str, str], Traffic] | None = None
+        self.counted: Counter | None = None
         self._begins: list[int] = []
         self.finish()
 
@@ -192,12 +224,7 @@ class Memory:
             if self.check_races:
                 self._note(kind, region.name, writer, reader, at)
         if self.counted is not None:
-            traffic = self.counted.setdefault((self.kernel, region.name), Traffic())
-            moved = np.unique(addresses).size * width
-            if kind != "store":
-                traffic.read += moved
-            if kind != "load":
-                traffic.written += moved
+            self.counted.add(self.kernel, region.name, kind, np.unique(addresses).size, width)
 
     def _note(
         self, kind: str, name: str, writer: np.ndarray, reader: np.ndarray, at: np.ndarray

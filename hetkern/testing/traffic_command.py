@@ -1,0 +1,135 @@
+"""The command ``python -m hetkern.testing.traffic``: a table for a file or an operation."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from hetkern.testing import traffic
+from hetkern.testing.emulation import EmulationError, emulate_cuda
+from hetkern.testing.traffic_resources import own_resources, resources
+
+OPERATIONS = {"softmax": "softmax", "log_softmax": "softmax", "cross_entropy": "cross_entropy"}
+FLOATS = ("float32", "float64", "float16", "bfloat16")
+DTYPES = (*FLOATS, "bool", "uint8", "int8", "int16", "int32", "int64")
+_SHAPE = r"\d+(x\d+)*"
+
+Refuse = Callable[[str], NoReturn]
+
+
+def main(words: list[str] | None = None) -> None:
+    """Read the command line and print the table."""
+    parser = argparse.ArgumentParser(
+        prog="python -m hetkern.testing.traffic",
+        description=traffic.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("what", help=f"a .cu file, or {', '.join(OPERATIONS)}")
+    parser.add_argument("arguments", nargs="*", help="NAME=DTYPE:SHAPE, numbers, null; or a shape")
+    parser.add_argument("--launcher", help='the file\'s extern "C" function')
+    parser.add_argument("--impl", default="cuda", choices=("cuda", "triton"))
+    parser.add_argument("--dtype", default="float32", choices=FLOATS)
+    parser.add_argument("--backward", action="store_true", help="and what its gradient moves")
+    given = parser.parse_args(words)
+    try:
+        if given.what.endswith(".cu"):
+            if given.impl == "triton" or given.backward:
+                parser.error(f"--impl and --backward: wanted an operation, got {given.what}")
+            _of_file(Path(given.what), given.launcher, given.arguments, parser.error)
+        elif given.what in OPERATIONS:
+            if len(given.arguments) != 1 or not re.fullmatch(_SHAPE, given.arguments[0]):
+                got = " ".join(given.arguments) or "nothing"
+                parser.error(f"{given.what}: wanted one shape, such as 64x1000, got {got}")
+            shape = tuple(int(n) for n in given.arguments[0].split("x"))
+            of = _of_triton if given.impl == "triton" else _of_cuda
+            of(given.what, shape, given.dtype, given.backward)
+        else:
+            wanted = ", ".join(OPERATIONS)
+            parser.error(f"wanted a .cu file or one of {wanted}, got {given.what!r}")
+    except (EmulationError, NotImplementedError, OSError, TypeError, ValueError) as error:
+        parser.error(str(error))
+
+
+# ---- A file. -------------------------------------------------------------------------------------
+
+
+def _of_file(file: Path, launcher: str | None, words: list[str], refuse: Refuse) -> None:
+    if not file.is_file():
+        refuse(f"wanted a .cu file, got {file}, which is none")
+    arguments = [_argument(word, refuse) for word in words]
+    counted = emulate_cuda(file, launcher, traffic=True)(*arguments)
+    assert counted is not None
+    print(counted)
+    print(*resources(file, counted.launches), sep="\n")
+
+
+def _argument(word: str, refuse: Refuse) -> object:
+    value = word.split("=", 1)[-1]
+    if value == "null":
+        return None
+    if found := re.fullmatch(rf"({'|'.join(DTYPES)}):({_SHAPE})", value):
+        kind: torch.dtype = getattr(torch, found[1])
+        sizes = [int(n) for n in found[2].split("x")]
+        return torch.randn(sizes).to(kind) if found[1] in FLOATS else torch.zeros(sizes, dtype=kind)
+    for number in (int, float):
+        try:
+            return number(value)
+        except ValueError:
+            pass
+    wanted = "DTYPE:SHAPE (such as float32:64x1000), a number or null"
+    refuse(f"argument {word!r}: wanted {wanted}; DTYPE is one of {', '.join(DTYPES)}")
+
+
+# ---- An operation. -------------------------------------------------------------------------------
+
+
+def run(
+    name: str, shape: tuple[int, ...], dtype: str, backward: bool, impl: str, device: str
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Call an operation, then its backward; yield the direction and its tensors after each."""
+    import hetkern
+
+    drawn = torch.randn(shape, device=device).to(getattr(torch, dtype))
+    x = drawn.requires_grad_(backward)
+    rows: dict[str, Any] = {}
+    if name == "cross_entropy":
+        rows["target"] = torch.zeros(shape[:1] + shape[2:], dtype=torch.int64, device=device)
+    y: Tensor = getattr(hetkern, name)(x, *rows.values(), impl=impl)
+    yield "forward", {"x": x.detach(), "y": y.detach(), **rows}
+    if backward:
+        dy = torch.ones_like(y).detach()
+        (dx,) = torch.autograd.grad(y, x, dy)
+        yield "backward", {"x": x.detach(), "y": y.detach(), "dy": dy, "dx": dx, **rows}
+
+
+def _of_cuda(name: str, shape: tuple[int, ...], dtype: str, backward: bool) -> None:
+    with traffic.counting() as watch:
+        for direction, tensors in run(name, shape, dtype, backward, "cuda", "cpu"):
+            watch.name(**tensors)
+            counted = watch.traffic()
+            print(f"{name} {shape} {dtype}, {direction}\n{counted}")
+            print(*own_resources(OPERATIONS[name], counted.launches), sep="\n", end="\n\n")
+
+
+def _of_triton(name: str, shape: tuple[int, ...], dtype: str, backward: bool) -> None:
+    if importlib.util.find_spec("triton") is None:
+        raise NotImplementedError("--impl triton: triton is not installed: pip install triton")
+    from hetkern.testing import triton_interpreter
+    from hetkern.testing.traffic_triton import triton_resources
+
+    # Before this process interprets, which a child would inherit.
+    compiled = triton_resources(run, name, shape, dtype, backward, "triton")
+    triton_interpreter.activate()
+    steps = run(name, shape, dtype, backward, "triton", "cpu")
+    for lines in compiled:
+        with triton_interpreter.traffic() as counted:
+            direction, _ = next(steps)
+        print(f"{name} {shape} {dtype}, {direction}, in Triton\n{counted}")
+        print(*lines, sep="\n", end="\n\n")
