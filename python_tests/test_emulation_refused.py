@@ -41,6 +41,9 @@ def cuda_file(tmp_path):
         ("#include <cooperative_groups.h>", "#include <cooperative_groups"),
         ("void f() { cudaLaunchKernel(nullptr, 1, 1, nullptr); }", "cudaLaunch…"),
         ("__device__ unsigned f() { return __activemask(); }", "__activemask"),
+        ("__device__ void f() { __threadfence(); }", "__threadfence"),
+        ("__device__ void f() { __threadfence_block(); }", "__threadfence"),
+        ("__device__ void f() { __threadfence_system(); }", "__threadfence"),
     ],
 )
 def test_a_refused_word_is_named_with_its_line_and_a_way_out(cuda_file, text, word):
@@ -60,7 +63,7 @@ def test_refused_words_are_found_in_headers_that_the_compiler_finds(cuda_file, t
     folder = tmp_path / "elsewhere"
     folder.mkdir()
     (folder / "mine.cuh").write_text('#include <deeper.cuh>\n#include "cuda/device/ptx.cuh"\n')
-    (folder / "deeper.cuh").write_text("\n__device__ void f() { __activemask(); }\n")
+    (folder / "deeper.cuh").write_text("\n__device__ void f() { __threadfence(); }\n")
     flags = (f"-I{folder}", "-DNAMED=<mine.cuh>")
     with pytest.raises(EmulationError) as caught:
         emulate_cuda(cuda_file(f"#include {include}"), flags=flags)

@@ -248,6 +248,26 @@ Words sums() {
   return out.read();
 }
 
+// What each element was; behind them all, the sum of what they are, by the block that comes last.
+__global__ void __launch_bounds__(kThreads) last_kernel(unsigned* sums, const unsigned* in, unsigned* out) {
+  const unsigned t = threadIdx.x, i = blockIdx.x * kThreads + t, count = gridDim.x * kThreads;
+  out[i] = ptx::add_acquire_release(sums + i, in[i]);
+  __syncthreads();
+  if (t || ptx::add_acquire_release(sums + count, 1) != gridDim.x - 1) return;
+  unsigned sum = 0;
+  for (unsigned k = 0; k < count; ++k) sum += out[k] + sums[k];
+  out[count] = sum;
+}
+Words last_block() {
+  constexpr unsigned blocks = 16;
+  std::vector<unsigned> start = adversarial(blocks * kThreads, 52);
+  start.push_back(0);
+  const Buffer<unsigned> sums(start), in(adversarial(blocks * kThreads, 53)), out(blocks * kThreads + 1, 0xa5);
+  HETKERN_LAUNCH(last_kernel, blocks, kThreads, 0, nullptr, sums.data(), static_cast<const unsigned*>(in.data()),
+                 out.data());
+  return out.read();
+}
+
 __global__ void __launch_bounds__(kThreads) acquire_kernel(const unsigned* in, unsigned* out) {
   out[threadIdx.x] = ptx::load_acquire(in + (threadIdx.x ^ 21));
 }
@@ -302,6 +322,7 @@ constexpr Case kCases[] = {
     {"cluster_sync", rings<false>, 0},
     {"map_shared", rings<false>, 0},
     {"add_release", sums, 0},
+    {"add_acquire_release", last_block, 0},
     {"load_acquire", acquires, 0},
     {"spin_until", chain, 0},
 };

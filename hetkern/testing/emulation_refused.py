@@ -12,6 +12,11 @@ _MACROS = "csrc/cuda/device/launch.cuh"
 _LAUNCH = f"launch with HETKERN_LAUNCH ({_MACROS})"
 _SHARED = f"shared memory is dynamic, a struct obtained with HETKERN_SHARED ({_MACROS})"
 _PTX = "PTX goes through hetkern::ptx (csrc/cuda/device/ptx.cuh), where each wrapper has a twin"
+_ORDER = (
+    "fences are not followed; a block's threads meet at __syncthreads, and blocks hand data over "
+    "with ptx::add_acquire_release, or ptx::add_release and ptx::load_acquire "
+    "(csrc/cuda/device/ptx.cuh)"
+)
 _CLASSES = "the emulation does not know its classes; plain __syncthreads and __shfl_*_sync it knows"
 
 #: Pattern in code without comments and strings, its name, and what to do instead.
@@ -26,6 +31,7 @@ REFUSED = (
     (r"\b(nvcuda\s*::\s*)?wmma\s*::", "wmma", _PTX),
     (r"\bcuda\s*::\s*(barrier|pipeline|memcpy_async|atomic\w*|ptx)\b", "libcu++", _CLASSES),
     (r"\b__cluster_dims__\b", "__cluster_dims__", "launch with HETKERN_LAUNCH_CLUSTER"),
+    (r"\b__threadfence(_block|_system)?\b", "__threadfence", _ORDER),
     (r"\b__activemask\b", "__activemask", "name the lanes that take part"),
 )
 _HEADERS = (

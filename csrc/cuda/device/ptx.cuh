@@ -213,6 +213,15 @@ __device__ __forceinline__ void add_release(unsigned* p, unsigned value) {
   asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(p), "r"(value) : "memory");
 }
 
+// *p += value, and what *p was before it; what others wrote before they added is seen after it too. Of n blocks that add 1 to a
+// zero, the last to come gets n - 1, and may read what all of them have written.
+// Parallel Synchronization and Communication Instructions: atom.
+__device__ __forceinline__ unsigned add_acquire_release(unsigned* p, unsigned value) {
+  unsigned before;
+  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;" : "=r"(before) : "l"(p), "r"(value) : "memory");
+  return before;
+}
+
 // Data Movement and Conversion Instructions: ld, .acquire.
 __device__ __forceinline__ unsigned load_acquire(const unsigned* p) {
   unsigned r;

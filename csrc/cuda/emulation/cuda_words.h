@@ -151,8 +151,6 @@ template <class T>
 inline T atomicCAS(T* p, T expected, T value) {
   return hetkern::emulation::atomic_change(p, [&](T old) { return old == expected ? value : old; });
 }
-inline void __threadfence() {}
-inline void __threadfence_block() {}
 
 // ---- Arithmetic. Approximate functions are the exact ones here. ------------------------------------------------------------
 

@@ -39,30 +39,35 @@ class Stacks {
 
 // ---- Barriers. -------------------------------------------------------------------------------------------------------------
 
+// Addresses that TSan orders threads by. Each group of blocks has new memory for them, since what is released to an address
+// stays there until it is freed: a later block would seem to come after an earlier one.
+using Order = std::unique_ptr<char[]>;
+inline Order new_order() { return std::make_unique<char[]>(2); }
+
 struct BlockBarrier {
   unsigned arrived = 0, phase = 0;
   Site first{};
   int vote[2] = {};
-  char order[2] = {};  // addresses for TSan
+  Order order = new_order();
 };
 
 // One set of lanes that exchange values; two phases, so that a fast lane cannot overwrite what a slow one has yet to read.
 struct Exchange {
   unsigned mask = 0, arrived = 0, phase = 0;
   Site first{};
-  char order[2] = {};
+  Order order = new_order();
   alignas(16) unsigned char value[2][32][16];
 };
 
 struct Team {  // what a block's threads share
   BlockBarrier barrier;
   std::vector<std::vector<std::unique_ptr<Exchange>>> warps;
-  char ended = 0;
+  Order ended = new_order();
 };
 
 struct Cluster {
   unsigned arrived = 0, phase = 0, alive = 0;
-  char order[2] = {};
+  Order order = new_order();
 };
 
 struct Machine {

@@ -171,6 +171,13 @@ inline void add_release(unsigned* p, unsigned value) {
   __atomic_fetch_add(p, value, __ATOMIC_RELAXED);
 }
 
+inline unsigned add_acquire_release(unsigned* p, unsigned value) {
+  emulation::order_release(p);
+  const unsigned before = __atomic_fetch_add(p, value, __ATOMIC_RELAXED);
+  emulation::order_acquire(p);
+  return before;
+}
+
 inline unsigned load_acquire(const unsigned* p) {
   const unsigned value = __atomic_load_n(p, __ATOMIC_RELAXED);
   emulation::order_acquire(p);

@@ -86,7 +86,7 @@ void fiber_main() {
   Fiber& f = machine.me();
   if (f.owes_wait) fail(f.site, "a thread arrived at a cluster barrier and returned without waiting");
   sanitize::release(&machine.launch_ended);
-  sanitize::release(&machine.team().ended);
+  sanitize::release(machine.team().ended.get());
   {
     Quiet quiet;
     f.state = State::returned;
@@ -94,7 +94,7 @@ void fiber_main() {
     complete_cluster_barrier();
   }
   if (--f.block->alive == 0) {
-    sanitize::acquire(&machine.team().ended);
+    sanitize::acquire(machine.team().ended.get());
     end_block(*f.block, grid->shared_bytes, machine.cluster.alive > 0);
   }
   to_scheduler(f);
