@@ -151,6 +151,13 @@ def test_the_command_tells_what_its_own_kernels_need(words, kernels):
     assert out.count("sm_90a") == len(kernels)
 
 
+@pytest.mark.parametrize("name", traffic_command.OPERATIONS)
+@pytest.mark.parametrize("shape", [(4,), (2, 3), (2, 3, 5)])
+def test_the_command_calls_every_operation_on_every_shape(name, shape):
+    steps = dict(traffic_command.run(name, shape, "float32", True, "reference", "cpu"))
+    assert steps["backward"]["dx"].shape == shape
+
+
 def test_a_kernel_without_a_record_is_compiled_or_nvcc_named(monkeypatch):
     launch = Launch("rows_kernel<Unknown>", 1, 64, 0, 1)
     monkeypatch.setattr(traffic_resources, "compiled", lambda file, arch: f"{file.name}, {arch}")

@@ -100,7 +100,8 @@ def run(
     x = drawn.requires_grad_(backward)
     rows: dict[str, Any] = {}
     if name == "cross_entropy":
-        rows["target"] = torch.zeros(shape[:1] + shape[2:], dtype=torch.int64, device=device)
+        of_rows = shape[:1] + shape[2:] if len(shape) > 1 else ()  # a lone dimension is the classes
+        rows["target"] = torch.zeros(of_rows, dtype=torch.int64, device=device)
     y: Tensor = getattr(hetkern, name)(x, *rows.values(), impl=impl)
     yield "forward", {"x": x.detach(), "y": y.detach(), **rows}
     if backward:
