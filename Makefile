@@ -27,7 +27,7 @@ proof: build
 	bash python_tests/proof.sh
 
 bench: build
-	bash benchmarks/run.sh
+	bash benchmarks/run.sh $(ARGS)
 
 lint: $(VENV)/.dependencies
 	@echo "== lint: ruff, clang-format, mypy, typos"

@@ -86,7 +86,7 @@ def main() -> None:
         },
     }
     print(overheads)
-    save("cross_entropy", rows, {"ceilings_gb_s": limits, "overhead": overheads}, options.out)
+    save("cross_entropy", rows, {"ceilings_gb_s": limits, "overhead": overheads}, options)
 
 
 if __name__ == "__main__":

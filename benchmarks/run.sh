@@ -3,7 +3,9 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 python ceilings.py
-python bench_softmax.py "$@"
-python bench_cross_entropy.py "$@"
+for bench in bench_softmax.py bench_cross_entropy.py; do
+  python $bench --compile "$@"
+  python $bench --fresh "$@"
+done
 python readme_tables.py
 python plot.py

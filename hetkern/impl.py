@@ -74,9 +74,7 @@ def use(impl: str) -> Iterator[None]:
         thread.used = before
 
 
-def why_not(
-    impl: str, device: torch.device | str, dtype: torch.dtype | None = None
-) -> str | None:
+def why_not(impl: str, device: torch.device | str, dtype: torch.dtype | None = None) -> str | None:
     """Why ``impl`` cannot serve tensors on ``device`` (of ``dtype``); None if it can.
 
     "cuda" without an index stands for any GPU that is there.

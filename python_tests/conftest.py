@@ -6,6 +6,8 @@ import tempfile
 
 import pytest
 
+from hetkern.testing import check
+
 pytest_plugins = ["hetkern.testing.pytest_plugin"]
 
 _CACHE = pytest.StashKey[str]()
@@ -49,6 +51,27 @@ def pytest_configure(config):
     if not hasattr(config, "workerinput"):  # xdist's workers inherit the variable
         config.stash[_CACHE] = tempfile.mkdtemp(prefix="hetkern-compile-")
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = config.stash[_CACHE]
+
+
+@pytest.fixture(autouse=True)
+def _what_is_shown(request):
+    """Say in the test's JUnit record which features it has checked in which dtypes.
+
+    ``python_tests/support_table.py`` reads it.
+    """
+    shown = set()
+
+    def listener(case, dtype):
+        features = {name for name, value in case.kwargs.items() if value is not None}
+        if len(case.args) > 1 and case.args[1].is_floating_point():
+            features.add("class probabilities")
+        shown.update(f"{feature}:{str(dtype).removeprefix('torch.')}" for feature in features)
+
+    check.listeners.append(listener)
+    yield
+    check.listeners.remove(listener)
+    if shown:
+        request.node.user_properties.append(("shown", ",".join(sorted(shown))))
 
 
 def pytest_unconfigure(config):

@@ -1,14 +1,16 @@
 """The README's support table, from the results of a test run.
 
-``python python_tests/support_table.py RESULTS.xml…`` reads what ``pytest --junitxml`` wrote and
-rewrites the table: a cell says how many tests of that family ran on that implementation and dtype,
-and none of them may have failed.
+``python python_tests/support_table.py RESULTS.xml…`` reads what ``make test`` left in
+build/results. A row is a feature of a family, a column an implementation. A feature that changes
+values lists the dtypes in which a test held it, forward and backward, to its error budget; another
+one says how many tests passed. A failure takes the cell.
 """
 
 import re
 import sys
 import xml.etree.ElementTree as ElementTree
-from collections import Counter
+from collections import defaultdict
+from dataclasses import dataclass, field
 from pathlib import Path
 
 README = Path(__file__).parent.parent / "README.md"
@@ -22,39 +24,87 @@ IMPLEMENTATIONS = {
     "cuda": "cuda (emulated)",
     "triton": "triton (interpreted)",
 }
-DTYPES = ("float32", "float64", "bfloat16", "float16")
+DTYPES = {"float32": "f32", "float64": "f64", "bfloat16": "bf16", "float16": "f16"}
+#: Arguments of the public functions, by the names that a case has for them.
+ARGUMENTS = {
+    "softmax": ("dim", "dtype", "scale", "softcap", "bias", "mask", "causal", "sink"),
+    "cross_entropy": (
+        "target",
+        "class probabilities",
+        "weight",
+        "ignore_index",
+        "reduction",
+        "label_smoothing",
+        "scale",
+        "softcap",
+        "z_loss",
+        "return_stats",
+    ),
+}
+#: What is shown by tests of their own: the last part of a test file's name.
+SUITES = {
+    "edges": "edges: NaN, ±inf, empty, emptied",
+    "derivatives": "second derivatives, forward mode, torch.func",
+    "wiring": "torch.compile, export, autocast, threads",
+    "bits": "same bits in any company",
+    "errors": "errors by name",
+    "mutations": "mutants caught",
+}
 
 
-def count(*results: Path) -> tuple[Counter, set]:
-    """Passed tests, and the cells with a failure, by (family, implementation, dtype)."""
-    passed: Counter = Counter()
-    failed = set()
+@dataclass
+class Cell:
+    """What was shown of a feature."""
+
+    dtypes: set[str] = field(default_factory=set)
+    passed: int = 0
+    failed: bool = False
+
+    def __str__(self) -> str:
+        """Dtypes where they are known, else a number of tests."""
+        if self.failed:
+            return "fails"
+        named = " ".join(short for name, short in DTYPES.items() if name in self.dtypes)
+        return named or (f"✓ {self.passed}" if self.passed else "-")
+
+
+def read(*results: Path) -> dict[tuple[str, str, str], Cell]:
+    """Cells by family, feature and implementation."""
+    cells: dict[tuple[str, str, str], Cell] = defaultdict(Cell)
     for case in (c for file in results for c in ElementTree.parse(file).iter("testcase")):
-        name, file = case.get("name", ""), case.get("classname", "")
-        family = next((f for f in FAMILIES if f"test_{f}" in file), None)
-        implementation = next((i for i in IMPLEMENTATIONS if i in name), None)
-        dtype = next((d for d in DTYPES if re.search(rf"(?<!b){d}", name)), None)
-        if family is None or implementation is None or case.find("skipped") is not None:
+        where = re.search(r"test_(softmax|cross_entropy)_(\w+)$", case.get("classname", ""))
+        implementation = next((i for i in IMPLEMENTATIONS if i in case.get("name", "")), None)
+        if where is None or implementation is None or case.find("skipped") is not None:
             continue
-        cell = family, implementation, dtype
-        if case.find("failure") is not None or case.find("error") is not None:
-            failed.add(cell)
-        else:
-            passed[cell] += 1
-    return passed, failed
+        family, suite = where.groups()
+        failed = case.find("failure") is not None or case.find("error") is not None
+        for feature, dtype in _shown(case, family):
+            cells[family, feature, implementation].dtypes.add(dtype)
+        cell = cells[family, suite, implementation]
+        cell.passed += not failed
+        cell.failed |= failed
+    return cells
 
 
-def table(passed: Counter, failed: set) -> str:
+def _shown(case: ElementTree.Element, family: str) -> list[tuple[str, str]]:
+    found = [p.get("value", "") for p in case.iter("property") if p.get("name") == "shown"]
+    pairs = [tuple(pair.split(":")) for value in found for pair in value.split(",")]
+    if family == "cross_entropy":  # a case without probabilities has class indices
+        dtypes = {dtype for _, dtype in pairs}
+        if "class probabilities" not in {feature for feature, _ in pairs}:
+            pairs += [("target", dtype) for dtype in dtypes]
+    return pairs
+
+
+def table(cells: dict[tuple[str, str, str], Cell]) -> str:
     """Markdown."""
-    lines = ["| family | implementation | " + " | ".join(DTYPES) + " | every dtype, wiring |"]
-    lines.append("|" + "---|" * (len(DTYPES) + 3))
+    head = ["family", "feature", *IMPLEMENTATIONS.values()]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for family, title in FAMILIES.items():
-        for implementation in IMPLEMENTATIONS:
-            cells = [(family, implementation, dtype) for dtype in (*DTYPES, None)]
-            shown = [
-                "fails" if c in failed else f"✓ {passed[c]}" if passed[c] else "-" for c in cells
-            ]
-            lines.append(f"| {title} | {IMPLEMENTATIONS[implementation]} | {' | '.join(shown)} |")
+        for feature in (*ARGUMENTS[family], *SUITES):
+            shown = [str(cells[family, feature, i]) for i in IMPLEMENTATIONS]
+            name = SUITES.get(feature) or (feature if " " in feature else f"`{feature}`")
+            lines.append(f"| {title} | {name} | {' | '.join(shown)} |")
     return "\n".join(lines)
 
 
@@ -64,7 +114,7 @@ def main() -> None:
     head, rest = text.split(BEGIN, 1)
     mark, rest = rest.split("-->", 1)
     tail = rest.split(END, 1)[1]
-    body = table(*count(*map(Path, sys.argv[1:])))
+    body = table(read(*map(Path, sys.argv[1:])))
     README.write_text(f"{head}{BEGIN}{mark}-->\n{body}\n{END}{tail}")
     print(body)
 

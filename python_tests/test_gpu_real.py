@@ -3,6 +3,9 @@
 Without a GPU the tests that need no GPU's own machinery run on the emulated one.
 """
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -154,6 +157,34 @@ def test_no_call_waits_for_the_gpu(on_gpu):
         train_step(x, target, on_gpu)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_auto_takes_cuda_on_a_gpu():
+    if WITHOUT:
+        pytest.skip(WITHOUT)
+    with hetkern.record() as log:
+        hetkern.softmax(normal(4, 1000), -1)
+        hetkern.cross_entropy(normal(4, 1000), targets(4, 1000))
+    assert [call.impl for call in log] == ["cuda", "cuda"]
+
+
+BAD_TARGET = """
+import torch, hetkern
+target = torch.tensor([1, 7, 2], device="cuda")
+hetkern.cross_entropy(torch.randn(3, 5, device="cuda"), target, impl={impl!r})
+torch.cuda.synchronize()
+"""
+
+
+def test_a_bad_target_is_named_and_traps(on_gpu):
+    """In a process of its own: after a trap no call of it works."""
+    done = subprocess.run(
+        [sys.executable, "-c", BAD_TARGET.format(impl=on_gpu)], text=True, capture_output=True
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode != 0
+    assert "hetkern::cross_entropy: target: wanted" in said
+    assert "CUDA error" in said
 
 
 def test_without_a_gpu_the_implementations_say_so_by_name():

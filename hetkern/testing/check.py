@@ -35,6 +35,10 @@ class Case:
     repro: str | None = None  #: one line that reproduces this case
 
 
+#: Called with every case and dtype that passed: a test run finds out what it has shown.
+listeners: list[Callable[[Case, torch.dtype], None]] = []
+
+
 @dataclass
 class Summary:
     """What ``check_op`` compared."""
@@ -187,6 +191,8 @@ def _check(
             break
     for label, ratio in ratios:
         summary.add(ratio, label)
+    for listener in listeners:
+        listener(case, dtype)
 
 
 def _judged(
