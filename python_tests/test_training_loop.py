@@ -161,6 +161,19 @@ def test_a_full_disk_stops_the_run_and_keeps_the_previous_checkpoint(tiny, tmp_p
     assert load(run).model is not None
 
 
+@pytest.mark.parametrize(
+    ("function", "what"),
+    [("write_row", "write the metrics of step"), ("_write_summary", "write the summary")],
+)
+def test_a_disk_that_fills_up_elsewhere_says_so_too(tiny, tmp_path, monkeypatch, function, what):
+    def no_space(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(loop_module, function, no_space)
+    with pytest.raises(UserError, match=f"could not {what}.* in .*full: No space left on device; "):
+        tiny(out=str(tmp_path / "full"))
+
+
 def test_weights_are_saved_before_the_validation(tiny, tmp_path, monkeypatch):
     def fail(*arguments):
         raise MemoryError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -54,7 +55,7 @@ class Runner:
     def command(
         self,
         words: Sequence[str | Path],
-        limit: float = 600,
+        limit: float = math.inf,
         env: Mapping[str, str] | None = None,
         may_fail: bool = False,
     ) -> subprocess.CompletedProcess[str]:

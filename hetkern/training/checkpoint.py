@@ -20,6 +20,7 @@ from torch import nn
 
 from hetkern.models import GPT, GPTShape, Kernels, choose_kernels
 from hetkern.training.config import TrainConfig, UserError
+from hetkern.training.metrics import METRICS
 from hetkern.training.tokenizer import Tokenizer, tokenizer_from_json
 
 CONFIG = "config.toml"
@@ -59,6 +60,7 @@ def create_run(config: TrainConfig, tokenizer: Tokenizer) -> Path:
             raise UserError(f"cannot make the folder {run}: {error.strerror}") from error
     write_atomically(run / VOCABULARY, tokenizer.to_json().encode())
     write_atomically(run / CONFIG, config.to_toml().encode("utf-8", "replace"))
+    (run / METRICS).touch()
     return run
 
 

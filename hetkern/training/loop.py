@@ -28,7 +28,7 @@ from hetkern.training.data import Data, RandomWindows, load_data
 from hetkern.training.evaluate import Evaluation, evaluate
 from hetkern.training.generate import sample
 from hetkern.training.interrupt import stop_on_interrupt
-from hetkern.training.metrics import METRICS, Row, write_row
+from hetkern.training.metrics import Row, write_row
 from hetkern.training.progress import TrainingProgress
 
 SUMMARY = "summary.json"
@@ -97,11 +97,7 @@ def _train(config: TrainConfig) -> TrainResult:
     tokens_per_step = config.batch * config.context
     progress = TrainingProgress(config.steps, tokens_per_step)
     progress.say(report.started(config, data, model, run))
-    with (
-        open(run / METRICS, "a", encoding="utf-8") as metrics,
-        stop_on_interrupt() as interrupt,
-        progress,
-    ):
+    with stop_on_interrupt() as interrupt, progress:
         losses: list[float] = []
         since = time.perf_counter()
         for step in range(1, config.steps + 1):
@@ -121,12 +117,14 @@ def _train(config: TrainConfig) -> TrainResult:
             speed = len(losses) * tokens_per_step / (time.perf_counter() - since)
             # Saved before the evaluation: whatever happens there, the weights are on disk.
             if due or stopping:
-                _save(run, model, step)
+                with _written(run, f"save step {step}"):
+                    save_weights(run, model, step)
             evaluation = _evaluate(model, data, config) if due and not stopping else None
             if evaluation is not None:
                 progress.say(report.validated(step, evaluation))
             train_loss = sum(losses) / len(losses)
-            write_row(metrics, _row(step, train_loss, evaluation, rate, speed))
+            with _written(run, f"write the metrics of step {step}"):
+                write_row(run, _row(step, train_loss, evaluation, rate, speed))
             if stopping:
                 raise Interrupted(report.interrupted(step, run))
             losses = []
@@ -147,7 +145,8 @@ def _train(config: TrainConfig) -> TrainResult:
         sample=text,
         seconds=time.perf_counter() - started,
     )
-    _write_summary(result, data, model)
+    with _written(run, "write the summary"):
+        _write_summary(result, data, model)
     progress.say(report.finished(result))
     return result
 
@@ -220,12 +219,14 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _save(run: Path, model: nn.Module, step: int) -> None:
+@contextlib.contextmanager
+def _written(run: Path, what: str) -> Iterator[None]:
+    """A disk that fills up stops the run, and says what is left."""
     try:
-        save_weights(run, model, step)
+        yield
     except OSError as error:
         raise RunStopped(
-            f"could not save step {step} in {run}: {error.strerror}; {_what_is_saved(run)}"
+            f"could not {what} in {run}: {error.strerror}; {_what_is_saved(run)}"
         ) from error
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TextIO
 
 METRICS = "metrics.jsonl"
 
@@ -31,10 +30,10 @@ class Row:
     tokens_per_second: float
 
 
-def write_row(file: TextIO, row: Row) -> None:
-    """Append one row; it has left this process when this returns."""
-    file.write(json.dumps(asdict(row)) + "\n")
-    file.flush()
+def write_row(run: Path, row: Row) -> None:
+    """Append one row to a run's metrics; it has left this process when this returns."""
+    with open(run / METRICS, "a", encoding="utf-8") as file:
+        file.write(json.dumps(asdict(row)) + "\n")
 
 
 def read_metrics(run: str | Path) -> list[Row]:
