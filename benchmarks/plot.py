@@ -53,7 +53,12 @@ def panel(axes: Axes, result: dict[str, Any]) -> None:
 def main() -> None:
     """Draw every softmax and cross-entropy file."""
     names = "softmax", "cross_entropy"
-    files = [p for name in names for p in sorted(RESULTS.glob(f"{name}-*.json"))]
+    files = [
+        p
+        for name in names
+        for p in sorted(RESULTS.glob(f"{name}-*.json"))
+        if "-fresh" not in p.stem
+    ]
     results = [json.loads(file.read_text()) for file in files]
     lengths = [len(result["rows"]) for result in results]
     with matplotlib.rc_context(STYLE):
