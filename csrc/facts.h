@@ -11,7 +11,7 @@
 namespace hetkern {
 
 HETKERN_EXPORT std::string compiler();
-HETKERN_EXPORT std::string why_no_cuda();  // empty: its kernels are in this library
+HETKERN_EXPORT std::string why_no_cuda();              // empty: its kernels are in this library
 HETKERN_EXPORT std::vector<std::string> isa_levels();  // that this processor can run, lowest first
 HETKERN_EXPORT std::string isa_in_force();
 HETKERN_EXPORT std::string clamp_isa(const std::string& most);  // the level then in force
