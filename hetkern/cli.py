@@ -9,6 +9,7 @@ So nothing here imports hetkern before a command runs; the flags of ``train`` co
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import importlib.util
 import inspect
 import sys
@@ -21,13 +22,29 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 app = typer.Typer(
-    help="Train small language models on hetkern's kernels.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"hetkern {importlib.metadata.version('hetkern')}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Say which.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Train small language models on hetkern's kernels."""
+
+
 ConfigFile = Annotated[
     str | None, typer.Option("--config", metavar="FILE", help="TOML file of settings; flags win")
 ]

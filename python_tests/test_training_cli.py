@@ -34,6 +34,12 @@ def hetkern(*arguments, cwd):
     return process.returncode, out, err
 
 
+def test_the_version_is_the_packages(tmp_path):
+    import hetkern as package
+
+    assert hetkern("--version", cwd=tmp_path) == (0, f"hetkern {package.__version__}\n", "")
+
+
 @pytest.fixture
 def text(tmp_path):
     path = tmp_path / "text.txt"

@@ -135,7 +135,8 @@ def _train(config: TrainConfig) -> TrainResult:
     text = ""
     if config.sample_length:
         prompt = config.prompt or ("\n" if config.data else "\ndef ")  # a function of the library
-        text = sample(model, data.tokenizer, prompt, config.sample_length, seed=config.seed)
+        # Near enough to the likeliest to be read, after a minute of training.
+        text = sample(model, data.tokenizer, prompt, config.sample_length, 0.6, seed=config.seed)
     result = TrainResult(
         run=run,
         steps=config.steps,
