@@ -81,13 +81,19 @@ _OPS = register(
     Op(
         f"cross_entropy_backward({_BACKWARD}) -> Tensor",
         _fake_backward,
-        Derivative(derivatives.save_backward, derivatives.double_backward),
+        Derivative(
+            derivatives.save_backward,
+            derivatives.double_backward,
+            derivatives.jvp_backward_of_logits,
+        ),
         derivatives.batch_backward,
     ),
     Op(
         f"cross_entropy_backward_target({_BACKWARD}) -> (Tensor dx, Tensor d_target)",
         _fake_backward_target,
-        Derivative(derivatives.save_backward, derivatives.double_backward),
+        Derivative(
+            derivatives.save_backward, derivatives.double_backward, derivatives.jvp_backward
+        ),
         derivatives.batch_backward,
     ),
 )

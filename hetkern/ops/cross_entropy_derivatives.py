@@ -177,11 +177,7 @@ def double_backward(ops, ctx, g_dx, g_dq=None):
     """Gradients of ``sum g_dx dx + sum g_dq dq`` by every gradient from above, x and target."""
     *upstream, x, target, weight, divisors = ctx.saved_tensors
     wants = ctx.needs_input_grad
-    if upstream[2] is None and upstream[4] is None and not target.is_floating_point():
-        # Without its own lse or entropy an ignored row does not matter, whatever it holds.
-        dim, ignore_index = ctx.options[:2]
-        x = torch.where((target != ignore_index).unsqueeze(dim), x, 0.0)
-    r = _rows(x, target, weight, *ctx.options)
+    r = _rows(_without_ignored(upstream, x, target, ctx.options), target, weight, *ctx.options)
     d0, d1 = _divisors(divisors, r.dim)
     gradients: list[Any] = [None] * 18
 
@@ -200,10 +196,53 @@ def double_backward(ops, ctx, g_dx, g_dq=None):
         for i, (given, gradient) in enumerate(zip(upstream, along, strict=True)):
             if wants[i]:
                 gradients[i] = gradient.sum_to_size(given.shape)
-    if not (wants[6] or wants[7]):
-        return tuple(gradients)
+    if wants[6] or wants[7]:
+        by_x, by_q = _along(r, _coefficients(r, upstream, d0, d1), g_dx, g_dq)
+        gradients[6] = by_x.to(x.dtype) if wants[6] else None
+        gradients[7] = by_q.to(target.dtype) if wants[7] else None
+    return tuple(gradients)
 
-    # The coefficients of the contract.
+
+def jvp_backward(ops, ctx, *tangents):
+    """Tangents of ``dx`` and ``dq``: forward mode over reverse mode."""
+    *upstream, x, target, weight, divisors = ctx.saved_tensors
+    upstream_t, x_t, q_t = tangents[:6], tangents[6], tangents[7]
+    asked = [u if t is None else t for u, t in zip(upstream, upstream_t, strict=True)]
+    r = _rows(_without_ignored(asked, x, target, ctx.options), target, weight, *ctx.options)
+    d0, d1 = _divisors(divisors, r.dim)
+    # The gradients are linear in what comes from above, and the rows' Hessian is symmetric.
+    c = _coefficients(r, upstream_t, d0, d1)
+    dx, dq = _dz(r, c) * r.slope, c.k * r.log_p
+    if x_t is not None or q_t is not None:
+        along_x, along_q = _along(r, _coefficients(r, upstream, d0, d1), x_t, q_t)
+        dx, dq = dx + along_x, dq + along_q
+    return dx.to(x.dtype), dq.to(x.dtype)
+
+
+def jvp_backward_of_logits(ops, ctx, *tangents):
+    """The same where ``dx`` is the only output."""
+    return jvp_backward(ops, ctx, *tangents)[0]
+
+
+def _without_ignored(upstream: Any, x: Tensor, target: Tensor, options: Any) -> Tensor:
+    """Without its own lse or entropy an ignored row does not matter, whatever it holds."""
+    if upstream[2] is not None or upstream[4] is not None or target.is_floating_point():
+        return x
+    dim, ignore_index = options[:2]
+    return torch.where((target != ignore_index).unsqueeze(dim), x, 0.0)
+
+
+class _Coefficients(NamedTuple):
+    """What reaches the rows' terms, by the contract's names, for each of their columns."""
+
+    u: Tensor
+    v: Tensor
+    a: Tensor
+    h: Tensor  # g_H
+    k: Tensor
+
+
+def _coefficients(r: _Rows, upstream: Any, d0: Tensor, d1: Tensor) -> _Coefficients:
     d_loss, d_row, d_lse, d_z, d_entropy, d_log_prob = (0.0 if u is None else u for u in upstream)
     zero = torch.zeros_like(r.lse)
     u = r.count(zero + d_loss / d0 + d_row)
@@ -213,35 +252,36 @@ def double_backward(ops, ctx, g_dx, g_dq=None):
     ones = torch.ones_like(r.p)
     a = u * r.along_t(ones) + 2 * r.z_loss * r.lse * v + d_lse - s * r.along_q(ones) - h * r.entropy
     k = r.spread(s) - r.spread(u) * (1 - r.label_smoothing) * r.w
-    log_p, a, h_all = _finite(r.log_p), r.spread(a), r.spread(h)
+    return _Coefficients(r.spread(u), r.spread(v), r.spread(a), r.spread(h), k)
+
+
+def _dz(r: _Rows, c: _Coefficients) -> Tensor:
+    """The gradient of the scores."""
+    dz = r.p * (c.a - c.h * _finite(r.log_p))
+    if r.label_smoothing:
+        dz = dz - c.u * r.label_smoothing / dz.shape[r.dim] * r.w
+    if r.index is None:
+        return dz + r.q * c.k
+    return dz.scatter_add(r.dim, r.index, (c.k + torch.zeros_like(dz)).gather(r.dim, r.index))
+
+
+def _along(r: _Rows, c: _Coefficients, g_dx: Any, g_dq: Any) -> tuple[Tensor, Tensor]:
+    """The Hessian of the rows' terms by logits and probabilities, times ``(g_dx, g_dq)``."""
+    log_p = _finite(r.log_p)
     g = torch.zeros_like(r.p) if g_dx is None else g_dx * r.slope
     mean = r.spread((r.p * g).sum(r.dim))
-
-    if wants[6]:
-        # Hessian of the rows' terms along g: by z, then through dz/dx twice.
-        b = r.spread((r.p * g * log_p).sum(r.dim))
-        by_z = r.p * (
-            a * (g - mean)
-            + mean * (2 * r.z_loss * r.spread(v) + h_all * (log_p + r.spread(r.entropy)))
-            - h_all * (g * (log_p + 1) - b - mean)
-        )
-        if g_dq is not None:
-            by_z = by_z + g_dq * k - r.p * (g_dq * k).sum(r.dim, keepdim=True)
-        by_x = by_z * r.slope
-        if g_dx is not None and ctx.options[4]:
-            dz = r.p * (a - h_all * log_p)
-            if r.label_smoothing:
-                dz = dz - r.spread(u) * r.label_smoothing / dz.shape[r.dim] * r.w
-            if r.index is None:
-                dz = dz + r.q * k
-            else:
-                at_target = (k + torch.zeros_like(dz)).gather(r.dim, r.index)
-                dz = dz.scatter_add(r.dim, r.index, at_target)
-            by_x = by_x + g_dx * r.curve * dz
-        gradients[6] = by_x.to(x.dtype)
-    if wants[7]:
-        gradients[7] = (k * (g - mean)).to(target.dtype)
-    return tuple(gradients)
+    b = r.spread((r.p * g * log_p).sum(r.dim))
+    by_z = r.p * (
+        c.a * (g - mean)
+        + mean * (2 * r.z_loss * c.v + c.h * (log_p + r.spread(r.entropy)))
+        - c.h * (g * (log_p + 1) - b - mean)
+    )
+    if g_dq is not None:
+        by_z = by_z + g_dq * c.k - r.p * (g_dq * c.k).sum(r.dim, keepdim=True)
+    by_x = by_z * r.slope
+    if g_dx is not None and isinstance(r.curve, Tensor):
+        by_x = by_x + g_dx * r.curve * _dz(r, c)
+    return by_x, c.k * (g - mean)
 
 
 # ---- torch.vmap: the batch becomes one more dimension of rows. -----------------------------------

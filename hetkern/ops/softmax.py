@@ -64,7 +64,9 @@ _OPS = register(
         "softmax_backward(Tensor dy, Tensor y, Tensor? x, int dim, ScalarType dtype, float scale, "
         "float softcap, Tensor? mask, bool causal, bool log, Tensor? y_sink) -> Tensor",
         _fake_backward,
-        Derivative(derivatives.save_backward, derivatives.double_backward),
+        Derivative(
+            derivatives.save_backward, derivatives.double_backward, derivatives.jvp_backward
+        ),
         batch_rows(full=(0, 1, 2), broadcast=(7,), full_rows=(10,), dim=3),
     ),
     Op(

@@ -107,9 +107,32 @@ def double_backward(ops, ctx, g):
     g_x = None
     if ctx.needs_input_grad[2]:
         dz = ops.softmax_backward(dy, y, None, dim, dtype, 1.0, 0.0, mask, causal, log, y_sink)
-        t = (x.to(_accumulator(dtype)) * (scale / softcap)).tanh()
-        g_x = (g * dz * (-2 * scale * scale / softcap * t * (1 - t * t))).to(x.dtype)
+        g_x = (g * dz * _curve(x, dtype, scale, softcap)).to(x.dtype)
     return g_dy, g_y, g_x, None, None, None, None, None, None, None, None
+
+
+def jvp_backward(ops, ctx, dy_t, y_t, x_t, *_constants):
+    """Tangent of ``dx``: forward mode over reverse mode."""
+    dy, y, x, mask, _ = ctx.saved_tensors
+    dim, dtype, scale, softcap, causal, log = ctx.options
+    accumulator = _accumulator(dtype)
+    dy, y = dy.to(accumulator), y.to(accumulator)
+    dy_t, y_t = (torch.zeros_like(y) if t is None else t.to(accumulator) for t in (dy_t, y_t))
+
+    def total(t):
+        return t.sum(dim, keepdim=True)
+
+    if log:
+        p = y.exp()
+        dz, dz_t = dy - p * total(dy), dy_t - p * (y_t * total(dy) + total(dy_t))
+    else:
+        beside = dy - total(dy * y)
+        dz, dz_t = y * beside, y_t * beside + y * (dy_t - total(dy_t * y + dy * y_t))
+    dx_t = dz_t * _slope(x, dtype, scale, softcap)
+    if x_t is not None and softcap:
+        dx_t = dx_t + dz * _curve(x, dtype, scale, softcap) * x_t
+    keep = _kept(y.shape, mask, causal, y.device)
+    return (dx_t if keep is None else dx_t.masked_fill(~keep, 0)).to(dtype)
 
 
 # ---- softmax_double_backward ---------------------------------------------------------------------
@@ -163,6 +186,12 @@ def _slope(x, dtype, scale, softcap):
         return scale
     t = (x.to(_accumulator(dtype)) * (scale / softcap)).tanh()
     return scale * (1 - t * t)
+
+
+def _curve(x, dtype, scale, softcap):
+    """d²z/dx², of a softcap."""
+    t = (x.to(_accumulator(dtype)) * (scale / softcap)).tanh()
+    return -2 * scale * scale / softcap * t * (1 - t * t)
 
 
 def _score_gradients(ops, ctx, dy, y, x, mask, y_sink=None, from_sink=None):
