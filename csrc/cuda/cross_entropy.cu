@@ -230,9 +230,9 @@ struct TargetLogits {
 };
 
 // Pieces of rows: `lanes` threads a row, kBackwardVectors each. Over columns a thread is a row, and its block's warps are lanes:
-// the targets' logits lie in 32 places of memory, which one warp fetches for all.
+// the targets' logits lie in 32 places of memory, which one warp fetches for all. Doubles would spill at two blocks (sm_100).
 template <class A, class X>
-__global__ void __launch_bounds__(kMaxThreads, 2)
+__global__ void __launch_bounds__(kMaxThreads, sizeof(A) == 8 ? 1 : 2)
     gradient_kernel(const __grid_constant__ CrossEntropyBackward p, const int lanes, const int rows,
                     const int64_t chunks, const bool columns) {
   HETKERN_SHARED(TargetLogits<A>, logits);  // over columns
