@@ -5,6 +5,7 @@ import shutil
 import tempfile
 
 import pytest
+import torch
 
 from hetkern.testing import check
 
@@ -63,7 +64,8 @@ def _what_is_shown(request):
 
     def listener(case, dtype):
         features = {name for name, value in case.kwargs.items() if value is not None}
-        if len(case.args) > 1 and case.args[1].is_floating_point():
+        second = case.args[1] if len(case.args) > 1 else None
+        if isinstance(second, torch.Tensor) and second.is_floating_point():
             features.add("class probabilities")
         shown.update(f"{feature}:{str(dtype).removeprefix('torch.')}" for feature in features)
 

@@ -26,7 +26,10 @@ def suite(*arguments):
 
 
 #: What the stand-in cannot show: derivatives taken below a tensor's class, and compiling.
-UNSEEN = "torch_func or batches or first_and_second or one_by_one or when_compiled"
+UNSEEN = (
+    "torch_func or through_vmap or another_device or batches or first_and_second or one_by_one "
+    "or when_compiled"
+)
 FILES = [
     HERE / f"test_{family}_{part}.py"
     for family in ("softmax", "cross_entropy")

@@ -106,7 +106,7 @@ def test_load_gives_back_the_trained_model_and_its_tokenizer(tiny, tokens):
     result = tiny(tokens=tokens)
     model, tokenizer, labels = load(result.run)
     assert labels is None and not model.training
-    assert sample(model, tokenizer, "\n", 20, seed=1) == result.sample
+    assert sample(model, tokenizer, "\n", 20, 0.6, seed=1) == result.sample
     assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
 
 
