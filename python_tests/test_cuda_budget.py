@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from hetkern.testing.traffic_table import short_name
+
 CUDA = Path(__file__).parent.parent / "csrc" / "cuda"
 BUDGET = CUDA / "budget.json"
 ARCHITECTURES = ("80", "86", "89", "90", "90a", "100", "120")  # a release's, and the development's
@@ -55,20 +57,13 @@ def usage(told: str) -> dict[str, dict[str, int]]:
     taken = {}
     for block in re.split(r"(?=Compiling entry function)", told)[1:]:
         name = re.search(r"entry function '(\w+)'", block)[1]
-        taken[_short(readable[name])] = {
+        taken[short_name(readable[name])] = {
             "registers": _number(r"Used (\d+) registers", block),
             "spilled": _number(r"(\d+) bytes spill stores", block),
             "stack": _number(r"(\d+) bytes stack frame", block),
             "shared": _number(r"(\d+) bytes smem", block),
         }
     return taken
-
-
-def _short(name: str) -> str:
-    name = re.sub(r"\(anonymous namespace\)::|hetkern::(cuda::)?|^void ", "", name)
-    name = re.sub(r"::?__nv_bfloat16|__nv_bfloat16", "bf16", name.replace("__half", "f16"))
-    name = name[: name.rindex(">(") + 1] if ">(" in name else name.split("(")[0]
-    return name.replace("> >", ">>")
 
 
 def _number(pattern: str, text: str) -> int:
