@@ -204,6 +204,16 @@ def test_cross_entropy_works_under_torch_func(impl, options, indices):
     torch.testing.assert_close(pushed, (jacobian * tangent).sum((-2, -1)))
 
 
+def test_cross_entropy_takes_a_tensor_that_outlived_its_transform(impl, indices):
+    x, escaped = random(4, CLASSES).requires_grad_(), []
+    torch.func.grad(lambda inside: (escaped.append(inside), inside.sum())[1])(x)
+    got, wanted = (
+        torch.autograd.grad(hetkern.cross_entropy(t, indices, impl=impl.name), x)[0]
+        for t in (escaped[0], x)
+    )
+    torch.testing.assert_close(got, wanted)
+
+
 @pytest.mark.parametrize("who", ["x", "q", "x of statistics", "x of indices"])
 @pytest.mark.parametrize("composed", COMPOSED.values(), ids=COMPOSED)
 def test_cross_entropy_derivatives_go_through_vmap(impl, indices, composed, who):

@@ -159,6 +159,16 @@ def test_softmax_works_under_torch_func(impl, options, log):
     torch.testing.assert_close(pushed.reshape(24), jacobian @ tangent[0].reshape(24))
 
 
+def test_softmax_takes_a_tensor_that_outlived_its_transform(impl):
+    x, escaped = random(2, 4).requires_grad_(), []
+    torch.func.grad(lambda inside: (escaped.append(inside), inside.sum())[1])(x)
+    got, wanted = (
+        torch.autograd.grad(hetkern.softmax(t, impl=impl.name).square().sum(), x)[0]
+        for t in (escaped[0], x)
+    )
+    torch.testing.assert_close(got, wanted)
+
+
 @pytest.mark.parametrize("who", ["x", "bias", "sink"])
 @pytest.mark.parametrize("composed", COMPOSED.values(), ids=COMPOSED)
 @pytest.mark.parametrize("log", [False, True])

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 # torch.library uses this guard itself; it has no public name yet.
 _below_autograd = torch._C._AutoDispatchBelowAutograd
@@ -58,7 +59,8 @@ def differentiable(
             return dispatch(*args)
 
     def eager_forward(ctx: Any, *args: Any) -> Any:
-        output = forward(*args)
+        with _below_autograd():  # what forward does, without its frame
+            output = dispatch(*args)
         save(ctx, args, output)
         return output
 
@@ -83,14 +85,18 @@ def differentiable(
     transforms_active = torch._C._are_functorch_transforms_active
     is_grad_enabled = torch.is_grad_enabled
     any_requires_grad = torch._C._any_requires_grad
+    forward_ad = torch.autograd.forward_ad
+    # What Function.apply does where no transform is active, without what it asks anew each time.
+    unwrap = torch._C._functorch.unwrap_if_dead
+    apply = super(torch.autograd.Function, eager).apply  # type: ignore[misc]
 
     def call(*args: Any) -> Any:
         if is_compiling():
             return op(*args)
-        if transforms_active() or torch.autograd.forward_ad._current_level >= 0:
+        if transforms_active() or forward_ad._current_level >= 0:
             return transform.apply(*args)
         if is_grad_enabled() and any_requires_grad(*args):
-            return eager.apply(*args)
+            return apply(*[unwrap(a) if isinstance(a, Tensor) else a for a in args])
         return forward(*args)
 
     return call

@@ -103,7 +103,8 @@ def _plan(impl, x, dim=-1, dtype=None, **features: Any) -> dict[str, Any]:
 
 def _call(x, dim, dtype, scale, softcap, bias, mask, causal, sink, log, impl) -> Tensor:
     op = "hetkern.log_softmax" if log else "hetkern.softmax"
-    arguments.tensor(op, "x", x)
+    if not isinstance(x, Tensor):
+        raise arguments.no_tensor(op, "x", x)
     ops: SimpleNamespace | None = _impl.choose(op, _OPS, x, impl)
     given = x, dtype
     if type(scale) is not float:
@@ -115,7 +116,8 @@ def _call(x, dim, dtype, scale, softcap, bias, mask, causal, sink, log, impl) ->
         raise ValueError(f"{op}: dtype: wanted a floating dtype, got {dtype}")
     elif dtype is not x.dtype and not _casts_inside(x.dtype, dtype):  # torch casts first
         x, dtype = x.to(dtype), None
-    if torch.is_autocast_enabled(x.device.type if not x.is_meta else "cpu"):
+    beside = bias is not None or sink is not None  # asked first: the question costs 6 us
+    if beside and torch.is_autocast_enabled(x.device.type if not x.is_meta else "cpu"):
         bias, sink = (t if t is None or t.dtype is x.dtype else t.to(x.dtype) for t in (bias, sink))
     if softcap is not None and not softcap > 0:
         raise ValueError(f"{op}: softcap: wanted a value above 0, or None, got {softcap}")

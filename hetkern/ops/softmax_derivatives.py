@@ -12,9 +12,12 @@ import torch
 # ---- softmax: x, dim, dtype, scale, softcap, bias, mask, causal, log -> y ------------------------
 
 
-def save(ctx, inputs, y):
+def save(ctx, inputs, y, *more):
     """Keep ``y``; ``x`` for the slope of a softcap; the mask."""
-    return _save(ctx, inputs, y)
+    x, dim, _, scale, softcap, bias, mask, causal, log = inputs
+    ctx.options = dim, x.dtype, scale, softcap, causal, log
+    ctx.bias_shape = None if bias is None else bias.shape
+    return y, x if softcap else None, mask, *more
 
 
 def backward(ops, ctx, dy):
@@ -40,7 +43,7 @@ def save_sink(ctx, inputs, output):
     """Keep what :func:`save` does, and the sink's own output."""
     *plain, sink = inputs
     ctx.sink_shape = sink.shape
-    return _save(ctx, plain, *output)
+    return save(ctx, plain, *output)
 
 
 def backward_sink(ops, ctx, dy, dy_sink):
@@ -153,13 +156,6 @@ def no_third_derivative(ops, ctx, *gradients):
 
 def _accumulator(dtype):
     return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _save(ctx, inputs, y, *more):
-    x, dim, _, scale, softcap, bias, mask, causal, log = inputs
-    ctx.options = dim, x.dtype, scale, softcap, causal, log
-    ctx.bias_shape = None if bias is None else bias.shape
-    return y, x if softcap else None, mask, *more
 
 
 def _sum(t, dims):
