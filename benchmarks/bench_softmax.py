@@ -75,14 +75,18 @@ def main() -> None:
     small = torch.randn(8, 64)
     leaf = small.clone().requires_grad_()
     overheads = {
-        "8×64 forward, µs": {
-            "hetkern": round(overhead_us(lambda: hetkern.softmax(small, -1)), 1),
-            "torch": round(overhead_us(lambda: torch.softmax(small, -1)), 1),
-        },
-        "8×64 forward + sum + backward, µs": {
-            "hetkern": round(overhead_us(lambda: hetkern.softmax(leaf, -1).sum().backward()), 1),
-            "torch": round(overhead_us(lambda: torch.softmax(leaf, -1).sum().backward()), 1),
-        },
+        "8×64 forward, µs": overhead_us(
+            {
+                "hetkern": lambda: hetkern.softmax(small, -1),
+                "torch": lambda: torch.softmax(small, -1),
+            }
+        ),
+        "8×64 forward + sum + backward, µs": overhead_us(
+            {
+                "hetkern": lambda: hetkern.softmax(leaf, -1).sum().backward(),
+                "torch": lambda: torch.softmax(leaf, -1).sum().backward(),
+            }
+        ),
     }
     print(overheads)
     save("softmax", rows, {"ceilings_gb_s": limits, "overhead": overheads}, options)

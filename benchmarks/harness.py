@@ -54,15 +54,18 @@ def best_of(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, floa
     return best
 
 
-def overhead_us(call: Callable[[], Any], loops: int = 200, repeats: int = 60) -> float:
-    """Time of one small call in microseconds: best mean over many short loops."""
-    best = float("inf")
+def overhead_us(
+    calls: dict[str, Callable[[], Any]], loops: int = 100, repeats: int = 120
+) -> dict[str, float]:
+    """Time of small calls in microseconds: best mean over many short loops, which take turns."""
+    best = dict.fromkeys(calls, float("inf"))
     for _ in range(repeats):
-        start = time.perf_counter()
-        for _ in range(loops):
-            call()
-        best = min(best, (time.perf_counter() - start) / loops)
-    return best * 1e6
+        for name, call in calls.items():
+            start = time.perf_counter()
+            for _ in range(loops):
+                call()
+            best[name] = min(best[name], (time.perf_counter() - start) / loops)
+    return {name: round(seconds * 1e6, 1) for name, seconds in best.items()}
 
 
 def peak_mb(call: Callable[[], Any]) -> float:

@@ -39,7 +39,7 @@ def built(sanitizer: str, library: str) -> dict[str, str]:
         if library == "hetkern_emulated":
             pytest.skip(str(reason))
     level = "avx2" if " avx2 " in Path("/proc/cpuinfo").read_text() else "base"
-    build = ROOT / "build" / sanitizer
+    build = ROOT / "build" / sanitizer / library  # a folder each: they may be built side by side
     configure = ["cmake", "-S", ROOT, "-B", build, "-G", "Ninja"]
     options = {
         "Python_EXECUTABLE": sys.executable,

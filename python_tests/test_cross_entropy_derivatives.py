@@ -204,7 +204,7 @@ def test_cross_entropy_works_under_torch_func(impl, options, indices):
     torch.testing.assert_close(pushed, (jacobian * tangent).sum((-2, -1)))
 
 
-def test_cross_entropy_takes_a_tensor_that_outlived_its_transform(impl, indices):
+def test_cross_entropy_takes_a_tensor_that_outlived_torch_func(impl, indices):
     x, escaped = random(4, CLASSES).requires_grad_(), []
     torch.func.grad(lambda inside: (escaped.append(inside), inside.sum())[1])(x)
     got, wanted = (

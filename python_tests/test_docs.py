@@ -14,8 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from hetkern.testing.emulation_build import compiler, cuda_headers
+from emulating import why_impossible
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -93,11 +92,8 @@ def why_not(page):
     """What this machine lacks for a page's blocks; None if it has all."""
     if page.name != "kernels.md":
         return None
-    try:
-        compiler(), cuda_headers()
-    except NotImplementedError as error:
-        return str(error)
-    return None if importlib.util.find_spec("triton") else "triton is not installed"
+    missing = None if importlib.util.find_spec("triton") else "triton is not installed"
+    return why_impossible() or missing
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

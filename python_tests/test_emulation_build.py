@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from emulating import skip_unless_possible
 
 from hetkern.testing import emulation_build
 from hetkern.testing.emulation import emulate_cuda
-from hetkern.testing.emulation_build import compiler, cuda_headers
+from hetkern.testing.emulation_build import compiler
 
 KERNEL = """#include "cuda/device/launch.cuh"
 {include}
@@ -19,10 +20,7 @@ extern "C" void launch(float* y, void* stream) {{ HETKERN_LAUNCH(store, 1, 1, 0,
 @pytest.fixture
 def run(tmp_path):
     """What the kernel stores, with those lines above it."""
-    try:
-        compiler(), cuda_headers()
-    except NotImplementedError as error:
-        pytest.skip(str(error))
+    skip_unless_possible()
 
     def run(include: str, *flags: str) -> float:
         file = tmp_path / "kernel.cu"

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from emulating import in_every_way
 
-from hetkern.testing.emulation import EmulatedKernel, EmulationError, emulate_cuda
-from hetkern.testing.emulation_build import compiler, cuda_headers
+from hetkern.testing.emulation import EmulatedKernel, EmulationError
 
 SOURCE = Path(__file__).parent / "kernels" / "planted.cu"
 ROW_SUMS, STAGED_SUMS, CLUSTER_SUMS, FILL, BULK_SUMS = range(5)
@@ -15,11 +15,7 @@ N = 100
 
 @pytest.fixture(scope="module")
 def kernel() -> dict[str | None, EmulatedKernel]:
-    try:
-        compiler(), cuda_headers()
-    except NotImplementedError as error:
-        pytest.skip(str(error))
-    return {how: emulate_cuda(SOURCE, sanitize=how) for how in (None, "address", "thread")}
+    return in_every_way(SOURCE)
 
 
 def run(kernel: EmulatedKernel, which: int, bug: int) -> tuple[torch.Tensor, torch.Tensor]:

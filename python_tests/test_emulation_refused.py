@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from emulating import skip_unless_possible
 
 from hetkern.testing import emulation_refused
 from hetkern.testing.emulation import EmulationError, emulate_cuda
-from hetkern.testing.emulation_build import compiler, cuda_headers
 
 HEADER = '#include "cuda/device/launch.cuh"\n'
 LAUNCHER = 'extern "C" void launch(float* y, void* stream) {}\n'
@@ -21,10 +21,7 @@ def cuda_file(tmp_path):
         file.write_text(HEADER + text + "\n" + LAUNCHER)
         return file
 
-    try:
-        compiler(), cuda_headers()
-    except NotImplementedError as error:
-        pytest.skip(str(error))
+    skip_unless_possible()
     return write
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from emulating import skip_unless_possible
 
 from hetkern.testing import traffic_command, traffic_resources
 from hetkern.testing.emulation import EmulatedKernel, emulate_cuda
-from hetkern.testing.emulation_build import compiler, cuda_headers
 from hetkern.testing.traffic import traffic_library
 from hetkern.testing.traffic_resources import occupancy, own_resources
 from hetkern.testing.traffic_table import Launch, Traffic
@@ -22,10 +22,7 @@ BYTES = 32 * 32 * 4
 
 @pytest.fixture(scope="module")
 def kernel() -> EmulatedKernel:
-    try:
-        compiler(), cuda_headers()
-    except NotImplementedError as error:
-        pytest.skip(str(error))
+    skip_unless_possible()
     return emulate_cuda(SOURCE, traffic=True)
 
 

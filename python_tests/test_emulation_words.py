@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from emulating import skip_unless_possible
 
 from hetkern.testing.emulation import EmulatedKernel, EmulationError, emulate_cuda
-from hetkern.testing.emulation_build import compiler, cuda_headers
 
 SOURCE = Path(__file__).parent / "kernels" / "words.cu"
 T = range(64)
@@ -15,10 +15,7 @@ T = range(64)
 
 @pytest.fixture(scope="module", params=[None, "thread"])
 def kernel(request) -> EmulatedKernel:
-    try:
-        compiler(), cuda_headers()
-    except NotImplementedError as error:
-        pytest.skip(str(error))
+    skip_unless_possible()
     return emulate_cuda(SOURCE, sanitize=request.param)
 
 

@@ -18,8 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from hetkern.testing.emulation_build import compiler, cuda_headers
+from emulating import why_impossible
 
 ROOT = Path(__file__).parents[1]
 FOREIGN = Path(__file__).with_name("foreign")
@@ -181,11 +180,7 @@ def why_absent(kind):
     """Why kernels in Triton, or in CUDA, cannot run here; None if they can."""
     if kind == "triton":
         return None if importlib.util.find_spec("triton") else "triton is not installed"
-    try:
-        compiler(), cuda_headers()
-    except NotImplementedError as error:
-        return str(error)
-    return None
+    return why_impossible()
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from emulating import why_impossible
 
 from hetkern.testing.emulation import why_no_emulation
-from hetkern.testing.emulation_build import compiler, cuda_headers
 
 ROOT = Path(__file__).parents[1]
 HERE = ROOT / "benchmarks/gpu"
@@ -38,11 +38,7 @@ def needs(reason):
 
 
 def missing_tool():
-    try:
-        compiler(), cuda_headers()
-    except NotImplementedError as missing:
-        return str(missing)
-    return None if shutil.which("cmake") else "cmake is missing"
+    return why_impossible() or (None if shutil.which("cmake") else "cmake is missing")
 
 
 def test_the_twin_table_has_every_function_of_ptx_and_calls_it():

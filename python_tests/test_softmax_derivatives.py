@@ -159,7 +159,7 @@ def test_softmax_works_under_torch_func(impl, options, log):
     torch.testing.assert_close(pushed.reshape(24), jacobian @ tangent[0].reshape(24))
 
 
-def test_softmax_takes_a_tensor_that_outlived_its_transform(impl):
+def test_softmax_takes_a_tensor_that_outlived_torch_func(impl):
     x, escaped = random(2, 4).requires_grad_(), []
     torch.func.grad(lambda inside: (escaped.append(inside), inside.sum())[1])(x)
     got, wanted = (
