@@ -21,6 +21,7 @@ def number(op: str, name: str, value: Any) -> float:
     return float(value)
 
 
-def no_tensor(op: str, name: str, value: Any) -> TypeError:
-    """The error for what is no tensor; ask ``isinstance`` first."""
-    return TypeError(f"{op}: {name}: wanted a tensor, got {type(value).__name__}")
+def tensor(op: str, name: str, value: Any) -> None:
+    """Raise TypeError for what is no tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{op}: {name}: wanted a tensor, got {type(value).__name__}")

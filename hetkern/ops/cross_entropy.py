@@ -195,10 +195,8 @@ def cross_entropy(
     al. (2022), arXiv:2204.02311, section 5.
     """
     op = "hetkern.cross_entropy"
-    if not isinstance(input, Tensor):
-        raise arguments.no_tensor(op, "input", input)
-    if not isinstance(target, Tensor):
-        raise arguments.no_tensor(op, "target", target)
+    arguments.tensor(op, "input", input)
+    arguments.tensor(op, "target", target)
     ops: SimpleNamespace | None = _impl.choose(op, _OPS, input, impl)
     given = input
     if type(scale) is not float:

@@ -59,8 +59,7 @@ def differentiable(
             return dispatch(*args)
 
     def eager_forward(ctx: Any, *args: Any) -> Any:
-        with _below_autograd():  # what forward does, without its frame
-            output = dispatch(*args)
+        output = forward(*args)
         save(ctx, args, output)
         return output
 

@@ -103,8 +103,7 @@ def _plan(impl, x, dim=-1, dtype=None, **features: Any) -> dict[str, Any]:
 
 def _call(x, dim, dtype, scale, softcap, bias, mask, causal, sink, log, impl) -> Tensor:
     op = "hetkern.log_softmax" if log else "hetkern.softmax"
-    if not isinstance(x, Tensor):
-        raise arguments.no_tensor(op, "x", x)
+    arguments.tensor(op, "x", x)
     ops: SimpleNamespace | None = _impl.choose(op, _OPS, x, impl)
     given = x, dtype
     if type(scale) is not float:
