@@ -16,7 +16,9 @@ from .. import reference
 from ..reference import CrossEntropyStats
 from . import arguments
 from . import cross_entropy_derivatives as derivatives
+from .cross_entropy_by_rows import by_rows
 from .family import Derivative, Op, register
+from .sharding import shard_rows
 
 # ---- Schemas and shapes. -------------------------------------------------------------------------
 
@@ -40,6 +42,25 @@ def _fake_stats(x, target, weight, dim, *options):
     rows = _with(x.shape, dim)
     values = [x.new_empty(rows, dtype=outputs[0].dtype) for _ in range(5)]
     return *outputs, *values, x.new_empty(rows, dtype=torch.bool)
+
+
+def _shard(outputs: str):
+    """Rows apart, of class indices or of class probabilities."""
+    by_index = shard_rows(outputs, full=(0,), full_rows=(1,), dim=3, reduction=5)
+    by_probability = shard_rows(outputs, full=(0, 1), dim=3, reduction=5)
+    return lambda *args: (by_probability if _probable(args[:2]) else by_index)(*args)
+
+
+def _shard_backward(outputs: str):
+    rows = 0, 1, 2, 3, 4, 5, 11
+    by_index = shard_rows(outputs, full=(6, 9), full_rows=(*rows, 7), dim=12)
+    by_probability = shard_rows(outputs, full=(6, 7, 9), full_rows=rows, dim=12)
+    return lambda *args: (by_probability if _probable(args[6:8]) else by_index)(*args)
+
+
+def _probable(x_and_target) -> bool:
+    x, target = x_and_target
+    return len(x.shape) == len(target.shape)
 
 
 def _fake_backward(*arguments):
@@ -69,6 +90,7 @@ _OPS = register(
         _fake,
         Derivative(derivatives.save, derivatives.backward, derivatives.jvp, (1, 2)),
         derivatives.batch_forward,
+        _shard("rf-"),
     ),
     Op(
         f"cross_entropy_stats({_FORWARD}) -> (Tensor loss, Tensor saved, Tensor divisors, "
@@ -77,6 +99,7 @@ _OPS = register(
         _fake_stats,
         Derivative(derivatives.save, derivatives.backward, derivatives.jvp, (1, 2, 8)),
         derivatives.batch_forward,
+        _shard("rf-rrrrrr"),
     ),
     Op(
         f"cross_entropy_backward({_BACKWARD}) -> Tensor",
@@ -87,6 +110,7 @@ _OPS = register(
             derivatives.jvp_backward_of_logits,
         ),
         derivatives.batch_backward,
+        _shard_backward("f"),
     ),
     Op(
         f"cross_entropy_backward_target({_BACKWARD}) -> (Tensor dx, Tensor d_target)",
@@ -95,6 +119,7 @@ _OPS = register(
             derivatives.save_backward, derivatives.double_backward, derivatives.jvp_backward
         ),
         derivatives.batch_backward,
+        _shard_backward("ff"),
     ),
 )
 
@@ -195,20 +220,26 @@ def cross_entropy(
     al. (2022), arXiv:2204.02311, section 5.
     """
     op = "hetkern.cross_entropy"
-    arguments.tensor(op, "input", input)
-    arguments.tensor(op, "target", target)
+    apart = False
+    if type(input) is not Tensor:
+        apart = arguments.tensor(op, "input", input)
+    if type(target) is not Tensor:
+        arguments.tensor(op, "target", target)
     ops: SimpleNamespace | None = _impl.choose(op, _OPS, input, impl)
     given = input
     if type(scale) is not float:
         scale = arguments.number(op, "scale", scale)
     if type(z_loss) is not float:
         z_loss = arguments.number(op, "z_loss", z_loss)
+    if softcap is not None:
+        if type(softcap) is not float:
+            softcap = arguments.number(op, "softcap", softcap)
+        arguments.check_softcap(op, softcap)
     if target.dtype is not torch.int64 or weight is not None:
         input, target, weight = _matched(input, target, weight)
-    if softcap is not None and not softcap > 0:
-        raise ValueError(f"{op}: softcap: wanted a value above 0, or None, got {softcap}")
     if reduction not in _REDUCTIONS:
         raise ValueError(f"{op}: reduction: wanted 'none', 'mean' or 'sum', got {reduction!r}")
+    numbers = scale, softcap, z_loss, label_smoothing
     result: Tensor | tuple[Tensor, CrossEntropyStats]
     if ops is None:
         result = reference.cross_entropy(
@@ -223,6 +254,15 @@ def cross_entropy(
             z_loss=z_loss,
             return_stats=return_stats,
         )
+    elif apart or (torch.compiler.is_compiling() and any(map(arguments.varies, numbers))):
+        if apart:
+            _refuse_sharded_classes(op, input)
+        if arguments.varies(scale) or arguments.varies(softcap):
+            beside = target if target.is_floating_point() else None
+            input, scale, softcap, beside = arguments.scaled_outside(input, scale, softcap, beside)
+            target = target if beside is None else beside
+        given_options = ignore_index, reduction, label_smoothing, scale, softcap or 0.0, z_loss
+        result = by_rows(ops, input, target, weight, *given_options, return_stats)
     else:
         dim = 1 if input.dim() > 1 else 0
         options = (ignore_index, _REDUCTIONS[reduction], label_smoothing, scale, softcap or 0.0)
@@ -234,6 +274,15 @@ def cross_entropy(
     if _impl.thread.logs:
         _impl.note(cross_entropy, input=given, target=target, impl=impl)
     return result
+
+
+def _refuse_sharded_classes(op: str, input: Any) -> None:
+    dim = 1 if input.dim() > 1 else 0
+    if any(placement.is_shard(dim) for placement in input.placements):
+        raise NotImplementedError(
+            f"{op}: input: the classes (dimension {dim}) lie on several processors, got "
+            f"{input.placements}: redistribute them, or shard another dimension"
+        )
 
 
 def _matched(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..reference.scores import scaled_scores
 from .batching import batch_rows
+from .cross_entropy_by_rows import counts
 
 # ---- First order. --------------------------------------------------------------------------------
 
@@ -91,6 +92,7 @@ class _Rows:
 
 
 def _rows(x, target, weight, dim, ignore_index, label_smoothing, scale, softcap, z_loss) -> _Rows:
+    dim = dim % x.dim() - x.dim()  # from the end: a batched call has divisors of fewer dimensions
     z = scaled_scores(x, scale, softcap or None)
     slope, curve = scale, 0.0
     if softcap:
@@ -318,11 +320,7 @@ def batch_forward(
     )
     divisors = ones.expand(info.batch_size, *ones.shape[1:])
     if reduction == 1:
-        by_index = not target.is_floating_point()
-        counted = target != ignore_index if by_index else torch.ones_like(loss, dtype=torch.bool)
-        d0 = d1 = _sum_rows(counted.to(loss.dtype))
-        if weight is not None and by_index:
-            d0 = _sum_rows(torch.where(counted, weight[torch.where(counted, target, 0)], 0.0))
+        d0, d1 = map(_sum_rows, counts(loss, target, weight, ignore_index))
         z_term = stats[2] if splits else torch.zeros_like(loss)
         loss = _sum_rows(loss - z_term) / d0 + (_sum_rows(z_term) / d1 if splits else 0.0)
         divisors = torch.stack([d0, d1], 1).reshape(divisors.shape)

@@ -1,25 +1,30 @@
 """One wiring of an op's derivatives for eager calls, torch.ops, torch.compile and torch.func.
 
-``register_autograd`` alone serves torch.compile and direct calls, but costs an eager call several
-microseconds and refuses torch.func. So an eager call goes through a plain ``autograd.Function``
-that runs the op below the Autograd key, and a torch.func transform through a Function with a
-separate ``setup_context``.
+Two ways lead to one ``autograd.Function``. An eager call applies it and runs the op below the
+Autograd key. Everything else (a direct call of ``torch.ops``, a traced graph, a torch.func
+transform, forward mode) calls the op, whose kernel for the Autograd key applies it there, as
+torch's own operators do: that serves every transform and every order of them. ``register_autograd``
+would not: it knows no forward mode, and drops a tangent without a word.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function
 
-# torch.library uses this guard itself; it has no public name yet.
+# torch.library uses these itself; they have no public names yet.
 _below_autograd = torch._C._AutoDispatchBelowAutograd
+forward_ad = torch.autograd.forward_ad
+_unpack_dual = torch._VF._unpack_dual  # type: ignore[attr-defined]
 
 
 def differentiable(
     op: torch._ops.OpOverload,
+    library: torch.library.Library,
     setup_context: Callable[[Any, tuple, Any], tuple],
     backward: Callable[..., Any],
     jvp: Callable[..., Any] | None = None,
@@ -29,73 +34,95 @@ def differentiable(
 
     Args:
         op: an op whose kernels know nothing of autograd.
+        library: the fragment that defines it.
         setup_context: ``(ctx, inputs, output)``, returns the tensors that backward needs.
         backward: ``(ctx, *output_gradients)``, returns one gradient an input.
         jvp: ``(ctx, *input_tangents)``, forward mode; without it forward mode raises by name.
         constant: outputs that nothing is differentiated by; their tangents are zeros, or None of
             what is no floating-point number.
     """
-
-    def save(ctx: Any, inputs: tuple, output: Any) -> None:
-        ctx.set_materialize_grads(False)
-        if constant:
-            ctx.mark_non_differentiable(*[output[i] for i in constant])
-        ctx.save_for_backward(*setup_context(ctx, inputs, output))
-
-    # Nothing is marked as constant: torch's rule for vmap would look for the batched tensor's mark,
-    # find none, and take no None for a tangent.
-    def save_for_both_modes(ctx: Any, inputs: tuple, output: Any) -> None:
-        ctx.set_materialize_grads(False)
-        tensors = setup_context(ctx, inputs, output)
-        ctx.save_for_backward(*tensors)
-        ctx.save_for_forward(*tensors)  # an eager call must not: it would keep its own output alive
-
-    torch.library.register_autograd(op, backward, setup_context=save)
-
     dispatch = op._op  # what OpOverload.__call__ calls, a microsecond later
 
-    def forward(*args: Any) -> Any:
+    def run(*args: Any) -> Any:
         with _below_autograd():
             return dispatch(*args)
 
-    def eager_forward(ctx: Any, *args: Any) -> Any:
-        output = forward(*args)
-        save(ctx, args, output)
+    def keep(ctx: Any, args: tuple, output: Any) -> tuple:
+        ctx.set_materialize_grads(False)
+        tensors = setup_context(ctx, args, output)
+        ctx.save_for_backward(*tensors)
+        return tensors
+
+    def forward(ctx: Any, *args: Any) -> Any:
+        output = run(*args)
+        keep(ctx, args, output)
+        if constant:
+            ctx.mark_non_differentiable(*[output[i] for i in constant])
         return output
 
-    def no_jvp(ctx: Any, *tangents: Any) -> Any:
-        raise NotImplementedError(f"{op.name()}: forward-mode derivatives are not implemented")
+    def forward_in_kernel(ctx: Any, *args_and_mode: Any) -> Any:
+        *args, mode = args_and_mode
+        # A transform further out differentiates what runs below this one, where a Function's own
+        # forward would switch derivatives off.
+        with torch.set_grad_enabled(mode.grad), forward_ad._set_fwd_grad_enabled(True):
+            output = run(*args)
+        tensors = keep(ctx, tuple(args), output)
+        if mode.dual:  # else nothing may be saved so: it keeps its own output alive
+            ctx.save_for_forward(*tensors)
+        elif constant:  # in forward mode a constant number has a tangent of zeros, and no mark
+            ctx.mark_non_differentiable(*[output[i] for i in constant])
+        return output
 
-    def function(**body: Any) -> type[torch.autograd.Function]:
-        methods = {k: staticmethod(v) if callable(v) else v for k, v in body.items()}
-        return type(op.name(), (torch.autograd.Function,), methods)
+    def backward_in_kernel(ctx: Any, *gradients: Any) -> Any:
+        return *backward(ctx, *gradients), None
 
-    # A Function with a setup_context binds its arguments by inspect.signature (35 us): only
-    # transforms take that one.
-    eager = function(forward=eager_forward, backward=backward)
-    transform = function(
-        forward=forward,
-        setup_context=save_for_both_modes,
-        backward=backward,
-        jvp=jvp or no_jvp,
-        generate_vmap_rule=True,
+    def jvp_in_kernel(ctx: Any, *tangents_and_mode: Any) -> Any:
+        if jvp is None:
+            raise NotImplementedError(f"{op.name()}: forward-mode derivatives are not implemented")
+        return jvp(ctx, *tangents_and_mode[:-1])
+
+    # What Function.apply does where no transform is active, without what it asks anew each time.
+    # Inside the kernel that is right too: there a transform's tensors are tensors like any other.
+    def apply_of(**body: Any) -> Callable[..., Any]:
+        methods = {k: staticmethod(v) for k, v in body.items()}
+        function = type(op.name(), (torch.autograd.Function,), methods)
+        return super(torch.autograd.Function, function).apply  # type: ignore[misc]
+
+    apply = apply_of(forward=forward, backward=backward)
+    apply_in_kernel = apply_of(
+        forward=forward_in_kernel, backward=backward_in_kernel, jvp=jvp_in_kernel
     )
     is_compiling = torch.compiler.is_compiling
     transforms_active = torch._C._are_functorch_transforms_active
     is_grad_enabled = torch.is_grad_enabled
     any_requires_grad = torch._C._any_requires_grad
-    forward_ad = torch.autograd.forward_ad
-    # What Function.apply does where no transform is active, without what it asks anew each time.
     unwrap = torch._C._functorch.unwrap_if_dead
-    apply = super(torch.autograd.Function, eager).apply  # type: ignore[misc]
+
+    def autograd_kernel(*args: Any) -> Any:
+        mode = _Mode(is_grad_enabled(), any(map(_has_tangent, args)))
+        if mode.dual or (mode.grad and any_requires_grad(*args)):
+            with enable_single_level_autograd_function():
+                return apply_in_kernel(*args, mode)
+        return run(*args)
+
+    library.impl(op._opname, autograd_kernel, "Autograd")
 
     def call(*args: Any) -> Any:
-        if is_compiling():
+        if is_compiling() or transforms_active() or forward_ad._current_level >= 0:
             return op(*args)
-        if transforms_active() or forward_ad._current_level >= 0:
-            return transform.apply(*args)
         if is_grad_enabled() and any_requires_grad(*args):
             return apply(*[unwrap(a) if isinstance(a, Tensor) else a for a in args])
-        return forward(*args)
+        return run(*args)
 
     return call
+
+
+class _Mode(NamedTuple):
+    """How the kernel for the Autograd key was called."""
+
+    grad: bool  # gradients are wanted
+    dual: bool  # an argument has a tangent
+
+
+def _has_tangent(value: Any) -> bool:
+    return isinstance(value, Tensor) and _unpack_dual(value, level=0).tangent is not None

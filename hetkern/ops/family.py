@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from . import sharding
 from .differentiable import differentiable
 
 # Which namespace an implementation's ops live in. "cpu" and "cuda" are two dispatch keys of one.
@@ -26,12 +27,13 @@ class Derivative(NamedTuple):
 
 
 class Op(NamedTuple):
-    """One op: its schema, its output shapes, its derivative, its batching rule."""
+    """One op: its schema, output shapes, derivative, and its rules for vmap and for DTensor."""
 
     schema: str
     fake: Callable[..., Any]
     derivative: Derivative | None = None
     vmap: Callable[..., Any] | None = None  # (op, info, in_dims, *args)
+    sharding: sharding.Rule | None = None
 
 
 class _Family(NamedTuple):
@@ -70,7 +72,7 @@ def _define(family: _Family, implementation: str, space: str) -> None:
         _libraries[space] = torch.library.Library(space, "DEF")
     library = _libraries[space]
     calls = family.served[implementation] = SimpleNamespace()
-    for schema, fake, derivative, vmap in family.ops:
+    for schema, fake, derivative, vmap, shards in family.ops:
         name = schema.split("(")[0]
         library.define(schema, tags=[torch.Tag.pt2_compliant_tag])
         op = getattr(getattr(torch.ops, space), name).default
@@ -82,8 +84,10 @@ def _define(family: _Family, implementation: str, space: str) -> None:
             torch.library.register_vmap(
                 f"{space}::{name}", functools.partial(vmap, op), lib=library
             )
+        if shards:
+            sharding.add(op, shards)
         if derivative:
-            setattr(calls, name, _with_derivative(op, derivative, calls))
+            setattr(calls, name, _with_derivative(op, library, derivative, calls))
         else:
             setattr(calls, name, op)
 
@@ -117,7 +121,16 @@ def _first_called(module: str, name: str) -> Callable[..., Any]:
     return run
 
 
-def _with_derivative(op: Any, derivative: Derivative, calls: SimpleNamespace) -> Callable[..., Any]:
-    backward = functools.partial(derivative.backward, calls)
-    jvp = functools.partial(derivative.jvp, calls) if derivative.jvp else None
-    return differentiable(op, derivative.save, backward, jvp, derivative.constant)
+def _with_derivative(
+    op: Any, library: torch.library.Library, derivative: Derivative, calls: SimpleNamespace
+) -> Callable[..., Any]:
+    # Plain functions: torch.compile's own autograd traces no functools.partial.
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return derivative.backward(calls, ctx, *gradients)
+
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        assert derivative.jvp is not None
+        return derivative.jvp(calls, ctx, *tangents)
+
+    forward_mode = jvp if derivative.jvp else None
+    return differentiable(op, library, derivative.save, backward, forward_mode, derivative.constant)

@@ -17,6 +17,7 @@ from . import arguments
 from . import softmax_derivatives as derivatives
 from .batching import batch_rows
 from .family import Derivative, Op, register
+from .sharding import shard_rows
 
 # ---- Schemas and shapes. -------------------------------------------------------------------------
 
@@ -53,12 +54,14 @@ _OPS = register(
         _fake,
         Derivative(derivatives.save, derivatives.backward, derivatives.jvp),
         batch_rows(full=(0,), broadcast=(5, 6), dim=1),
+        shard_rows("f", full=(0,), broadcast=(5, 6), dim=1, causal=7),
     ),
     Op(
         f"softmax_sink({_SCORES}, Tensor sink) -> (Tensor y, Tensor y_sink)",
         _fake_sink,
         Derivative(derivatives.save_sink, derivatives.backward_sink, derivatives.jvp_sink),
         batch_rows(full=(0,), broadcast=(5, 6), rows=(9,), dim=1),
+        shard_rows("fr", full=(0,), broadcast=(5, 6), rows=(9,), dim=1, causal=7),
     ),
     Op(
         "softmax_backward(Tensor dy, Tensor y, Tensor? x, int dim, ScalarType dtype, float scale, "
@@ -68,6 +71,7 @@ _OPS = register(
             derivatives.save_backward, derivatives.double_backward, derivatives.jvp_backward
         ),
         batch_rows(full=(0, 1, 2), broadcast=(7,), full_rows=(10,), dim=3),
+        shard_rows("f", full=(0, 1, 2), broadcast=(7,), full_rows=(10,), dim=3, causal=8),
     ),
     Op(
         "softmax_double_backward(Tensor g, Tensor dy, Tensor y, int dim, float scale, bool log) "
@@ -75,6 +79,7 @@ _OPS = register(
         _fake_double_backward,
         Derivative(derivatives.save_nothing, derivatives.no_third_derivative),
         batch_rows(full=(0, 1, 2), dim=3),
+        shard_rows("ff", full=(0, 1, 2), dim=3),
     ),
 )
 
@@ -103,11 +108,16 @@ def _plan(impl, x, dim=-1, dtype=None, **features: Any) -> dict[str, Any]:
 
 def _call(x, dim, dtype, scale, softcap, bias, mask, causal, sink, log, impl) -> Tensor:
     op = "hetkern.log_softmax" if log else "hetkern.softmax"
-    arguments.tensor(op, "x", x)
+    if type(x) is not Tensor:
+        arguments.tensor(op, "x", x)
     ops: SimpleNamespace | None = _impl.choose(op, _OPS, x, impl)
     given = x, dtype
     if type(scale) is not float:
         scale = arguments.number(op, "scale", scale)
+    if softcap is not None:
+        if type(softcap) is not float:
+            softcap = arguments.number(op, "softcap", softcap)
+        arguments.check_softcap(op, softcap)
     if dtype is None:  # under autocast as torch's own softmax: float32 on a GPU
         if not x.is_cpu and not x.is_meta and torch.is_autocast_enabled(x.device.type):
             dtype = torch.float32 if x.dtype != torch.float64 else None
@@ -118,8 +128,10 @@ def _call(x, dim, dtype, scale, softcap, bias, mask, causal, sink, log, impl) ->
     beside = bias is not None or sink is not None  # asked first: the question costs 6 us
     if beside and torch.is_autocast_enabled(x.device.type if not x.is_meta else "cpu"):
         bias, sink = (t if t is None or t.dtype is x.dtype else t.to(x.dtype) for t in (bias, sink))
-    if softcap is not None and not softcap > 0:
-        raise ValueError(f"{op}: softcap: wanted a value above 0, or None, got {softcap}")
+    result_type = None
+    if torch.compiler.is_compiling() and any(map(arguments.varies, (scale, softcap))):
+        result_type, dtype = dtype or x.dtype, None
+        x, scale, softcap, bias, sink = arguments.scaled_outside(x, scale, softcap, bias, sink)
     if ops is None:
         masks = {"bias": bias, "mask": mask, "causal": causal, "sink": sink}
         y = reference.softmax(x, dim, dtype, scale=scale, softcap=softcap, log=log, **masks)
@@ -132,6 +144,8 @@ def _call(x, dim, dtype, scale, softcap, bias, mask, causal, sink, log, impl) ->
             y = ops.softmax(x, dim, dtype, scale, softcap, bias, mask, causal, log)
         else:
             y, _ = ops.softmax_sink(x, dim, dtype, scale, softcap, bias, mask, causal, log, sink)
+    if result_type is not None:
+        y = y.to(result_type)
     if _impl.thread.logs:
         public = log_softmax if log else softmax
         _impl.note(public, x=given[0], dim=dim, dtype=given[1], impl=impl)

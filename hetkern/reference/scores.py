@@ -13,5 +13,5 @@ def scaled_scores(x: Tensor, scale: float, softcap: float | None) -> Tensor:
     """``scale * x`` or ``softcap * tanh(scale * x / softcap)``, accumulation dtype, x's shape."""
     x = x.to(accumulation_dtype(x.dtype))
     if softcap is None:
-        return x if scale == 1.0 else scale * x
+        return x if not isinstance(scale, Tensor) and scale == 1.0 else scale * x
     return softcap * torch.tanh(x * (scale / softcap))
