@@ -5,7 +5,7 @@ import torch
 
 from hetkern.models import GPT, GPTShape, choose_kernels
 from hetkern.training import UserError, evaluate
-from hetkern.training.data import RandomWindows, load_data, read_standard_library, split
+from hetkern.training.data import RandomWindows, load_data, read_standard_library
 from hetkern.training.evaluate import windows
 from hetkern.training.tokenizer import Bytes, Characters, tokenizer_from_json
 
@@ -20,11 +20,14 @@ def test_a_single_text_is_split_at_nine_tenths(tmp_path):
     assert data.val_bytes == 100
 
 
-def test_of_many_files_every_tenth_is_for_validation():
-    texts = [f"<{i}>" for i in range(25)]
-    train, val = split(texts, "|")
-    assert val == "<9>|<19>"
-    assert sorted((train + "|" + val).split("|")) == sorted(texts)
+def test_of_many_files_every_tenth_is_for_validation(tmp_path):
+    texts = [f"<{i:02}>" for i in range(25)]
+    for text in texts:
+        (tmp_path / text).write_text(text)
+    data = load_data(str(tmp_path), "bytes", context=8)
+    assert data.tokenizer.decode(data.val) == "<09>\n<19>"
+    train = data.tokenizer.decode(data.train).split("\n")
+    assert train == [text for text in texts if text not in ("<09>", "<19>")]
 
 
 def test_a_folder_is_read_in_order_without_hidden_binary_and_copied_files(tmp_path):
@@ -36,16 +39,18 @@ def test_a_folder_is_read_in_order_without_hidden_binary_and_copied_files(tmp_pa
     (tmp_path / "empty.txt").write_text("\n")
     (tmp_path / ".hidden").mkdir()
     (tmp_path / ".hidden" / "secret.txt").write_text("secret")
-    documents = load_data(str(tmp_path), "bytes", context=8).documents
-    assert documents.texts == [b"first " * 20, b"second " * 20]
-    assert documents.skipped == 3
+    data = load_data(str(tmp_path), "bytes", context=8)
+    text = torch.cat([data.train, data.val])
+    assert data.tokenizer.decode(text) == "first " * 20 + "\n" + "second " * 20
+    assert (data.documents.files, data.documents.skipped) == (2, 3)
 
 
 def test_the_standard_library_is_there_and_the_same_each_time():
     first, again = read_standard_library(), read_standard_library()
-    assert first.sha256 == again.sha256
-    assert 1_000_000 < sum(map(len, first.texts)) <= 1_500_000
-    assert any(b"class ABCMeta(type)" in text for text in first.texts)
+    assert first.documents == again.documents
+    texts = b"".join(first.main.drain()) + b"".join(first.held_out.drain())
+    assert 1_000_000 < len(texts) <= 1_501_000
+    assert b"class ABCMeta(type)" in texts
 
 
 def test_missing_path_is_one_sentence(tmp_path):
