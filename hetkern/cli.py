@@ -32,6 +32,7 @@ app = typer.Typer(
 # What an OpenMP library reads about how its threads wait for one another.
 WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME", "KMP_LIBRARY")
 SHORT_SPIN = {"GOMP_SPINCOUNT": "10000"}  # measured: docs/train.md
+_set_by_us: dict[str, str] = {}
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error")]
 
@@ -169,14 +170,24 @@ def doctor(debug: Debug = False) -> None:
     with _clean_errors(debug):
         import hetkern
 
-        print(hetkern.doctor())
+        report = hetkern.doctor()
+        if _set_by_us:
+            report["waiting"] += ", set by this command: a setting of yours stays"
+        print(report)
 
 
 def main() -> None:
     """Entry point of the console script."""
     _forgive_streams()
     _wait_briefly()
-    app(prog_name="hetkern")
+    try:
+        app(prog_name="hetkern")
+    except OSError as error:  # `hetkern --help > /dev/full`
+        if "--debug" in sys.argv:
+            raise
+        _drop_unwritable_output()
+        print(f"hetkern: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def _forgive_streams() -> None:
@@ -194,6 +205,7 @@ def _wait_briefly() -> None:
     """
     if not any(name in os.environ for name in WAITING):
         os.environ.update(SHORT_SPIN)
+        _set_by_us.update(SHORT_SPIN)
 
 
 if __name__ == "__main__":
