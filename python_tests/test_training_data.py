@@ -1,12 +1,14 @@
 """Data: what is read, how it is split, and that the validation counts every token once."""
 
+import math
+
 import pytest
 import torch
 
 from hetkern.models import GPT, GPTShape, choose_kernels
 from hetkern.training import UserError, evaluate
 from hetkern.training.data import RandomWindows, load_data, read_standard_library
-from hetkern.training.evaluate import windows
+from hetkern.training.evaluate import targets_within, windows
 from hetkern.training.tokenizer import Bytes, Characters, tokenizer_from_json
 
 
@@ -124,6 +126,32 @@ def test_validation_windows_hold_every_target_exactly_once(length, batch):
         assert inputs.shape[0] <= batch and inputs.shape[1] <= 8
         seen += targets.flatten().tolist()
     assert seen == list(range(1, length))
+
+
+@pytest.mark.parametrize("limit", [1, 8, 40, 95, 96, 97, 98, 1000])
+def test_a_limit_takes_whole_windows_at_even_distances(limit):
+    tokens = torch.arange(99).to(torch.uint8)  # 98 targets: 12 windows of 8, and 2
+    seen = [row[0].item() for rows, _ in windows(tokens, 8, 3, limit) for row in rows]
+    chosen = max(1, limit // 8)
+    if chosen < 12:
+        assert seen == [i * 12 // chosen * 8 for i in range(chosen)]
+        assert targets_within(98, 8, limit) == 8 * chosen
+    else:
+        assert seen == [*range(0, 96, 8), 96]
+        assert targets_within(98, 8, limit) == 98
+
+
+def test_a_limited_validation_is_the_mean_over_its_windows():
+    torch.manual_seed(0)
+    model = GPT(GPTShape(256, 8, 1, 2, 16), choose_kernels("torch"))
+    tokens = torch.randint(256, (99,)).to(torch.uint8)
+    evaluation = evaluate(model, tokens, text_bytes=196, batch=3, limit=40)
+    rows = torch.stack([tokens[i * 12 // 5 * 8 :][:9] for i in range(5)]).long()
+    expected = model.loss(rows[:, :-1], rows[:, 1:]).item()
+    assert evaluation.loss == pytest.approx(expected, rel=1e-6)
+    assert (evaluation.targets, evaluation.available) == (40, 98)
+    # Two bytes a token in the whole text.
+    assert evaluation.bits_per_byte == pytest.approx(expected / math.log(2) / 2, rel=1e-6)
 
 
 def test_validation_loss_does_not_depend_on_the_batch_size():
