@@ -239,7 +239,7 @@ def test_ctrl_c_in_a_validation_stops_it_at_once(tiny, tmp_path, monkeypatch, ct
         return true_loss(self, *arguments, **options)
 
     monkeypatch.setattr(GPT, "loss", loss)
-    with pytest.raises(KeyboardInterrupt, match=rf"stopped after step {step}; the weights are sav"):
+    with pytest.raises(KeyboardInterrupt, match=rf"stopped after step {step}; the weights"):
         tiny(out=str(tmp_path / "run"))
     assert len(batches) == (2 if step == 10 else 18)  # not one more
     assert saved_step(tmp_path / "run") == step

@@ -72,9 +72,7 @@ class Broken(io.StringIO):
 
 def test_an_output_that_breaks_stops_the_run_and_keeps_its_weights(settings, monkeypatch):
     monkeypatch.setattr(sys, "stdout", Broken(lines=6))  # four lines before the first step
-    message = (
-        r"the output cannot be written \(Broken pipe\): stopped; the weights of step \d are"
-    )
+    message = r"the output cannot be written \(Broken pipe\): stopped; the weights of step \d are"
     with pytest.raises(UserError, match=message):
         train(TrainConfig(**settings))
     assert 1 <= saved_step(settings["out"]) < 4

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from hetkern.training.config import UserError
 
-PIECE = 1 << 20  # bytes read, decoded or encoded at a time
+PIECE = 1 << 18  # bytes read, decoded or encoded at a time
 _LOOKED_AT = 8192  # bytes in which a zero byte makes a file binary
 # In this order: UTF-32's little-endian mark begins with UTF-16's.
 _MARKS = (
@@ -44,7 +44,9 @@ class Text:
         done = 0
         while done < len(piece):
             if self._length == len(self._blocks) * PIECE:
-                self._blocks.append(mmap.mmap(-1, PIECE))
+                # Private: the system joins neighbours, where it keeps a file for each shared one.
+                flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+                self._blocks.append(mmap.mmap(-1, PIECE, flags=flags))
             begin = self._length % PIECE
             part = piece[done : done + PIECE - begin]
             self._blocks[-1][begin : begin + len(part)] = part
