@@ -12,6 +12,8 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import inspect
+import io
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import fields
@@ -26,6 +28,11 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+# What an OpenMP library reads about how its threads wait for one another.
+WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME", "KMP_LIBRARY")
+SHORT_SPIN = {"GOMP_SPINCOUNT": "10000"}  # measured: docs/train.md
+_set_by_us: dict[str, str] = {}
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error")]
 
@@ -90,6 +97,8 @@ def _clean_errors(debug: bool) -> Iterator[None]:
     """Turn what the user can mend into one line and an exit status: 2, or 130 after Ctrl-C."""
     try:
         yield
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here a full disk is still an error like another
     except KeyboardInterrupt as error:
         print(f"hetkern: {error or 'stopped'}", file=sys.stderr)
         raise typer.Exit(130) from error
@@ -100,8 +109,18 @@ def _clean_errors(debug: bool) -> Iterator[None]:
 
         if debug or not isinstance(error, UserError | OSError):
             raise
+        _drop_unwritable_output()
         print(f"hetkern: {error}", file=sys.stderr)
         raise typer.Exit(2) from error
+
+
+def _drop_unwritable_output() -> None:
+    """Do not try again at exit what standard output did not take: that would be a traceback."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @app.command()
@@ -151,12 +170,42 @@ def doctor(debug: Debug = False) -> None:
     with _clean_errors(debug):
         import hetkern
 
-        print(hetkern.doctor())
+        report = hetkern.doctor()
+        if _set_by_us:
+            report["waiting"] += ", set by this command: a setting of yours stays"
+        print(report)
 
 
 def main() -> None:
     """Entry point of the console script."""
-    app(prog_name="hetkern")
+    _forgive_streams()
+    _wait_briefly()
+    try:
+        app(prog_name="hetkern")
+    except OSError as error:  # `hetkern --help > /dev/full`
+        if "--debug" in sys.argv:
+            raise
+        _drop_unwritable_output()
+        print(f"hetkern: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _forgive_streams() -> None:
+    """Replace what the encoding of a terminal or a pipe lacks, instead of raising."""
+    for stream, errors in ((sys.stdout, "replace"), (sys.stderr, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):  # None if it is closed
+            stream.reconfigure(errors=errors)
+
+
+def _wait_briefly() -> None:
+    """Let OpenMP's threads spin for some microseconds only, unless the user chose how they wait.
+
+    By default a thread that waits for another spins for milliseconds, and on a busy machine the
+    one that it waits for has no processor meanwhile. libgomp reads this when torch loads it.
+    """
+    if not any(name in os.environ for name in WAITING):
+        os.environ.update(SHORT_SPIN)
+        _set_by_us.update(SHORT_SPIN)
 
 
 if __name__ == "__main__":

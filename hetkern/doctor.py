@@ -36,7 +36,8 @@ def doctor() -> Report:
 
     Returns:
         A dict of facts that prints as a report. Its keys are "hetkern", "python", "torch",
-        "library", "compiler", "CUDA kernels", "instruction sets", "threads", "triton", then
+        "library", "compiler", "CUDA kernels", "instruction sets", "threads", "triton", "waiting"
+        (how OpenMP's threads wait for one another, by the variables that say so), then
         ``impl="NAME"`` for each implementation, then each ``HETKERN_…`` variable that is set.
     """
     report = Report()
@@ -51,6 +52,7 @@ def doctor() -> Report:
     threads = native.threads() if native else torch.get_num_threads()
     report["threads"] = f"{threads} of {os.cpu_count()} processors (torch.set_num_threads)"
     report["triton"] = _triton()
+    report["waiting"] = _waiting()
     for name in _impl.IMPLEMENTATIONS[1:]:
         device = "cuda" if name in ("cuda", "triton") else "cpu"
         reason = _impl.why_not(name, device)
@@ -97,6 +99,12 @@ def _instruction_sets() -> str:
     return ", ".join(
         f"{level} (in force)" if level == in_force else level for level in native.isa_levels()
     )
+
+
+def _waiting() -> str:
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME", "KMP_LIBRARY")
+    shown = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
+    return ", ".join(shown) or "OpenMP's default, a long spin: slow on a busy machine"
 
 
 def _triton() -> str:

@@ -130,6 +130,14 @@ def test_hetkern_variables_are_shown(monkeypatch):
     assert "HETKERN_STRICT" not in hetkern.doctor()
 
 
+def test_how_threads_wait_is_shown(monkeypatch):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME", "KMP_LIBRARY"):
+        monkeypatch.delenv(name, raising=False)
+    assert hetkern.doctor()["waiting"].startswith("OpenMP's default")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+    assert hetkern.doctor()["waiting"] == "OMP_WAIT_POLICY=passive"
+
+
 def test_the_command_prints_the_report():
     done = subprocess.run(
         [sys.executable, "-P", ROOT / "hetkern" / "cli.py", "doctor"],

@@ -1,12 +1,14 @@
 """Data: what is read, how it is split, and that the validation counts every token once."""
 
+import math
+
 import pytest
 import torch
 
 from hetkern.models import GPT, GPTShape, choose_kernels
 from hetkern.training import UserError, evaluate
-from hetkern.training.data import RandomWindows, load_data, read_standard_library, split
-from hetkern.training.evaluate import windows
+from hetkern.training.data import RandomWindows, load_data, read_standard_library
+from hetkern.training.evaluate import targets_within, windows
 from hetkern.training.tokenizer import Bytes, Characters, tokenizer_from_json
 
 
@@ -20,11 +22,14 @@ def test_a_single_text_is_split_at_nine_tenths(tmp_path):
     assert data.val_bytes == 100
 
 
-def test_of_many_files_every_tenth_is_for_validation():
-    texts = [f"<{i}>" for i in range(25)]
-    train, val = split(texts, "|")
-    assert val == "<9>|<19>"
-    assert sorted((train + "|" + val).split("|")) == sorted(texts)
+def test_of_many_files_every_tenth_is_for_validation(tmp_path):
+    texts = [f"<{i:02}>" for i in range(25)]
+    for text in texts:
+        (tmp_path / text).write_text(text)
+    data = load_data(str(tmp_path), "bytes", context=8)
+    assert data.tokenizer.decode(data.val) == "<09>\n<19>"
+    train = data.tokenizer.decode(data.train).split("\n")
+    assert train == [text for text in texts if text not in ("<09>", "<19>")]
 
 
 def test_a_folder_is_read_in_order_without_hidden_binary_and_copied_files(tmp_path):
@@ -36,16 +41,18 @@ def test_a_folder_is_read_in_order_without_hidden_binary_and_copied_files(tmp_pa
     (tmp_path / "empty.txt").write_text("\n")
     (tmp_path / ".hidden").mkdir()
     (tmp_path / ".hidden" / "secret.txt").write_text("secret")
-    documents = load_data(str(tmp_path), "bytes", context=8).documents
-    assert documents.texts == [b"first " * 20, b"second " * 20]
-    assert documents.skipped == 3
+    data = load_data(str(tmp_path), "bytes", context=8)
+    text = torch.cat([data.train, data.val])
+    assert data.tokenizer.decode(text) == "first " * 20 + "\n" + "second " * 20
+    assert (data.documents.files, data.documents.skipped) == (2, 3)
 
 
 def test_the_standard_library_is_there_and_the_same_each_time():
     first, again = read_standard_library(), read_standard_library()
-    assert first.sha256 == again.sha256
-    assert 1_000_000 < sum(map(len, first.texts)) <= 1_500_000
-    assert any(b"class ABCMeta(type)" in text for text in first.texts)
+    assert first.documents == again.documents
+    texts = b"".join(first.main.drain()) + b"".join(first.held_out.drain())
+    assert 1_000_000 < len(texts) <= 1_501_000
+    assert b"class ABCMeta(type)" in texts
 
 
 def test_missing_path_is_one_sentence(tmp_path):
@@ -119,6 +126,32 @@ def test_validation_windows_hold_every_target_exactly_once(length, batch):
         assert inputs.shape[0] <= batch and inputs.shape[1] <= 8
         seen += targets.flatten().tolist()
     assert seen == list(range(1, length))
+
+
+@pytest.mark.parametrize("limit", [1, 8, 40, 95, 96, 97, 98, 1000])
+def test_a_limit_takes_whole_windows_at_even_distances(limit):
+    tokens = torch.arange(99).to(torch.uint8)  # 98 targets: 12 windows of 8, and 2
+    seen = [row[0].item() for rows, _ in windows(tokens, 8, 3, limit) for row in rows]
+    chosen = max(1, limit // 8)
+    if chosen < 12:
+        assert seen == [i * 12 // chosen * 8 for i in range(chosen)]
+        assert targets_within(98, 8, limit) == 8 * chosen
+    else:
+        assert seen == [*range(0, 96, 8), 96]
+        assert targets_within(98, 8, limit) == 98
+
+
+def test_a_limited_validation_is_the_mean_over_its_windows():
+    torch.manual_seed(0)
+    model = GPT(GPTShape(256, 8, 1, 2, 16), choose_kernels("torch"))
+    tokens = torch.randint(256, (99,)).to(torch.uint8)
+    evaluation = evaluate(model, tokens, text_bytes=196, batch=3, limit=40)
+    rows = torch.stack([tokens[i * 12 // 5 * 8 :][:9] for i in range(5)]).long()
+    expected = model.loss(rows[:, :-1], rows[:, 1:]).item()
+    assert evaluation.loss == pytest.approx(expected, rel=1e-6)
+    assert (evaluation.targets, evaluation.available) == (40, 98)
+    # Two bytes a token in the whole text.
+    assert evaluation.bits_per_byte == pytest.approx(expected / math.log(2) / 2, rel=1e-6)
 
 
 def test_validation_loss_does_not_depend_on_the_batch_size():

@@ -218,6 +218,76 @@ def test_ctrl_c_finishes_the_step_saves_and_says_what_to_do(tiny, tmp_path, monk
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.fixture
+def ctrl_c():
+    """Press it; SIGINT has Python's handler before, which a background job lacks."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield lambda: signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("step", [10, 30], ids=["a validation on the way", "the last one"])
+def test_ctrl_c_in_a_validation_stops_it_at_once(tiny, tmp_path, monkeypatch, ctrl_c, step):
+    true_loss, batches = GPT.loss, []
+
+    def loss(self, *arguments, **options):
+        if not self.training:
+            batches.append(1)
+            if len(batches) == (2 if step == 10 else 18):  # 8 batches a validation
+                ctrl_c()
+        return true_loss(self, *arguments, **options)
+
+    monkeypatch.setattr(GPT, "loss", loss)
+    with pytest.raises(KeyboardInterrupt, match=rf"stopped after step {step}; the weights"):
+        tiny(out=str(tmp_path / "run"))
+    assert len(batches) == (2 if step == 10 else 18)  # not one more
+    assert saved_step(tmp_path / "run") == step
+    last = read_metrics(tmp_path / "run")[-1]
+    assert (last.step, last.val_loss) == (step, None) and last.train_loss > 0
+
+
+def test_ctrl_c_in_the_sample_says_where_the_weights_are(tiny, tmp_path, monkeypatch, ctrl_c):
+    monkeypatch.setattr(loop_module, "sample", lambda *arguments, **options: ctrl_c())
+    with pytest.raises(KeyboardInterrupt, match=r"stopped after step 30; the weights are saved"):
+        tiny(out=str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [(7, "stopped; nothing was saved yet in "), (17, "at once; the weights of step 10 are saved")],
+)
+def test_a_second_ctrl_c_says_what_is_saved(tiny, tmp_path, monkeypatch, ctrl_c, step, message):
+    true_step = loop_module._step
+    steps = iter(range(1, 100))
+
+    def pressed_twice(*arguments):
+        if next(steps) == step:
+            ctrl_c()
+            ctrl_c()
+        return true_step(*arguments)
+
+    monkeypatch.setattr(loop_module, "_step", pressed_twice)
+    with pytest.raises(KeyboardInterrupt, match=message):
+        tiny(out=str(tmp_path / "run"))
+
+
+def test_a_bounded_validation_is_announced_and_says_what_it_covers(tiny, capsys):
+    result = tiny(eval_tokens=100)
+    shown = capsys.readouterr().out
+    assert "each predicts 96 tokens, spread over the validation text" in shown
+    assert "bits per byte (96 of 449 targets)" in shown
+    assert result.val_targets == 96
+    assert tiny(eval_tokens=0).val_targets == tiny().val_targets == 449  # small texts stay whole
+
+
+def test_a_validation_that_outweighs_the_training_is_announced(tiny, capsys):
+    tiny(steps=2, eval_every=1)
+    assert "validation: 2 times 449 tokens, where training reads 128" in capsys.readouterr().out
+    tiny()
+    assert "validation: " not in capsys.readouterr().out
+
+
 def test_hetkern_and_torch_loss_curves_agree_to_rounding_over_50_steps(tiny):
     curves = {
         kernels: [

@@ -10,12 +10,13 @@ summary.json         what was trained, on which data, and how well; written at t
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from pathlib import Path
 from typing import NamedTuple
 
 import safetensors.torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import nn
 
 from hetkern.models import GPT, GPTShape, Kernels, choose_kernels
@@ -46,21 +47,24 @@ def create_run(config: TrainConfig, tokenizer: Tokenizer) -> Path:
     """Make the run's folder and write what is known before training.
 
     Raises:
-        UserError: ``config.out`` holds a run already, or is a file.
+        UserError: ``config.out`` holds a run already, or the folder cannot be made or written.
     """
-    if config.out is None:
-        run = _fresh_folder(Path("runs"), config.model)
-    else:
-        run = Path(config.out)
-        if (run / CONFIG).exists():
+    run = Path("runs", config.model) if config.out is None else Path(config.out)
+    try:
+        if config.out is None:
+            run = _fresh_folder(run.parent, run.name)
+        elif (run / CONFIG).exists():
             raise UserError(f"{run} holds a run already; choose another --out")
-        try:
+        else:
             run.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot make the folder {run}: {error.strerror}") from error
-    write_atomically(run / VOCABULARY, tokenizer.to_json().encode())
-    write_atomically(run / CONFIG, config.to_toml().encode("utf-8", "replace"))
-    (run / METRICS).touch()
+    except OSError as error:
+        raise UserError(f"cannot make the folder {run}: {error.strerror}") from error
+    try:
+        write_atomically(run / VOCABULARY, tokenizer.to_json().encode())
+        write_atomically(run / CONFIG, config.to_toml().encode("utf-8", "replace"))
+        (run / METRICS).touch()
+    except OSError as error:
+        raise UserError(f"cannot write in the folder {run}: {error.strerror}") from error
     return run
 
 
@@ -68,9 +72,12 @@ def _fresh_folder(parent: Path, name: str) -> Path:
     number = 1
     while True:
         run = parent / f"{name}-{number:03d}"
-        with contextlib.suppress(FileExistsError):
+        try:
             run.mkdir(parents=True)
             return run
+        except FileExistsError:
+            if not os.path.lexists(run):  # the parent is there, and is no folder
+                raise
         number += 1
 
 
@@ -134,8 +141,10 @@ def _sync_folder(folder: Path) -> None:
 
 def saved_step(run: str | os.PathLike[str]) -> int:
     """The step after which the run's weights were saved."""
-    with safe_open(Path(run) / WEIGHTS, framework="pt") as file:
-        return int(file.metadata()["step"])
+    # safetensors itself opens no path that is not UTF-8; its header is JSON behind its length.
+    with open(Path(run) / WEIGHTS, "rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return int(header["__metadata__"]["step"])
 
 
 def load(run: str | os.PathLike[str], kernels: str | None = None) -> LoadedRun:
@@ -154,7 +163,7 @@ def load(run: str | os.PathLike[str], kernels: str | None = None) -> LoadedRun:
     config = TrainConfig.from_file(run / CONFIG)
     try:
         tokenizer = tokenizer_from_json((run / VOCABULARY).read_text(encoding="utf-8"))
-        weights = safetensors.torch.load_file(run / WEIGHTS)
+        weights = safetensors.torch.load((run / WEIGHTS).read_bytes())
         chosen = choose_kernels_or_explain(kernels or config.kernels)
         model = build_model(config, tokenizer.vocabulary, chosen)
         model.load_state_dict(weights)

@@ -59,6 +59,9 @@ class TrainConfig:
     clip: float = _setting(1.0, "Largest norm of the gradient; 0 does not clip")
     seed: int = _setting(1, "Same seed, same bits")
     eval_every: int = _setting(500, "Steps between validations; 0 validates at the end only")
+    eval_tokens: int = _setting(
+        500_000, "Most tokens a validation predicts, spread over its text; 0 for the whole text"
+    )
     log_every: int = _setting(10, "Steps between rows of metrics.jsonl")
     device: str = _setting("cpu", "Where to train: cpu")
     threads: int = _setting(0, "CPU threads; 0 leaves the choice to torch")
@@ -142,7 +145,7 @@ def _check_limits(config: TrainConfig) -> None:
         raise UserError(f"tokens must be bytes or characters, got {config.tokens!r}")
     at_least_one = ("layers", "heads", "width", "context", "batch", "steps", "log_every")
     at_least_zero = ("learning_rate", "min_learning_rate", "warmup", "weight_decay", "clip",
-                     "seed", "eval_every", "threads", "sample_length")  # fmt: skip
+                     "seed", "eval_every", "eval_tokens", "threads", "sample_length")  # fmt: skip
     for names, least in ((at_least_one, 1), (at_least_zero, 0)):
         for name in names:
             value = getattr(config, name)

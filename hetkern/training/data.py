@@ -2,43 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
+import codecs
 import sysconfig
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import AnyStr
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hetkern.training.config import UserError
+from hetkern.training.text import Corpus, Documents, Text, read_corpus
 from hetkern.training.tokenizer import Bytes, Characters, Tokenizer
 
 STANDARD_LIBRARY_LIMIT = 1_500_000  # bytes; a whole validation then takes a few seconds
 _NOT_LIBRARY = {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages"}
-
-
-@dataclass(frozen=True)
-class Documents:
-    """The files that a run reads.
-
-    Attributes:
-        name: what was read, in words.
-        texts: the contents, in the order of the paths; copies of an earlier file are left out.
-        skipped: how many files were left out as binary, empty or copies.
-    """
-
-    name: str
-    texts: list[bytes]
-    skipped: int
-
-    @property
-    def sha256(self) -> str:
-        """A hash of all texts in order: two runs with the same one read the same data."""
-        digest = hashlib.sha256()
-        for text in self.texts:
-            digest.update(len(text).to_bytes(8, "little") + text)
-        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -48,8 +27,9 @@ class Data:
     Attributes:
         documents: where they come from.
         tokenizer: how they were made.
-        train: ``(N,)`` int64.
-        val: ``(N,)`` int64; all but the first are targets of the validation.
+        train: ``(N,)``, in the smallest dtype that holds the vocabulary: uint8 up to 256 tokens,
+            then uint16, then int32. What a batch takes is widened to int64.
+        val: ``(N,)``, likewise; all but the first are targets of the validation.
         val_bytes: bytes of text that the validation's targets stand for.
     """
 
@@ -63,6 +43,9 @@ class Data:
 def load_data(path: str | None, tokens: str, context: int) -> Data:
     """Read, split and tokenise a text.
 
+    With ten files or more every tenth is for validation; with fewer, the last tenth of all of them
+    joined.
+
     Args:
         path: a text file, a folder of them, or None for Python's standard library.
         tokens: ``"bytes"``, or ``"characters"`` (UTF-8 files; the training part's vocabulary).
@@ -71,45 +54,23 @@ def load_data(path: str | None, tokens: str, context: int) -> Data:
     Raises:
         UserError: there is no such path, no text in it, or too little.
     """
-    documents = read_standard_library() if path is None else read_documents(Path(path))
-    tokenizer: Tokenizer
-    if tokens == "bytes":
-        train_bytes, val_text = split(documents.texts, b"\n")
-        tokenizer = Bytes()
-        train, val = tokenizer.encode_bytes(train_bytes), tokenizer.encode_bytes(val_text)
-        val_bytes = len(val_text[1:])
-    else:
-        train_text, val_string = split(_decoded(documents), "\n")
-        tokenizer = Characters.of_text(train_text)
-        train, val = tokenizer.encode(train_text), tokenizer.encode(val_string)
-        val_bytes = len(val_string[1:].encode())
-    if len(train) <= context:
+    utf8 = tokens == "characters"
+    corpus = read_standard_library(utf8) if path is None else read_documents(Path(path), utf8)
+    data = _characters(corpus) if utf8 else _bytes(corpus)
+    name = data.documents.name
+    if len(data.train) <= context:
         raise UserError(
-            f"{documents.name} is shorter than the context: {len(train)} {tokens} to train on, "
+            f"{name} is shorter than the context: {len(data.train)} {tokens} to train on, "
             f"{context + 1} needed; give more text or a smaller --context"
         )
-    if len(val) < 2:
+    if len(data.val) < 2:
         raise UserError(
-            f"{documents.name} leaves {len(val)} {tokens} for validation, 2 needed; give more text"
+            f"{name} leaves {len(data.val)} {tokens} for validation, 2 needed; give more text"
         )
-    return Data(documents, tokenizer, train, val, val_bytes)
+    return data
 
 
-def split(texts: list[AnyStr], joint: AnyStr) -> tuple[AnyStr, AnyStr]:
-    """The text to train on and the text to validate on; each text goes to one of them whole.
-
-    With ten texts or more every tenth is for validation; with fewer, the last tenth of all of them
-    joined.
-    """
-    if len(texts) >= 10:
-        train = [text for i, text in enumerate(texts) if i % 10 != 9]
-        return joint.join(train), joint.join(texts[9::10])
-    text = joint.join(texts)
-    cut = len(text) * 9 // 10
-    return text[:cut], text[cut:]
-
-
-def read_standard_library() -> Documents:
+def read_standard_library(utf8: bool = False) -> Corpus:
     """Python's own source without its tests, modules before packages, up to a size limit."""
     root = Path(sysconfig.get_paths()["stdlib"])
     paths = [p for p in root.rglob("*.py") if not _NOT_LIBRARY & set(p.relative_to(root).parts)]
@@ -121,56 +82,111 @@ def read_standard_library() -> Documents:
             break
         within.append(path)
     version = sysconfig.get_python_version()
-    documents = _read(within, f"Python {version}'s standard library")
-    if not documents.texts:
+    corpus = read_corpus(within, f"Python {version}'s standard library", utf8, folder=True)
+    if not corpus.documents.files:
         raise UserError(f"{root} holds no Python source to train on; give a text with --data")
-    return documents
+    return corpus
 
 
-def read_documents(path: Path) -> Documents:
+def read_documents(path: Path, utf8: bool = False) -> Corpus:
     """The text file at ``path``, or every one below it in the order of their paths.
 
-    In a folder, hidden and binary files (a zero byte in the first 8 KiB) are left out.
+    In a folder, hidden and binary files (a zero byte in the first 8 KiB) are left out. UTF-16 and
+    UTF-32 are known by their byte-order marks, and become UTF-8.
 
     Raises:
         UserError: there is no such path, or no text in it.
     """
     if not path.exists():
         raise UserError(f"there is no file or folder {path} to train on")
-    if path.is_dir():
-        below = (p for p in path.rglob("*") if p.is_file())
-        paths = sorted(p for p in below if not _is_hidden(p.relative_to(path)))
-    else:
-        paths = [path]
-    documents = _read(paths, str(path))
-    if not documents.texts:
+    if not path.is_dir():
+        return read_corpus([path], str(path), utf8, folder=False)
+    below = (p for p in path.rglob("*") if p.is_file())
+    paths = sorted(p for p in below if not _is_hidden(p.relative_to(path)))
+    corpus = read_corpus(paths, str(path), utf8, folder=True)
+    if not corpus.documents.files:
         raise UserError(f"{path} holds no text to train on")
-    return documents
+    return corpus
 
 
 def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def _read(paths: list[Path], name: str) -> Documents:
-    texts: dict[bytes, None] = {}  # in order, copies dropped
-    for path in paths:
-        try:
-            text = path.read_bytes()
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror}") from error
-        if text.strip() and b"\0" not in text[:8192]:
-            texts[text] = None
-    return Documents(name, list(texts), skipped=len(paths) - len(texts))
+def _bytes(corpus: Corpus) -> Data:
+    cut = len(corpus.main) * 9 // 10
+    train = _joined(corpus.main)
+    if corpus.held_out is None:
+        train, val = train[:cut], train[cut:]
+    else:
+        val = _joined(corpus.held_out)
+    return Data(corpus.documents, Bytes(), train, val, max(0, len(val) - 1))
 
 
-def _decoded(documents: Documents) -> list[str]:
-    try:
-        return [text.decode("utf-8") for text in documents.texts]
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{documents.name} is not all UTF-8 ({error.reason}); --tokens bytes takes any text"
-        ) from error
+def _joined(text: Text) -> Tensor:
+    joined = np.empty(len(text), np.uint8)
+    at = 0
+    for piece in text.drain():
+        joined[at : at + len(piece)] = piece
+        at += len(piece)
+    return torch.from_numpy(joined)
+
+
+def _characters(corpus: Corpus) -> Data:
+    main, held_out = corpus.main, corpus.held_out
+    count = _count_characters(main)
+    if held_out is None:
+        cut, val_text = count * 9 // 10, main
+        end = _offset(main, cut)
+    else:
+        cut, val_text = 0, held_out
+        end = len(main)
+    val_bytes = len(val_text) - _offset(val_text, cut + 1)
+    tokenizer = Characters.of_texts(_decoded(main.pieces(0, end)))
+    if held_out is None:
+        tokens = _encoded(tokenizer, main, count)
+        train, val = tokens[:cut], tokens[cut:]
+    else:
+        train = _encoded(tokenizer, main, count)
+        val = _encoded(tokenizer, held_out, _count_characters(held_out))
+    return Data(corpus.documents, tokenizer, train, val, val_bytes)
+
+
+def _encoded(tokenizer: Characters, text: Text, count: int) -> Tensor:
+    tokens = torch.empty(count, dtype=tokenizer.dtype)
+    at = 0
+    for part in _decoded(text.drain()):
+        tokens[at : at + len(part)] = tokenizer.encode_narrow(part)
+        at += len(part)
+    return tokens
+
+
+def _decoded(pieces: Iterable[memoryview]) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    for piece in pieces:
+        yield decoder.decode(piece)
+
+
+def _begins_character(piece: memoryview) -> np.ndarray:
+    """Which bytes of valid UTF-8 begin a character: all but the continuations 10xxxxxx."""
+    return np.frombuffer(piece, np.uint8) & 0xC0 != 0x80
+
+
+def _count_characters(text: Text) -> int:
+    return sum(int(np.count_nonzero(_begins_character(piece))) for piece in text.pieces())
+
+
+def _offset(text: Text, character: int) -> int:
+    """Bytes of ``text`` before the character of that number; all of them if it is not there."""
+    before = 0
+    for piece in text.pieces():
+        begins = _begins_character(piece)
+        within = int(np.count_nonzero(begins))
+        if character < within:
+            return before + int(np.flatnonzero(begins)[character])
+        character -= within
+        before += len(piece)
+    return before
 
 
 class RandomWindows:
@@ -187,5 +203,5 @@ class RandomWindows:
         """Inputs and, one token on, targets: each (batch, context) int64."""
         last = len(self.tokens) - len(self.offsets)
         starts = torch.randint(last + 1, (self.batch, 1), generator=self.generator)
-        windows = self.tokens[starts + self.offsets]
+        windows = self.tokens[starts + self.offsets].long()
         return windows[:, :-1], windows[:, 1:]

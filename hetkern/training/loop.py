@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -25,11 +25,12 @@ from hetkern.training.checkpoint import (
 )
 from hetkern.training.config import TrainConfig, UserError
 from hetkern.training.data import Data, RandomWindows, load_data
-from hetkern.training.evaluate import Evaluation, evaluate
+from hetkern.training.evaluate import Evaluation, evaluate, targets_within
 from hetkern.training.generate import sample
-from hetkern.training.interrupt import stop_on_interrupt
+from hetkern.training.interrupt import Interrupt, stop_on_interrupt
 from hetkern.training.metrics import Row, write_row
-from hetkern.training.progress import TrainingProgress
+from hetkern.training.progress import OutputLost, TrainingProgress
+from hetkern.training.result import TrainResult
 
 SUMMARY = "summary.json"
 
@@ -40,29 +41,6 @@ class RunStopped(UserError):
 
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C: the weights are saved; the message says where, and what to do."""
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """How a run went.
-
-    Attributes:
-        run: its folder.
-        steps: optimizer steps made.
-        train_loss: nats a token, over the last row of metrics.jsonl.
-        val_loss: nats a token over the whole validation text.
-        val_bits_per_byte: the same in bits per byte of text.
-        sample: text that the model wrote.
-        seconds: how long training, validation and the sample took.
-    """
-
-    run: Path
-    steps: int
-    train_loss: float
-    val_loss: float
-    val_bits_per_byte: float
-    sample: str
-    seconds: float
 
 
 def train(config: TrainConfig | None = None) -> TrainResult:
@@ -90,66 +68,81 @@ def _train(config: TrainConfig) -> TrainResult:
     kernels = choose_kernels_or_explain(config.kernels)
     data = load_data(config.data, config.tokens, config.context)
     model = build_model(config, data.tokenizer.vocabulary, kernels).to(device)
+    run = create_run(config, data.tokenizer)
+    progress = TrainingProgress(config.steps, config.batch * config.context)
+    with stop_on_interrupt() as interrupt, _stopped_in_order(run, model, progress):
+        progress.say(report.started(config, data, model, run))
+        with progress:
+            last, evaluation = _make_steps(config, data, model, run, progress, interrupt)
+        try:
+            with interrupt.at_once():
+                text = _sample(config, data, model)
+        except KeyboardInterrupt as error:
+            raise Interrupted(report.interrupted(config.steps, run)) from error
+        result = TrainResult(
+            run=run,
+            steps=config.steps,
+            train_loss=last.train_loss,
+            val_loss=evaluation.loss,
+            val_bits_per_byte=evaluation.bits_per_byte,
+            val_targets=evaluation.targets,
+            sample=text,
+            seconds=time.perf_counter() - started,
+        )
+        with _written(run, "write the summary"):
+            _write_summary(result, data, model)
+        progress.say(report.finished(result))
+    return result
+
+
+def _make_steps(
+    config: TrainConfig,
+    data: Data,
+    model: GPT,
+    run: Path,
+    progress: TrainingProgress,
+    interrupt: Interrupt,
+) -> tuple[Row, Evaluation]:
+    """All steps with their rows, saves and validations; the last row, the last validation."""
+    device = next(model.parameters()).device
     optimizer = _optimizer(model, config)
     batches = RandomWindows(data.train, config.context, config.batch, config.seed)
-    run = create_run(config, data.tokenizer)
+    losses: list[float] = []
+    since = time.perf_counter()
+    for step in range(1, config.steps + 1):
+        inputs, targets = batches.draw()
+        rate = learning_rate(step, config)
+        loss = _step(model, optimizer, inputs.to(device), targets.to(device), rate, config.clip)
+        if not math.isfinite(loss):
+            raise RunStopped(report.not_a_number(loss, step, _what_is_saved(run)))
+        losses.append(loss)
+        progress.step(step, loss)
 
-    tokens_per_step = config.batch * config.context
-    progress = TrainingProgress(config.steps, tokens_per_step)
-    progress.say(report.started(config, data, model, run))
-    with stop_on_interrupt() as interrupt, progress:
-        losses: list[float] = []
-        since = time.perf_counter()
-        for step in range(1, config.steps + 1):
-            inputs, targets = batches.draw()
-            rate = learning_rate(step, config)
-            loss = _step(model, optimizer, inputs.to(device), targets.to(device), rate, config.clip)
-            if not math.isfinite(loss):
-                raise RunStopped(report.not_a_number(loss, step, _what_is_saved(run)))
-            losses.append(loss)
-            progress.step(step, loss)
-
-            finished = step == config.steps
-            due = finished or (config.eval_every > 0 and step % config.eval_every == 0)
-            stopping = interrupt.is_set() and not finished
-            if not (due or stopping or step % config.log_every == 0):
-                continue
-            speed = len(losses) * tokens_per_step / (time.perf_counter() - since)
+        due = step == config.steps or (config.eval_every > 0 and step % config.eval_every == 0)
+        stopping = interrupt.requested
+        if not (due or stopping or step % config.log_every == 0):
+            continue
+        speed = len(losses) * progress.tokens_per_step / (time.perf_counter() - since)
+        evaluation = None
+        if due or stopping:
             # Saved before the evaluation: whatever happens there, the weights are on disk.
-            if due or stopping:
-                with _written(run, f"save step {step}"):
-                    save_weights(run, model, step)
-            evaluation = _evaluate(model, data, config) if due and not stopping else None
-            if evaluation is not None:
-                progress.say(report.validated(step, evaluation))
-            train_loss = sum(losses) / len(losses)
-            with _written(run, f"write the metrics of step {step}"):
-                write_row(run, _row(step, train_loss, evaluation, rate, speed))
-            if stopping:
-                raise Interrupted(report.interrupted(step, run))
-            losses = []
-            since = time.perf_counter()
-            progress.resume()
-
+            with _written(run, f"save step {step}"):
+                save_weights(run, model, step)
+            try:
+                with interrupt.at_once():
+                    evaluation = _evaluate(model, data, config, progress)
+            except KeyboardInterrupt:
+                stopping = True
+        row = _row(step, sum(losses) / len(losses), evaluation, rate, speed)
+        with _written(run, f"write the metrics of step {step}"):
+            write_row(run, row)
+        if stopping:
+            raise Interrupted(report.interrupted(step, run))
+        losses = []
+        since = time.perf_counter()
+        progress.resume()
     assert evaluation is not None  # the last step is always due
-    text = ""
-    if config.sample_length:
-        prompt = config.prompt or ("\n" if config.data else "\ndef ")  # a function of the library
-        # Near enough to the likeliest to be read, after a minute of training.
-        text = sample(model, data.tokenizer, prompt, config.sample_length, 0.6, seed=config.seed)
-    result = TrainResult(
-        run=run,
-        steps=config.steps,
-        train_loss=train_loss,
-        val_loss=evaluation.loss,
-        val_bits_per_byte=evaluation.bits_per_byte,
-        sample=text,
-        seconds=time.perf_counter() - started,
-    )
-    with _written(run, "write the summary"):
-        _write_summary(result, data, model)
-    progress.say(report.finished(result))
-    return result
+    return row, evaluation
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
@@ -194,8 +187,24 @@ def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99), fused=True)
 
 
-def _evaluate(model: GPT, data: Data, config: TrainConfig) -> Evaluation:
-    return evaluate(model, data.val, data.val_bytes, config.batch)
+def _evaluate(
+    model: GPT, data: Data, config: TrainConfig, progress: TrainingProgress
+) -> Evaluation:
+    targets = targets_within(len(data.val) - 1, config.context, config.eval_tokens)
+    with progress.validation(targets) as watch:
+        evaluation = evaluate(
+            model, data.val, data.val_bytes, config.batch, config.eval_tokens, watch
+        )
+    progress.say(report.validated(progress.done, evaluation))
+    return evaluation
+
+
+def _sample(config: TrainConfig, data: Data, model: GPT) -> str:
+    if not config.sample_length:
+        return ""
+    prompt = config.prompt or ("\n" if config.data else "\ndef ")  # a function of the library
+    # Near enough to the likeliest to be read, after a minute of training.
+    return sample(model, data.tokenizer, prompt, config.sample_length, 0.6, seed=config.seed)
 
 
 @contextlib.contextmanager
@@ -231,11 +240,33 @@ def _written(run: Path, what: str) -> Iterator[None]:
         ) from error
 
 
-def _what_is_saved(run: Path) -> str:
+@contextlib.contextmanager
+def _stopped_in_order(run: Path, model: nn.Module, progress: TrainingProgress) -> Iterator[None]:
+    """A second Ctrl-C and an output that is lost say what is left, too."""
     try:
-        return f"the weights of step {saved_step(run)} are in {run}"
+        yield
+    except Interrupted:
+        raise
+    except KeyboardInterrupt as error:
+        raise Interrupted(report.stopped_at_once(_saved_step(run), run)) from error
+    except OutputLost as error:
+        if progress.done > (_saved_step(run) or 0):
+            with _written(run, f"save step {progress.done}"):
+                save_weights(run, model, progress.done)
+        why = error.strerror or str(error)
+        raise RunStopped(report.output_lost(why, _saved_step(run), run)) from error
+
+
+def _saved_step(run: Path) -> int | None:
+    try:
+        return saved_step(run)
     except FileNotFoundError:
-        return "nothing was saved yet"
+        return None
+
+
+def _what_is_saved(run: Path) -> str:
+    step = _saved_step(run)
+    return "nothing was saved yet" if step is None else f"the weights of step {step} are in {run}"
 
 
 def _row(
@@ -258,7 +289,7 @@ def _write_summary(result: TrainResult, data: Data, model: GPT) -> None:
         "parameters": model.parameter_count(),
         "data": documents.name,
         "data_sha256": documents.sha256,
-        "files": len(documents.texts),
+        "files": documents.files,
         "train_tokens": len(data.train),
         "val_tokens": len(data.val),
         "torch": torch.__version__,

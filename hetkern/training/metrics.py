@@ -16,7 +16,8 @@ class Row:
     Attributes:
         step: optimizer steps made.
         train_loss: nats a token, the mean over the steps since the row before.
-        val_loss: nats a token over the whole validation text; null where none was made.
+        val_loss: nats a token over the validation text, or the setting ``eval_tokens`` of it;
+            null where none was made.
         val_bits_per_byte: the same in bits per byte of text; null likewise.
         learning_rate: of this step.
         tokens_per_second: of training, since the row before.

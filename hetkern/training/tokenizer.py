@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Protocol
 
 import torch
@@ -31,11 +32,7 @@ class Bytes:
 
     def encode(self, text: str) -> Tensor:
         """The UTF-8 bytes of ``text``."""
-        return self.encode_bytes(text.encode("utf-8", "surrogateescape"))
-
-    def encode_bytes(self, text: bytes) -> Tensor:
-        """``text`` itself as ``(len,)`` int64."""
-        return torch.tensor(bytearray(text), dtype=torch.uint8).long()
+        return torch.tensor(bytearray(text.encode("utf-8", "surrogateescape"))).long()
 
     def decode(self, tokens: Tensor) -> str:
         """The text of ``tokens``; broken UTF-8 shows as U+FFFD."""
@@ -60,16 +57,25 @@ class Characters:
         """``characters``: each once, in the order of their tokens from 1 on."""
         self.characters = characters
         self.vocabulary = 1 + len(characters)
-        self._token_of_code_point = torch.zeros(0x110000, dtype=torch.long)
-        self._token_of_code_point[_code_points(characters)] = torch.arange(1, self.vocabulary)
+        self.dtype = smallest_dtype(self.vocabulary)
+        tokens = torch.zeros(0x110000, dtype=torch.int32)  # torch assigns no uint16 by index
+        tokens[_code_points(characters)] = torch.arange(1, self.vocabulary, dtype=torch.int32)
+        self._token_of_code_point = tokens.to(self.dtype)
 
     @classmethod
-    def of_text(cls, text: str) -> Characters:
-        """The vocabulary of ``text``."""
-        return cls("".join(sorted(set(text))))
+    def of_texts(cls, texts: Iterable[str]) -> Characters:
+        """The vocabulary of all ``texts``."""
+        seen = torch.zeros(0x110000, dtype=torch.bool)
+        for text in texts:
+            seen[_code_points(text)] = True
+        return cls("".join(map(chr, seen.nonzero()[:, 0].tolist())))
 
     def encode(self, text: str) -> Tensor:
         """One token a character; unknown ones become 0."""
+        return self.encode_narrow(text).long()
+
+    def encode_narrow(self, text: str) -> Tensor:
+        """As :meth:`encode`, in ``self.dtype``: the smallest one that holds the vocabulary."""
         return self._token_of_code_point[_code_points(text)]
 
     def decode(self, tokens: Tensor) -> str:
@@ -80,6 +86,13 @@ class Characters:
     def to_json(self) -> str:
         """The characters in order."""
         return json.dumps({"kind": "characters", "characters": self.characters})
+
+
+def smallest_dtype(vocabulary: int) -> torch.dtype:
+    """The dtype in which token numbers below ``vocabulary`` take the least memory."""
+    if vocabulary <= 1 << 8:
+        return torch.uint8
+    return torch.uint16 if vocabulary <= 1 << 16 else torch.int32
 
 
 def tokenizer_from_json(text: str) -> Tokenizer:
