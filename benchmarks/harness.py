@@ -28,17 +28,17 @@ def arguments(description: str) -> argparse.Namespace:
         "--quick", action="store_true", help="small shapes: tries the code, not the speed"
     )
     parser.add_argument(
-        "--fresh",
+        "--kept",
         action="store_true",
-        help="give a large result's memory back to the system after every call, as torch does",
+        help="keep a large result's memory from one call to the next: HETKERN_KEEP_MB=4096",
     )
     parser.add_argument(
         "--out", type=Path, help="JSON file; default: results/<benchmark>-<cpu>.json"
     )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    if options.fresh:
-        os.environ["HETKERN_KEEP_MB"] = "0"  # read at the first large result
+    if options.kept:
+        os.environ["HETKERN_KEEP_MB"] = "4096"  # read at the first large result
     return options
 
 
@@ -151,6 +151,6 @@ def save(
             if "AMD" in conditions["cpu"]
             else "cpu"
         )
-        out = RESULTS / f"{name}-{vendor}{'-fresh' if options.fresh else ''}.json"
+        out = RESULTS / f"{name}-{vendor}{'-kept' if options.kept else ''}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps({"conditions": conditions, **more, "rows": rows}, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""docs/speed.svg from the files in results/: times as fast as torch eager, one panel a file."""
+"""docs/speed_*.svg from the files in results/: times as fast as torch eager, a panel a machine."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from harness import RESULTS
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-PLOT = RESULTS.parent.parent / "docs" / "speed.svg"
+DOCS = RESULTS.parent.parent / "docs"
 GREY = "#7f858c"  # on white and on black
-COLOURS = {"hetkern": "#1f9e77", "torch.compile": "#c9a227"}
+KEPT = "hetkern with HETKERN_KEEP_MB"
+COLOURS = {"hetkern": "#1f9e77", KEPT: "#8fceb9", "torch.compile": "#c9a227"}
 STYLE = {
     "svg.fonttype": "none",  # text stays text: small, and in the reader's font
     "svg.hashsalt": "speed",  # the same figures, the same file
@@ -22,24 +23,35 @@ STYLE = {
 }
 
 
-def panel(axes: Axes, result: dict[str, Any]) -> None:
-    """One benchmark on one machine: a pair of bars for each work, shape and dtype."""
-    times: dict[tuple[str, str, str], dict[str, float]] = {}
-    for row in result["rows"]:
-        work = row["work"], row["shape"], row["dtype"]
-        times.setdefault(work, {})[row["implementation"]] = row["ms"]
+def ratios(result: dict[str, Any], kept: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Torch's time ÷ the other's by work and implementation, each within its own run."""
+    found: dict[str, dict[str, float]] = {}
+    for rows, names in (
+        (kept["rows"], {"hetkern": KEPT, "torch.compile": "torch.compile"}),
+        (result["rows"], {"hetkern": "hetkern", "torch.compile": "torch.compile"}),
+    ):
+        for row in rows:
+            if row["implementation"] in names:
+                work = ", ".join((row["work"], row["shape"], row["dtype"]))
+                found.setdefault(work, {})[names[row["implementation"]]] = row["torch ÷ this"]
+    return found
+
+
+def panel(axes: Axes, result: dict[str, Any], kept: dict[str, Any]) -> None:
+    """One family on one machine: a group of bars for each work, shape and dtype."""
+    works = ratios(result, kept)
     height = 0.8 / len(COLOURS)
     for place, (name, colour) in enumerate(COLOURS.items()):
-        here = [(y, ms["torch"] / ms[name]) for y, ms in enumerate(times.values()) if name in ms]
-        ys, ratios = [y + (place - 0.5) * height for y, _ in here], [ratio for _, ratio in here]
+        here = [(y, found[name]) for y, found in enumerate(works.values()) if name in found]
+        ys, widths = [y + (place - 1) * height for y, _ in here], [width for _, width in here]
         axes.bar_label(
-            axes.barh(ys, ratios, height, color=colour, label=name),
-            [f"{ratio:.1f}" for ratio in ratios],
+            axes.barh(ys, widths, height, color=colour, label=name),
+            [f"{width:.1f}" for width in widths],
             padding=3,
             fontsize=8,
         )
     axes.axvline(1.0, color=GREY, linewidth=1, linestyle=":")
-    axes.set_yticks(range(len(times)), [", ".join(work) for work in times])
+    axes.set_yticks(range(len(works)), list(works))
     axes.invert_yaxis()
     axes.margins(x=0.12)
     axes.spines[:].set_visible(False)
@@ -51,28 +63,24 @@ def panel(axes: Axes, result: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Draw every softmax and cross-entropy file."""
-    names = "softmax", "cross_entropy"
-    files = [
-        p
-        for name in names
-        for p in sorted(RESULTS.glob(f"{name}-*.json"))
-        if "-fresh" not in p.stem
-    ]
-    results = [json.loads(file.read_text()) for file in files]
-    lengths = [len(result["rows"]) for result in results]
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9, 1.2 * len(results) + 0.16 * sum(lengths)), layout="constrained")
-        for axes, result in zip(
-            figure.subplots(len(results), 1, squeeze=False, height_ratios=lengths)[:, 0],
-            results,
-            strict=True,
-        ):
-            panel(axes, result)
-        axes.set_xlabel("times as fast as torch eager (dotted: the same)")
-        handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper right", ncols=len(COLOURS), frameon=False)
-        figure.savefig(PLOT, transparent=True, metadata={"Date": None})
+    """Draw each family, every machine that has both of its files."""
+    for family in ("softmax", "cross_entropy"):
+        pairs = []
+        for file in sorted(RESULTS.glob(f"{family}-*-kept.json")):
+            plain = RESULTS / file.name.replace("-kept", "")
+            pairs.append([json.loads(each.read_text()) for each in (plain, file)])
+        lengths = [len(ratios(*pair)) for pair in pairs]
+        with matplotlib.rc_context(STYLE):
+            figure = Figure(figsize=(9, len(pairs) + 0.45 * sum(lengths)), layout="constrained")
+            grid = figure.subplots(len(pairs), 1, squeeze=False, height_ratios=lengths)
+            for axes, pair in zip(grid[:, 0], pairs, strict=True):
+                panel(axes, *pair)
+            axes.set_xlabel("times as fast as torch eager (dotted: the same)")
+            handles, labels = figure.axes[0].get_legend_handles_labels()
+            place = {"loc": "outside upper right", "ncols": len(COLOURS), "frameon": False}
+            figure.legend(handles, labels, **place)
+            name = DOCS / f"speed_{family}.svg"
+            figure.savefig(name, transparent=True, metadata={"Date": None})
 
 
 if __name__ == "__main__":

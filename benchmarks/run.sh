@@ -5,7 +5,7 @@ cd "$(dirname "$0")"
 python ceilings.py
 for bench in bench_softmax.py bench_cross_entropy.py; do
   python $bench --compile "$@"
-  python $bench --fresh "$@"
+  python $bench --kept "$@"
 done
-python readme_tables.py
+python speed_tables.py
 python plot.py

@@ -4,23 +4,28 @@ Each operation has one written meaning, on every processor.
 """
 
 from . import _library
-from . import impl as _impl
 
-_impl.missing_library = _library.load(list(__path__))
-if _impl.missing_library is None:
-    try:
-        from . import _C as _native  # type: ignore[attr-defined]  # built, not written
+if (_installed := _library.hidden(list(__path__))) is not None:
+    # A clone without its library, and Python was started in it: what is installed runs.
+    _library.run_instead(__name__, list(__path__), _installed)
+else:
+    from . import impl as _impl
 
-        _impl.native = _native
-    except ImportError:  # built without pybind11: plans and instruction sets cannot be shown
-        pass
+    _impl.missing_library = _library.load(list(__path__))
+    if _impl.missing_library is None:
+        try:
+            from . import _C as _native  # type: ignore[attr-defined]  # built, not written
 
-from . import nn, ops, reference  # noqa: E402
-from .doctor import doctor  # noqa: E402
-from .impl import explain, record, use  # noqa: E402
-from .ops import cross_entropy, log_softmax, softmax  # noqa: E402
-from .reference import CrossEntropyStats  # noqa: E402
-from .training import load  # noqa: E402
+            _impl.native = _native
+        except ImportError:  # built without pybind11: plans and instruction sets cannot be shown
+            pass
+
+    from . import nn, ops, reference
+    from .doctor import doctor
+    from .impl import explain, record, use
+    from .ops import cross_entropy, log_softmax, softmax
+    from .reference import CrossEntropyStats
+    from .training import load
 
 __version__ = "0.1.0"
 __all__ = [

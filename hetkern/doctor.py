@@ -66,7 +66,10 @@ def doctor() -> Report:
 def _version() -> str:
     from . import __version__
 
-    return f"{__version__} in {Path(__file__).parent}"
+    version = f"{__version__} in {Path(__file__).parent}"
+    if _library.passed_over is None:
+        return version
+    return f"{version}; {_library.passed_over} has no library and is passed over"
 
 
 def _torch() -> str:

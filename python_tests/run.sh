@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 failed=0
 rung() {  # rung AT-LEAST NAME pytest-arguments…
   local least=$(($1 * ${HETKERN_EVERY_RUNG:-0})) name=$2 start=$SECONDS
-  local results="build/results/${2//[^a-zA-Z0-9]/_}.xml"   # for the README's support table
+  local results="build/results/${2//[^a-zA-Z0-9]/_}.xml"   # for docs/support.md
   shift 2
   echo "== $name"
   python -m pytest -q -m "not proof" --junitxml "$results" --at-least "$least" "$@" || failed=1

@@ -1,4 +1,4 @@
-"""The README's support table, from the results of a test run.
+"""The support table of docs/support.md, from the results of a test run.
 
 ``python python_tests/support_table.py RESULTS.xml…`` reads what ``make test`` left in
 build/results. A row is a feature of a family, a column an implementation. A feature that changes
@@ -13,7 +13,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
-README = Path(__file__).parent.parent / "README.md"
+PAGE = Path(__file__).parent.parent / "docs" / "support.md"
 BEGIN, END = "<!-- support table", "<!-- end of support table -->"
 FAMILIES = {"softmax": "softmax, log_softmax", "cross_entropy": "cross_entropy"}
 IMPLEMENTATIONS = {
@@ -110,12 +110,12 @@ def table(cells: dict[tuple[str, str, str], Cell]) -> str:
 
 def main() -> None:
     """Rewrite the table between its marks."""
-    text = README.read_text()
+    text = PAGE.read_text()
     head, rest = text.split(BEGIN, 1)
     mark, rest = rest.split("-->", 1)
     tail = rest.split(END, 1)[1]
     body = table(read(*map(Path, sys.argv[1:])))
-    README.write_text(f"{head}{BEGIN}{mark}-->\n{body}\n{END}{tail}")
+    PAGE.write_text(f"{head}{BEGIN}{mark}-->\n{body}\n{END}{tail}")
     print(body)
 
 

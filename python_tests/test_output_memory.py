@@ -1,11 +1,12 @@
-"""Memory of large results on the CPU: kept between calls, never shared by two living tensors."""
+"""Memory of large results on the CPU: torch's own, and resizable; kept between calls on request.
 
-import gc
-import itertools
+The tests of kept memory run in a process of their own, whose HETKERN_KEEP_MB asks for it.
+"""
+
 import os
+import pickle
 import subprocess
 import sys
-import threading
 
 import pytest
 import torch
@@ -17,6 +18,51 @@ pytestmark = pytest.mark.skipif(impl.missing_library is not None, reason=str(imp
 
 ROWS, COLUMNS = 2048, 1024  # 8 MiB of float32, above the 4 MiB from which memory is kept
 
+
+def results():
+    """One large result of each kind: forward, backward, with a sink, a loss's gradient."""
+    rows = torch.randn(ROWS, COLUMNS, requires_grad=True)
+    y = hetkern.softmax(rows)
+    y.backward(torch.ones_like(y))
+    logits = torch.randn(ROWS, COLUMNS, requires_grad=True)
+    hetkern.cross_entropy(logits, torch.zeros(ROWS, dtype=torch.int64)).backward()
+    return {
+        "softmax": hetkern.softmax(rows.detach()),
+        "log_softmax": hetkern.log_softmax(rows.detach(), 0),
+        "softmax with a sink": hetkern.softmax(rows.detach(), sink=torch.zeros(ROWS)),
+        "gradient of softmax": rows.grad,
+        "gradient of cross_entropy": logits.grad,
+    }
+
+
+def test_a_results_storage_is_freed_and_fetched_again_by_hand():
+    for name, y in results().items():
+        storage = y.untyped_storage()
+        assert storage.nbytes() == y.nbytes == ROWS * COLUMNS * 4, name
+        assert storage.resizable(), name
+        storage.resize_(0)
+        assert storage.nbytes() == 0, name
+        storage.resize_(ROWS * COLUMNS * 4)
+        assert (y.fill_(3.0) == 3.0).all(), name
+
+
+def test_a_result_grows_is_shared_and_pickles_as_torchs():
+    for name, y in results().items():
+        wanted = y.clone()
+        again = pickle.loads(pickle.dumps(y))
+        assert torch.equal(again, wanted), name
+        y.share_memory_()
+        assert y.is_shared() and torch.equal(y, wanted), name
+    y = hetkern.softmax(torch.randn(ROWS, COLUMNS))
+    wanted = y.clone()
+    y.resize_(2 * ROWS, COLUMNS)
+    assert torch.equal(y[:ROWS], wanted)
+
+
+KEPT = """
+import gc, itertools, os, threading
+import torch, hetkern
+ROWS, COLUMNS = 2048, 1024
 
 def test_a_result_that_died_leaves_its_memory_to_the_next():
     x = torch.randn(ROWS, COLUMNS)
@@ -57,6 +103,32 @@ def test_memory_is_kept_right_under_threads():
     assert not wrong
 
 
+def test_a_forked_child_goes_on_with_memory_of_its_own():
+    x = torch.randn(ROWS, COLUMNS)
+    kept = hetkern.softmax(x)
+    wanted = kept.clone()
+    child = os.fork()
+    if child == 0:
+        torch.set_num_threads(1)
+        kept.zero_()
+        os._exit(0 if torch.equal(hetkern.softmax(x), wanted) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert torch.equal(kept, wanted)
+
+for name, test in list(globals().items()):
+    if name.startswith("test_"):
+        test()
+"""
+
+
+def test_memory_that_is_kept_on_request_is_never_shared_by_two_living_results():
+    environment = {**os.environ, "HETKERN_KEEP_MB": "200"}
+    done = subprocess.run(
+        [sys.executable, "-c", KEPT], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
 GROWTH = """
 import torch, hetkern
 def resident():
@@ -78,16 +150,3 @@ def test_no_more_memory_is_kept_than_asked_for(megabytes, least, most):
         [sys.executable, "-c", GROWTH], env=environment, capture_output=True, text=True, check=True
     )
     assert least <= float(done.stdout) <= most
-
-
-def test_a_forked_child_goes_on_with_memory_of_its_own():
-    x = torch.randn(ROWS, COLUMNS)
-    kept = hetkern.softmax(x)
-    wanted = kept.clone()
-    child = os.fork()
-    if child == 0:
-        torch.set_num_threads(1)
-        kept.zero_()
-        os._exit(0 if torch.equal(hetkern.softmax(x), wanted) else 1)
-    assert os.waitpid(child, 0)[1] == 0
-    assert torch.equal(kept, wanted)

@@ -1,4 +1,4 @@
-"""The README's support table has a row for every argument and a column for every implementation."""
+"""docs/support.md has a row for every argument and a column for every implementation."""
 
 import inspect
 
@@ -12,8 +12,8 @@ PUBLIC = {"softmax": hetkern.softmax, "cross_entropy": hetkern.cross_entropy}
 
 
 def rows():
-    """Cells of the README's table, by title and feature."""
-    text = support.README.read_text().split(support.BEGIN)[1].split(support.END)[0]
+    """Cells of the page's table, by title and feature."""
+    text = support.PAGE.read_text().split(support.BEGIN)[1].split(support.END)[0]
     lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
     head, _, *body = lines
     assert head == ["family", "feature", *support.IMPLEMENTATIONS.values()]

@@ -1,7 +1,6 @@
 #include "output_memory.h"
 
 #include <sys/mman.h>
-#include <unistd.h>
 
 #include <cstdint>
 #include <cstdlib>
@@ -23,16 +22,13 @@ void* map(size_t bytes) {
   const uintptr_t block = rounded(begin);
   if (block > begin) munmap(raw, block - begin);
   if (const size_t after = begin + kHugePage - block) munmap(reinterpret_cast<void*>(block + bytes), after);
-#ifdef MADV_HUGEPAGE
-  madvise(reinterpret_cast<void*>(block), bytes, MADV_HUGEPAGE);  // advice: a refusal costs only time
-#endif
+  advise_huge_pages(reinterpret_cast<void*>(block), bytes);
   return reinterpret_cast<void*>(block);
 }
 
-// HETKERN_KEEP_MB, or an eighth of the machine's memory.
 size_t most_kept() {
-  if (const char* const megabytes = std::getenv("HETKERN_KEEP_MB")) return std::strtoull(megabytes, nullptr, 10) << 20;
-  return static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<size_t>(sysconf(_SC_PAGESIZE)) / 8;
+  const char* const megabytes = std::getenv("HETKERN_KEEP_MB");
+  return megabytes ? std::strtoull(megabytes, nullptr, 10) << 20 : 0;
 }
 
 struct Kept {
@@ -56,6 +52,16 @@ Kept& kept() {
 }
 
 }  // namespace
+
+bool memory_is_kept() { return kept().most > 0; }
+
+void advise_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t bytes) {
+#ifdef MADV_HUGEPAGE
+  const auto begin = reinterpret_cast<uintptr_t>(data);
+  const uintptr_t first = rounded(begin), last = (begin + bytes) / kHugePage * kHugePage;
+  if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+}
 
 Block take_block(size_t wanted) {
   const size_t bytes = rounded(wanted);

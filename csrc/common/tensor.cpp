@@ -66,7 +66,8 @@ Tensor empty(const Tensor& like, Sizes sizes, ScalarType type) {
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
   const auto torch_type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
   const auto bytes = static_cast<size_t>(numel) * (float_dtype(type) ? size_of(*float_dtype(type)) : 8);
-  if (kKeepsMemory && bytes >= kLargeOutput && like.is_cpu()) {
+  const bool large = bytes >= kLargeOutput && like.is_cpu();
+  if (kKeepsMemory && large && memory_is_kept()) {
     if (const Block block = take_block(bytes); block.data)
       return torch::stable::from_blob(block.data, sizes, Sizes(strides, sizes.size()),
                                       torch::stable::Device(torch::headeronly::DeviceType::CPU), type,
@@ -75,7 +76,9 @@ Tensor empty(const Tensor& like, Sizes sizes, ScalarType type) {
   AtenTensorHandle handle = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides, torch_type,
                                                   device_type, device_index, &handle));
-  return Tensor(handle);
+  Tensor result(handle);
+  if (large) advise_huge_pages(result.mutable_data_ptr(), bytes);
+  return result;
 }
 
 }  // namespace hetkern

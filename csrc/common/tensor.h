@@ -54,7 +54,8 @@ constexpr ScalarType accumulator_of(ScalarType type) {
 // The usual name of a dtype, for messages.
 const char* name_of(ScalarType type);
 
-// A new contiguous tensor on `like`'s device; a large one on the CPU lies in memory that is kept between calls.
+// A new contiguous tensor on `like`'s device. A large one on the CPU asks for huge pages; where HETKERN_KEEP_MB says so, it lies in memory
+// that is kept between calls.
 Tensor empty(const Tensor& like, Sizes sizes, ScalarType type);
 
 }  // namespace hetkern

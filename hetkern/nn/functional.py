@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import _reduction
 from torch.nn.functional import _get_softmax_dim  # type: ignore[attr-defined]
 
-from .. import ops
+from .. import ops, overrides
 
 if TYPE_CHECKING:
     from ..reference import CrossEntropyStats
@@ -52,6 +52,10 @@ def softmax(
         impl: see there.
     """
     if dim is None:
+        if overrides.any_stands_in(input):  # it does not tell its rank yet
+            scores = {"input": input, "bias": bias, "mask": mask, "sink": sink}
+            options = {"scale": scale, "softcap": softcap, "causal": causal, "impl": impl}
+            return overrides.handed_over(softmax, **scores, dtype=dtype, **options)
         dim = _get_softmax_dim("softmax", input.dim(), _stacklevel)
     return ops.softmax(
         input,
@@ -83,6 +87,10 @@ def log_softmax(
 ) -> Tensor:
     """As ``torch.nn.functional.log_softmax``; arguments as in :func:`softmax`."""
     if dim is None:
+        if overrides.any_stands_in(input):  # it does not tell its rank yet
+            scores = {"input": input, "bias": bias, "mask": mask, "sink": sink}
+            options = {"scale": scale, "softcap": softcap, "causal": causal, "impl": impl}
+            return overrides.handed_over(log_softmax, **scores, dtype=dtype, **options)
         dim = _get_softmax_dim("log_softmax", input.dim(), _stacklevel)
     return ops.log_softmax(
         input,

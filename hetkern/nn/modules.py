@@ -17,8 +17,30 @@ if TYPE_CHECKING:
     from ..reference import CrossEntropyStats
 
 
+class _Place(str):
+    """The ``__module__`` of a class; asked of an instance, it begins as that of torch's modules.
+
+    torch.fx and what builds on it keep a module whole, instead of looking into its ``forward``, if
+    ``module.__module__`` begins with "torch.nn": each of their tracers asks that again for itself,
+    and nothing else. A class that claimed to be torch's could not be unpickled.
+    """
+
+    def __get__(self, instance: object, owner: type | None = None) -> str:
+        return self if instance is None else f"torch.nn, replaced in {self}"
+
+    def __reduce__(self) -> tuple[type, tuple[str]]:
+        return str, (str.__str__(self),)
+
+
 class Options(nn.Module):
     """A module with options that torch's has not; the class holds their defaults."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if cls.__module__.startswith(
+            __package__ + "."
+        ):  # not a user's class: fx looks into torch's too
+            cls.__module__ = _Place(cls.__module__)
 
     options: ClassVar[tuple[str, ...]] = ("impl",)
     impl: str = "auto"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import impl as _impl
-from .. import reference
+from .. import overrides, reference
 from ..reference import CrossEntropyStats
 from . import arguments
 from . import cross_entropy_derivatives as derivatives
@@ -220,10 +220,24 @@ def cross_entropy(
     al. (2022), arXiv:2204.02311, section 5.
     """
     op = "hetkern.cross_entropy"
-    apart = False
-    if type(input) is not Tensor:
+    apart = False  # on several processors
+    plain = weight is None and softcap is None and type(scale) is type(z_loss) is float
+    if not plain or type(input) is not Tensor or type(target) is not Tensor:
+        numbers = {"label_smoothing": label_smoothing, "scale": scale, "z_loss": z_loss}
+        if overrides.any_stands_in(input, target, weight, softcap, *numbers.values()):
+            return overrides.handed_over(
+                cross_entropy,
+                input=input,
+                target=target,
+                weight=weight,
+                ignore_index=ignore_index,
+                reduction=reduction,
+                softcap=softcap,
+                return_stats=return_stats,
+                impl=impl,
+                **numbers,
+            )
         apart = arguments.tensor(op, "input", input)
-    if type(target) is not Tensor:
         arguments.tensor(op, "target", target)
     ops: SimpleNamespace | None = _impl.choose(op, _OPS, input, impl)
     given = input

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import impl as _impl
-from .. import reference
+from .. import overrides, reference
 from . import arguments
 from . import softmax_derivatives as derivatives
 from .batching import batch_rows
@@ -108,7 +108,13 @@ def _plan(impl, x, dim=-1, dtype=None, **features: Any) -> dict[str, Any]:
 
 def _call(x, dim, dtype, scale, softcap, bias, mask, causal, sink, log, impl) -> Tensor:
     op = "hetkern.log_softmax" if log else "hetkern.softmax"
-    if type(x) is not Tensor:
+    plain = bias is None and mask is None and sink is None and softcap is None
+    if not plain or type(x) is not Tensor or type(scale) is not float:
+        if overrides.any_stands_in(x, scale, softcap, bias, mask, sink):
+            options = {"scale": scale, "softcap": softcap, "causal": causal, "impl": impl}
+            tensors = {"x": x, "bias": bias, "mask": mask, "sink": sink}
+            public = log_softmax if log else softmax
+            return overrides.handed_over(public, **tensors, dim=dim, dtype=dtype, **options)
         arguments.tensor(op, "x", x)
     ops: SimpleNamespace | None = _impl.choose(op, _OPS, x, impl)
     given = x, dtype

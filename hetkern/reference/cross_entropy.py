@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hetkern.overrides import overridable
 from hetkern.reference.scores import accumulation_dtype, scaled_scores
 
 
@@ -38,6 +39,7 @@ class CrossEntropyStats(NamedTuple):
     correct: Tensor  #: bool: the first largest z is at the target (first largest p); else False
 
 
+@overridable
 def cross_entropy(
     input: Tensor,
     target: Tensor,

@@ -12,9 +12,11 @@ row.
 import torch
 from torch import Tensor
 
+from hetkern.overrides import overridable
 from hetkern.reference.scores import scaled_scores
 
 
+@overridable
 def softmax(
     x: Tensor,
     dim: int = -1,

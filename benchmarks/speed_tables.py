@@ -1,4 +1,4 @@
-"""The README's figures, rewritten from the files in results/: nothing in them is typed by hand."""
+"""The figures of docs/speed.md, rewritten from the files in results/: none is typed by hand."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from harness import RESULTS, table
 
-README = RESULTS.parent.parent / "README.md"
+PAGE = RESULTS.parent.parent / "docs" / "speed.md"
 
 
 def between(text: str, begin: str, end: str, body: str) -> str:
@@ -17,38 +17,40 @@ def between(text: str, begin: str, end: str, body: str) -> str:
     return f"{head}{begin}{mark}-->\n{body}\n{end}{rest.split(end, 1)[1]}"
 
 
-def speed(result: dict[str, Any]) -> str:
-    """One machine's table, its conditions and its call overhead."""
+def speed(family: str, vendor: str) -> str:
+    """One machine's tables, their conditions and the call overhead."""
+    parts = [f"### {family.replace('_', '-')}, {'AMD' if vendor == 'amd' else vendor.title()}"]
+    for kept in ("", "-kept"):
+        file = RESULTS / f"{family}-{vendor}{kept}.json"
+        if not file.exists():
+            continue
+        result = json.loads(file.read_text())
+        if kept:
+            parts.append("With `HETKERN_KEEP_MB`, large results in memory that is kept:")
+        parts.append(table(result["rows"]))
+        parts.append(conditions(result))
+    return "\n\n".join(parts)
+
+
+def conditions(result: dict[str, Any]) -> str:
+    """Where and when, the ceilings, and what a small call costs."""
     where = ", ".join(f"{name} {value}" for name, value in result["conditions"].items())
     limits = ", ".join(f"{n} {speed:.1f} GB/s" for n, speed in result["ceilings_gb_s"].items())
     calls = "; ".join(
         f"{work}: {times['hetkern']} against torch's {times['torch']}"
         for work, times in result["overhead"].items()
     )
-    return f"{table(result['rows'])}\n\n{where}. Ceilings: {limits}.\n{calls}."
-
-
-def in_fresh_memory(result: dict[str, Any]) -> str:
-    """How often torch's time ours is where no memory is kept, in one line."""
-    ratios = ", ".join(
-        f"{row['work']} {row['shape']} {row['dtype']} {row['torch ÷ this']}×"
-        for row in result["rows"]
-        if row["implementation"] == "hetkern"
-    )
-    conditions = result["conditions"]
-    return (
-        f"With `HETKERN_KEEP_MB=0`, every result in fresh memory ({conditions['cpu']}, commit "
-        f"{conditions['commit']}): {ratios}."
-    )
+    return f"{where}. Ceilings: {limits}.\n{calls}."
 
 
 def main() -> None:
     """Rewrite speed and quality."""
-    text = README.read_text()
-    files = [p for name in ("softmax", "cross_entropy") for p in sorted(RESULTS.glob(f"{name}-*"))]
+    text = PAGE.read_text()
     tables = "\n\n".join(
-        (in_fresh_memory if file.stem.endswith("-fresh") else speed)(json.loads(file.read_text()))
-        for file in files
+        speed(family, vendor)
+        for family in ("softmax", "cross_entropy")
+        for vendor in ("amd", "intel", "cpu")
+        if (RESULTS / f"{family}-{vendor}.json").exists()
     )
     text = between(text, "<!-- speed tables", "<!-- end of speed tables -->", tables)
     lines = []
@@ -61,7 +63,7 @@ def main() -> None:
             f"{run['seconds']:.0f} s on {run['threads']} threads with `--kernels {run['kernels']}`."
         )
     end = "<!-- end of training result -->"
-    README.write_text(between(text, "<!-- training result", end, "\n".join(lines)))
+    PAGE.write_text(between(text, "<!-- training result", end, "\n".join(lines)))
 
 
 if __name__ == "__main__":
