@@ -253,7 +253,7 @@ def cross_entropy(
         input, target, weight = _matched(input, target, weight)
     if reduction not in _REDUCTIONS:
         raise ValueError(f"{op}: reduction: wanted 'none', 'mean' or 'sum', got {reduction!r}")
-    numbers = scale, softcap, z_loss, label_smoothing
+    may_vary = scale, softcap, z_loss, label_smoothing
     result: Tensor | tuple[Tensor, CrossEntropyStats]
     if ops is None:
         result = reference.cross_entropy(
@@ -268,7 +268,7 @@ def cross_entropy(
             z_loss=z_loss,
             return_stats=return_stats,
         )
-    elif apart or (torch.compiler.is_compiling() and any(map(arguments.varies, numbers))):
+    elif apart or (torch.compiler.is_compiling() and any(map(arguments.varies, may_vary))):
         if apart:
             _refuse_sharded_classes(op, input)
         if arguments.varies(scale) or arguments.varies(softcap):
