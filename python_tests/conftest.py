@@ -3,11 +3,13 @@
 import os
 import shutil
 import tempfile
+import zlib
 
 import pytest
 import torch
 
 from hetkern.testing import check
+from hetkern.testing.implementations import IMPLEMENTATIONS
 
 pytest_plugins = ["hetkern.testing.pytest_plugin"]
 
@@ -23,6 +25,17 @@ def pytest_addoption(parser):
         metavar="N",
         help="fail if fewer than N tests pass: a rung whose tests are all skipped proves nothing",
     )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Where the instruction set hardly matters, all but the best run an eighth of the tests."""
+    present = [level for level in IMPLEMENTATIONS if level.isa and not level.why_absent()]
+    for item in items:
+        impl = getattr(getattr(item, "callspec", None), "params", {}).get("impl")
+        if impl in present[:-1] and item.get_closest_marker("any_level"):
+            if zlib.crc32(item.nodeid.encode()) % 8:
+                item.add_marker(pytest.mark.proof)
 
 
 def _passed(config):
@@ -49,6 +62,9 @@ def pytest_configure(config):
     torch keeps compiled graphs on disk and looks a backward graph up by its forward graph alone:
     one that another version of an op's schema left there would be run against this one.
     """
+    config.addinivalue_line(
+        "markers", "any_level: of Python's side; all but the best instruction set run it in proof"
+    )
     if not hasattr(config, "workerinput"):  # xdist's workers inherit the variable
         config.stash[_CACHE] = tempfile.mkdtemp(prefix="hetkern-compile-")
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = config.stash[_CACHE]

@@ -13,6 +13,8 @@ from hetkern.testing import Case, check_op
 from hetkern.testing.devices import normal
 from hetkern.testing.dispatched import ops_of
 
+pytestmark = pytest.mark.any_level
+
 F64 = torch.float64
 CLASSES = 5
 KEPT = (9, 10, 11)  # saved, divisors and entropy among the arguments of the backward ops

@@ -6,6 +6,8 @@ import torch
 import hetkern
 from hetkern.testing.devices import here
 
+pytestmark = pytest.mark.any_level
+
 X, T = torch.zeros(2, 3), torch.tensor([0, 2])
 WRONG = {
     "integer input": ({"input": X.long()}, r"input: wanted .*float.*got .*int64"),

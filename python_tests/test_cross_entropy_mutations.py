@@ -22,6 +22,8 @@ from hetkern.testing.mutants import (
     spoiled_value,
 )
 
+pytestmark = pytest.mark.any_level
+
 DTYPES = [torch.float32, torch.bfloat16]
 
 

@@ -13,6 +13,8 @@ from hetkern.testing import Case, check_op
 from hetkern.testing.devices import normal
 from hetkern.testing.dispatched import ops_of
 
+pytestmark = pytest.mark.any_level
+
 F64 = torch.float64
 
 

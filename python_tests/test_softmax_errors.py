@@ -6,6 +6,8 @@ import torch
 import hetkern
 from hetkern.testing.devices import here
 
+pytestmark = pytest.mark.any_level
+
 X = torch.zeros(2, 3)
 WRONG = {
     "dim past the end": ({"dim": 2}, IndexError, r"dim: wanted .*-2.*1.*got 2"),

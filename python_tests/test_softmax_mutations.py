@@ -19,6 +19,8 @@ from hetkern.testing.mutants import (
     zeros,
 )
 
+pytestmark = pytest.mark.any_level
+
 DTYPES = [torch.float32, torch.bfloat16]
 
 

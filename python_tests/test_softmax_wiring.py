@@ -11,6 +11,8 @@ from hetkern.testing.devices import normal
 from hetkern.testing.dispatched import ops_of
 from hetkern.testing.layouts import dense, expanded, permuted
 
+pytestmark = pytest.mark.any_level
+
 OPTIONS = {
     "plain": {},
     "log": {"log": True},

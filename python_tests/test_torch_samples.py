@@ -23,7 +23,10 @@ DTYPES = (
     torch.bfloat16,
     *(pytest.param(dtype, marks=pytest.mark.proof) for dtype in (torch.float64, torch.float16)),
 )
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Implicit dimension choice
+pytestmark = [
+    pytest.mark.any_level,
+    pytest.mark.filterwarnings("ignore::UserWarning"),  # Implicit dimension choice
+]
 
 
 def in_float64(value: Any) -> Any:
