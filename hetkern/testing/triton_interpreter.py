@@ -26,7 +26,6 @@ import importlib
 import os
 import runpy
 import sys
-import threading
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -65,10 +64,11 @@ def activate() -> None:
             "kernels compile. Let the plugin come first (pytest -p "
             "hetkern.testing.triton_interpreter), or set TRITON_INTERPRET=1 from outside"
         )
-    from hetkern.testing import triton_numbers
+    from hetkern.testing import triton_launch, triton_numbers
 
     _patch_language_once(interpreter, language)
     triton_numbers.repair(interpreter, language)
+    triton_launch.repair()
     _check_memory(interpreter, language)
     _run_first_configuration()
     _refuse(interpreter)
@@ -109,6 +109,8 @@ def races_allowed() -> Iterator[None]:
 
 def _patch_language_once(interpreter: Any, language: Any) -> None:
     """Put the interpreted functions in place for good: stock Triton does so at every call."""
+    from hetkern.testing import triton_control
+
     names: dict[str, Any] = {"language": language, "core": language.core}
     interpreter._patch_lang(types.FunctionType(active.__code__, names))
 
@@ -117,6 +119,10 @@ def _patch_language_once(interpreter: Any, language: Any) -> None:
             """Leave the language as it is."""
 
     interpreter._patch_lang = lambda fn: NothingToRestore()
+    language.tensor.__bool__ = lambda self: True  # Triton's own code asks whether there is one
+    language.static_assert = language.core.static_assert = triton_control.static_assert
+    language.range = language.core.range = triton_control.counting
+    language.static_range = language.core.static_range = triton_control.unrolled
     for module in (language, language.core):
         module.multiple_of = _checked_multiple(module.multiple_of)
 
@@ -139,42 +145,13 @@ def _checked_multiple(claim: Any) -> Any:
 
 
 def _check_memory(interpreter: Any, language: Any) -> None:
-    """Every launch announces its tensors, every access asks for leave."""
-    executor, builder = interpreter.GridExecutor, interpreter.InterpreterBuilder
-    to_host, call = executor._init_args_hst, executor.__call__
+    """Every access asks for leave."""
+    builder = interpreter.InterpreterBuilder
     load, store = builder.create_masked_load, builder.create_masked_store
     rmw, cas = builder.create_atomic_rmw, builder.create_atomic_cas
 
     def width(pointer: Any) -> int:
         return max(1, pointer.get_element_ty().primitive_bitwidth // 8)
-
-    one_at_a_time = threading.RLock()  # there is one grid, and one memory
-
-    def announce(self: Any, args: Any, kwargs: Any) -> Any:
-        host_args, host_kwargs = to_host(self, args, kwargs)
-        named = [*zip(self.arg_names, host_args, strict=False), *host_kwargs.items()]
-        memory.launch(self.fn.__name__, named)
-        return host_args, host_kwargs
-
-    def launch(self: Any, *args: Any, **kwargs: Any) -> Any:
-        import numpy
-
-        warps = kwargs.get("num_warps", 4)
-        if warps not in (1, 2, 4, 8, 16, 32):
-            raise KernelError(f"{self.fn.__name__}: num_warps: wanted a power of two, got {warps}")
-        try:
-            with one_at_a_time, numpy.errstate(all="ignore"):
-                try:
-                    return call(self, *args, **kwargs)
-                finally:
-                    memory.finish()
-        except interpreter.InterpreterError as error:
-            cause: BaseException | None = error
-            while cause is not None and not isinstance(cause, KernelError | NotImplementedError):
-                cause = cause.__cause__
-            if cause is None:
-                raise
-            raise cause from None
 
     def checked_load(self: Any, pointers: Any, mask: Any, *rest: Any, **more: Any) -> Any:
         memory.access("load", pointers.data, mask.data, width(pointers), self)
@@ -194,7 +171,6 @@ def _check_memory(interpreter: Any, language: Any) -> None:
         memory.access("atomic", pointers.data, pointers.data != 0, width(pointers), self)
         return cas(self, pointers, *rest)
 
-    executor._init_args_hst, executor.__call__ = announce, launch
     builder.create_masked_load, builder.create_masked_store = checked_load, checked_store
     builder.create_atomic_rmw, builder.create_atomic_cas = checked_rmw, checked_cas
 
@@ -225,6 +201,14 @@ def _refuse(interpreter: Any) -> None:
 
     builder.create_inline_asm = refusal("inline assembly")
     builder.create_extern_elementwise = refusal("an external function")
+    histogram = builder.create_histogram
+
+    def create_histogram(self: Any, data: Any, *rest: Any) -> Any:
+        if data.data.itemsize == 1:
+            raise KernelError(f"a histogram of {data.dtype} does not compile: cast to int32 first")
+        return histogram(self, data, *rest)
+
+    builder.create_histogram = create_histogram
     builder.create_map_elementwise = refusal("map_elementwise")
     for name in ("triton.language.extra.libdevice", "triton.language.extra.cuda.libdevice"):
         with contextlib.suppress(ImportError):

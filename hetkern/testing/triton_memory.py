@@ -23,7 +23,7 @@ from hetkern.testing.traffic_table import Row
 # Triton's own functions, such as tl.load, and what calls this.
 _NOT_KERNELS = tuple(
     os.path.dirname(spec.origin) + os.sep
-    for name in ("triton", __package__)
+    for name in ("triton", "hetkern.testing")
     if (spec := importlib.util.find_spec(name)) and spec.origin
 )
 _ATOMIC, _SEVERAL = -2, -1  # who wrote or read an element, beside a program's number from 1
@@ -42,7 +42,7 @@ class Counter:
     def add(self, kernel: str, tensor: str, kind: str, elements: int, width: int) -> None:
         """Enter a request; an atomic both loads and stores."""
         for op in ("load", "store") if kind == "atomic" else (kind,):
-            sums = self._sums.setdefault((kernel, _line(), tensor, op), [0, 0, 0])
+            sums = self._sums.setdefault((kernel, source_line(), tensor, op), [0, 0, 0])
             for i, count in enumerate((1, elements, elements * width)):
                 sums[i] += count
 
@@ -51,15 +51,26 @@ class Counter:
         return tuple(Row(*key, None, *sums) for key, sums in sorted(self._sums.items()))
 
 
-def _line() -> str:
+def source_line() -> str:
     """The kernel's line that is at work: the innermost one outside Triton and this kit."""
-    frame: FrameType | None = sys._getframe(2)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
         if not file.startswith(_NOT_KERNELS):
             return f"{os.path.basename(file)}:{frame.f_lineno}"
         frame = frame.f_back
     return "-"
+
+
+def source_line_of(error: BaseException) -> str:
+    """The kernel's line that raised an error: the innermost one outside Triton and this kit."""
+    found, traceback = "", error.__traceback__
+    while traceback is not None:
+        file = traceback.tb_frame.f_code.co_filename
+        if not file.startswith(_NOT_KERNELS):
+            found = f"{os.path.basename(file)}:{traceback.tb_lineno}"
+        traceback = traceback.tb_next
+    return found
 
 
 class _Region:

@@ -1,7 +1,8 @@
 """Arithmetic of the repaired Triton interpreter: what stock Triton computes on bit patterns.
 
 Stock Triton keeps bfloat16 as uint16 and adds, multiplies and compares those; it truncates float32
-to bfloat16; a "tf32" dot is exact; max and min keep NaN, which a GPU drops; fma rounds twice.
+to bfloat16; a "tf32" dot is exact where a tensor core cuts its operands towards zero; max and min
+keep NaN, which a GPU drops; fma rounds twice.
 """
 
 from __future__ import annotations
@@ -35,11 +36,24 @@ def float32_to_bfloat16(values: np.ndarray) -> np.ndarray:
 
 
 def to_tf32(values: np.ndarray) -> np.ndarray:
-    """float32 with ten bits of mantissa, rounded to nearest, ties to even."""
+    """float32 as a tensor core reads it for "tf32": the last 13 bits are not looked at."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    return (bits & np.uint32(0xFFFFE000)).view(np.float32)
+
+
+def rounded_to_tf32(values: np.ndarray) -> np.ndarray:
+    """float32 with ten bits of mantissa, to nearest, ties away from zero (cvt.rna.tf32.f32)."""
     values = np.ascontiguousarray(values, np.float32)
-    bits = values.view(np.uint32)
-    rounded = (bits + (0xFFF + ((bits >> 13) & 1))) & np.uint32(0xFFFFE000)
+    rounded = (values.view(np.uint32) + np.uint32(0x1000)) & np.uint32(0xFFFFE000)
     return np.where(np.isfinite(values), rounded.view(np.float32), values)
+
+
+def _product_in_tf32x3(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Three products of what ten bits hold and of what they leave; the small ones come first."""
+    x_big, y_big = rounded_to_tf32(x), rounded_to_tf32(y)
+    x_small, y_small = rounded_to_tf32(x - x_big), rounded_to_tf32(y - y_big)
+    small = np.matmul(x_small, y_big) + np.matmul(x_big, y_small)
+    return np.where(np.isnan(small), np.float32(0), small) + np.matmul(x_big, y_big)
 
 
 def repair(interpreter: Any, tl: Any) -> None:
@@ -74,10 +88,11 @@ def _elementwise(interpreter: Any, tl: Any) -> None:
         dtype = left.dtype.scalar
         if _is_8_bit_float(dtype):
             raise _not_interpreted(f"arithmetic on {dtype}: cast first; it")
+        if op in _COMPARISONS:
+            return handle(op(values(left), values(right)), tl.int1)
         if dtype != tl.bfloat16 or op in _BITWISE:
             return binary(self, left, right, op)
-        result = op(values(left), values(right))
-        return handle(result, tl.int1) if op in _COMPARISONS else packed(result, dtype)
+        return packed(op(values(left), values(right)), dtype)
 
     def unary_op(self: Any, argument: Any, op: Any) -> Any:
         if argument.dtype.scalar != tl.bfloat16:
@@ -107,6 +122,9 @@ def _elementwise(interpreter: Any, tl: Any) -> None:
     builder.create_rsqrt = one_argument(lambda x: (1 / np.sqrt(x)).astype(x.dtype))
     builder.create_erf = one_argument(
         lambda x: interpreter.np_erf_fp64(x).astype(x.dtype),
+    )
+    builder.get_bf16 = lambda self, value: handle(
+        float32_to_bfloat16(np.array([value], np.float32)), tl.bfloat16
     )
     # A GPU's max and min give the other operand for NaN.
     builder.create_maxnumf, builder.create_minnumf = two_arguments(np.fmax), two_arguments(np.fmin)
@@ -154,18 +172,28 @@ def _dot(interpreter: Any, tl: Any) -> None:
         dtype = a.dtype.scalar
         if dtype.primitive_bitwidth == 8 or dtype == tl.float64:
             return stock(self, a, b, d, precision, imprecise)
-        x, y = a.data, b.data
+        x, y, in_parts = a.data, b.data, False
         if dtype == tl.bfloat16:
             x, y = bfloat16_to_float32(x), bfloat16_to_float32(y)
         elif dtype == tl.float32 and str(precision).lower().endswith("tf32"):
             x, y = to_tf32(x), to_tf32(y)
-        product = np.matmul(x.astype(np.float32), y.astype(np.float32))
+        elif dtype == tl.float32 and str(precision).lower().endswith("tf32x3"):
+            in_parts = True
+        x, y = x.astype(np.float32), y.astype(np.float32)
+        product = _product_in_tf32x3(x, y) if in_parts else np.matmul(x, y)
         if d.dtype.scalar == tl.bfloat16:
             total = product + bfloat16_to_float32(d.data)
             return handle(float32_to_bfloat16(total), tl.bfloat16)
         return handle((product + d.data).astype(d.data.dtype), d.dtype.scalar)
 
+    def min_dot_size(left: Any, right: Any) -> tuple[int, int, int]:
+        """The least M, N and K that NVIDIA's backend takes."""
+        widths = left.scalar.primitive_bitwidth, right.scalar.primitive_bitwidth
+        assert widths[0] == widths[1], f"a dot of operands of {widths[0]} and {widths[1]} bits"
+        return 1, 1, 32 if widths[0] == 8 else 16
+
     builder.create_dot = create_dot
+    interpreter.interpreter_builder.codegen_fns["min_dot_size"] = min_dot_size
 
 
 def _reductions(interpreter: Any, tl: Any) -> None:
