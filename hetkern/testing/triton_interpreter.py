@@ -30,6 +30,8 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
+import numpy
+
 import hetkern.impl
 from hetkern.testing.traffic_table import Traffic
 from hetkern.testing.triton_memory import Counter, KernelError, memory
@@ -64,11 +66,12 @@ def activate() -> None:
             "kernels compile. Let the plugin come first (pytest -p "
             "hetkern.testing.triton_interpreter), or set TRITON_INTERPRET=1 from outside"
         )
-    from hetkern.testing import triton_launch, triton_numbers
+    from hetkern.testing import triton_blocks, triton_launch, triton_numbers
 
     _patch_language_once(interpreter, language)
     triton_numbers.repair(interpreter, language)
     triton_launch.repair()
+    triton_blocks.repair(interpreter, language)
     _check_memory(interpreter, language)
     _run_first_configuration()
     _refuse(interpreter)
@@ -123,25 +126,6 @@ def _patch_language_once(interpreter: Any, language: Any) -> None:
     language.static_assert = language.core.static_assert = triton_control.static_assert
     language.range = language.core.range = triton_control.counting
     language.static_range = language.core.static_range = triton_control.unrolled
-    for module in (language, language.core):
-        module.multiple_of = _checked_multiple(module.multiple_of)
-
-
-def _checked_multiple(claim: Any) -> Any:
-    def multiple_of(value: Any, factors: Any) -> Any:
-        factor = getattr(factors, "value", factors)
-        data = value.handle.data if hasattr(value, "handle") else None
-        if isinstance(factor, int) and data is not None and data.size == 1:
-            kind = getattr(value.handle.dtype, "element_ty", None)
-            size = kind.primitive_bitwidth // 8 if kind is not None else 1
-            if int(data.reshape(-1)[0]) % (factor * max(1, size)):
-                raise KernelError(
-                    f"tl.multiple_of({factor}) of {int(data.reshape(-1)[0])} is false, "
-                    f"{memory.where()}: a GPU would load from a misaligned address"
-                )
-        return claim(value, factors)
-
-    return multiple_of
 
 
 def _check_memory(interpreter: Any, language: Any) -> None:
@@ -153,11 +137,17 @@ def _check_memory(interpreter: Any, language: Any) -> None:
     def width(pointer: Any) -> int:
         return max(1, pointer.get_element_ty().primitive_bitwidth // 8)
 
+    def handle(mask: Any) -> Any:  # descriptors and block pointers give an array
+        array = isinstance(mask, numpy.ndarray)
+        return interpreter.TensorHandle(mask, language.int1) if array else mask
+
     def checked_load(self: Any, pointers: Any, mask: Any, *rest: Any, **more: Any) -> Any:
+        mask = handle(mask)
         memory.access("load", pointers.data, mask.data, width(pointers), self)
         return load(self, pointers, mask, *rest, **more)
 
     def checked_store(self: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
+        mask = handle(mask)
         memory.access("store", pointers.data, mask.data, width(pointers), self, value.data)
         return store(self, pointers, value, mask, *rest)
 
@@ -165,6 +155,11 @@ def _check_memory(interpreter: Any, language: Any) -> None:
         if value.dtype.scalar == language.bfloat16:
             raise NotImplementedError("triton_interpreter: atomics on bfloat16 are not interpreted")
         memory.access("atomic", pointers.data, mask.data, width(pointers), self)
+        if value.data.dtype.kind == "f" and str(op).endswith("XCHG"):  # moves bits
+            bits = numpy.ascontiguousarray(value.data).view(f"i{value.data.itemsize}")
+            integer = {4: language.int32, 8: language.int64}[bits.itemsize]
+            old = rmw(self, op, pointers, interpreter.TensorHandle(bits, integer), mask, *rest)
+            return interpreter.TensorHandle(old.data.view(value.data.dtype), value.dtype.scalar)
         return rmw(self, op, pointers, value, mask, *rest)
 
     def checked_cas(self: Any, pointers: Any, *rest: Any) -> Any:

@@ -163,15 +163,15 @@ def _launch(self: Any, *args: Any, **kwargs: Any) -> None:
         raise KernelError(f"{self.fn.__name__}: num_warps: wanted a power of two, got {warps}")
     with _one_at_a_time, np.errstate(all="ignore"):
         try:
-            _run(self, args, {k: v for k, v in kwargs.items() if k in self.arg_names})
+            _run(self, args, {k: v for k, v in kwargs.items() if k in self.arg_names}, warps)
         finally:
             memory.finish()
 
 
-def _run(self: Any, args: Any, kwargs: dict[str, Any]) -> None:
+def _run(self: Any, args: Any, kwargs: dict[str, Any], warps: int) -> None:
     host_args, host_kwargs = self._init_args_hst(args, kwargs)
     bound = inspect.getcallargs(self.fn, *host_args, **host_kwargs)
-    memory.launch(self.fn.__name__, bound.items())
+    memory.launch(self.fn.__name__, bound.items(), warps)
     for hook in self.pre_run_hooks:
         hook(*host_args, **host_kwargs)
     builder = interpreter.interpreter_builder
