@@ -4,16 +4,23 @@
 hetkern.testing.triton_interpreter script.py …`` run every ``@triton.jit`` kernel, anybody's, in
 Triton's own interpreter, repaired:
 
+* language: and, or, not, conditions, loops, names and numbers mean what Triton's compiler makes of
+  them, and what it does not take raises with its line (triton_source, triton_control); arguments
+  have a launch's types, and 1 is a constant (triton_launch);
 * numbers: bfloat16 rounds to nearest even and computes on values, not on bit patterns; a dot of
-  float32 in "tf32" loses the digits that tensor cores lose; max and min drop NaN (triton_numbers);
+  float32 in "tf32" cuts its operands as tensor cores do, "tf32x3" rounds; 16-bit sums round at
+  every step; max, min and clamp drop NaN; casts to integers saturate (triton_numbers);
 * memory: a load or store outside its tensor's own elements, or not aligned to its size, raises
   :class:`KernelError` with pointer, program and bytes, and so does what only luck decides on a GPU:
   two programs that touch an element of which one writes it without an atomic (triton_memory);
-* ``@triton.autotune`` runs the first configuration; a false ``tl.multiple_of`` raises;
-* inline assembly, libdevice, 8-bit floats' arithmetic and reductions of bfloat16 raise by name.
+* ``@triton.autotune`` runs the first configuration; a false hint (``tl.multiple_of``,
+  ``tl.max_contiguous``, ``tl.max_constancy``) raises (triton_blocks);
+* inline assembly, libdevice, 8-bit floats' arithmetic and reductions of bfloat16 other than sums,
+  largest and smallest raise by name.
 
-What it does not see: a type that changes in a loop, too much shared memory, spills: those are
-what ahead-of-time compilation finds (triton_aot), in a process of its own.
+What it does not see: x * y + z as one fma, memory that a program writes and reads back without a
+barrier, too much shared memory, spills: the last two are what ahead-of-time compilation finds
+(triton_aot), in a process of its own.
 
 Triton decides for its interpreter when ``@triton.jit`` decorates, its own library included. So this
 comes before triton is imported, or says that it is too late.
