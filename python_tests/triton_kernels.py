@@ -125,8 +125,13 @@ def fused(x, y, z, w, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def total(x, y, BLOCK: tl.constexpr):
-    tl.store(y, tl.sum(tl.load(x + tl.arange(0, BLOCK)), 0))
+def multiplied(a, b):
+    return a * b
+
+
+@triton.jit
+def product_of_all(x, y, BLOCK: tl.constexpr):
+    tl.store(y, tl.reduce(tl.load(x + tl.arange(0, BLOCK)), 0, multiplied).to(tl.float32))
 
 
 @triton.jit

@@ -4,16 +4,23 @@
 hetkern.testing.triton_interpreter script.py …`` run every ``@triton.jit`` kernel, anybody's, in
 Triton's own interpreter, repaired:
 
+* language: and, or, not, conditions, loops, names and numbers mean what Triton's compiler makes of
+  them, and what it does not take raises with its line (triton_source, triton_control); arguments
+  have a launch's types, and 1 is a constant (triton_launch);
 * numbers: bfloat16 rounds to nearest even and computes on values, not on bit patterns; a dot of
-  float32 in "tf32" loses the digits that tensor cores lose; max and min drop NaN (triton_numbers);
+  float32 in "tf32" cuts its operands as tensor cores do, "tf32x3" rounds; 16-bit sums round at
+  every step; max, min and clamp drop NaN; casts to integers saturate (triton_numbers);
 * memory: a load or store outside its tensor's own elements, or not aligned to its size, raises
   :class:`KernelError` with pointer, program and bytes, and so does what only luck decides on a GPU:
   two programs that touch an element of which one writes it without an atomic (triton_memory);
-* ``@triton.autotune`` runs the first configuration; a false ``tl.multiple_of`` raises;
-* inline assembly, libdevice, 8-bit floats' arithmetic and reductions of bfloat16 raise by name.
+* ``@triton.autotune`` runs the first configuration; a false hint (``tl.multiple_of``,
+  ``tl.max_contiguous``, ``tl.max_constancy``) raises (triton_blocks);
+* inline assembly, libdevice, 8-bit floats' arithmetic and reductions of bfloat16 other than sums,
+  largest and smallest raise by name.
 
-What it does not see: a type that changes in a loop, too much shared memory, spills: those are
-what ahead-of-time compilation finds (triton_aot), in a process of its own.
+What it does not see: x * y + z as one fma, memory that a program writes and reads back without a
+barrier, too much shared memory, spills: the last two are what ahead-of-time compilation finds
+(triton_aot), in a process of its own.
 
 Triton decides for its interpreter when ``@triton.jit`` decorates, its own library included. So this
 comes before triton is imported, or says that it is too late.
@@ -26,10 +33,11 @@ import importlib
 import os
 import runpy
 import sys
-import threading
 import types
 from collections.abc import Iterator
 from typing import Any
+
+import numpy
 
 import hetkern.impl
 from hetkern.testing.traffic_table import Traffic
@@ -65,10 +73,12 @@ def activate() -> None:
             "kernels compile. Let the plugin come first (pytest -p "
             "hetkern.testing.triton_interpreter), or set TRITON_INTERPRET=1 from outside"
         )
-    from hetkern.testing import triton_numbers
+    from hetkern.testing import triton_blocks, triton_launch, triton_numbers
 
     _patch_language_once(interpreter, language)
     triton_numbers.repair(interpreter, language)
+    triton_launch.repair()
+    triton_blocks.repair(interpreter, language)
     _check_memory(interpreter, language)
     _run_first_configuration()
     _refuse(interpreter)
@@ -109,6 +119,8 @@ def races_allowed() -> Iterator[None]:
 
 def _patch_language_once(interpreter: Any, language: Any) -> None:
     """Put the interpreted functions in place for good: stock Triton does so at every call."""
+    from hetkern.testing import triton_control
+
     names: dict[str, Any] = {"language": language, "core": language.core}
     interpreter._patch_lang(types.FunctionType(active.__code__, names))
 
@@ -117,70 +129,32 @@ def _patch_language_once(interpreter: Any, language: Any) -> None:
             """Leave the language as it is."""
 
     interpreter._patch_lang = lambda fn: NothingToRestore()
-    for module in (language, language.core):
-        module.multiple_of = _checked_multiple(module.multiple_of)
-
-
-def _checked_multiple(claim: Any) -> Any:
-    def multiple_of(value: Any, factors: Any) -> Any:
-        factor = getattr(factors, "value", factors)
-        data = value.handle.data if hasattr(value, "handle") else None
-        if isinstance(factor, int) and data is not None and data.size == 1:
-            kind = getattr(value.handle.dtype, "element_ty", None)
-            size = kind.primitive_bitwidth // 8 if kind is not None else 1
-            if int(data.reshape(-1)[0]) % (factor * max(1, size)):
-                raise KernelError(
-                    f"tl.multiple_of({factor}) of {int(data.reshape(-1)[0])} is false, "
-                    f"{memory.where()}: a GPU would load from a misaligned address"
-                )
-        return claim(value, factors)
-
-    return multiple_of
+    language.tensor.__bool__ = lambda self: True  # Triton's own code asks whether there is one
+    language.static_assert = language.core.static_assert = triton_control.static_assert
+    language.range = language.core.range = triton_control.counting
+    language.static_range = language.core.static_range = triton_control.unrolled
 
 
 def _check_memory(interpreter: Any, language: Any) -> None:
-    """Every launch announces its tensors, every access asks for leave."""
-    executor, builder = interpreter.GridExecutor, interpreter.InterpreterBuilder
-    to_host, call = executor._init_args_hst, executor.__call__
+    """Every access asks for leave."""
+    builder = interpreter.InterpreterBuilder
     load, store = builder.create_masked_load, builder.create_masked_store
     rmw, cas = builder.create_atomic_rmw, builder.create_atomic_cas
 
     def width(pointer: Any) -> int:
         return max(1, pointer.get_element_ty().primitive_bitwidth // 8)
 
-    one_at_a_time = threading.RLock()  # there is one grid, and one memory
-
-    def announce(self: Any, args: Any, kwargs: Any) -> Any:
-        host_args, host_kwargs = to_host(self, args, kwargs)
-        named = [*zip(self.arg_names, host_args, strict=False), *host_kwargs.items()]
-        memory.launch(self.fn.__name__, named)
-        return host_args, host_kwargs
-
-    def launch(self: Any, *args: Any, **kwargs: Any) -> Any:
-        import numpy
-
-        warps = kwargs.get("num_warps", 4)
-        if warps not in (1, 2, 4, 8, 16, 32):
-            raise KernelError(f"{self.fn.__name__}: num_warps: wanted a power of two, got {warps}")
-        try:
-            with one_at_a_time, numpy.errstate(all="ignore"):
-                try:
-                    return call(self, *args, **kwargs)
-                finally:
-                    memory.finish()
-        except interpreter.InterpreterError as error:
-            cause: BaseException | None = error
-            while cause is not None and not isinstance(cause, KernelError | NotImplementedError):
-                cause = cause.__cause__
-            if cause is None:
-                raise
-            raise cause from None
+    def handle(mask: Any) -> Any:  # descriptors and block pointers give an array
+        array = isinstance(mask, numpy.ndarray)
+        return interpreter.TensorHandle(mask, language.int1) if array else mask
 
     def checked_load(self: Any, pointers: Any, mask: Any, *rest: Any, **more: Any) -> Any:
+        mask = handle(mask)
         memory.access("load", pointers.data, mask.data, width(pointers), self)
         return load(self, pointers, mask, *rest, **more)
 
     def checked_store(self: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
+        mask = handle(mask)
         memory.access("store", pointers.data, mask.data, width(pointers), self, value.data)
         return store(self, pointers, value, mask, *rest)
 
@@ -188,13 +162,17 @@ def _check_memory(interpreter: Any, language: Any) -> None:
         if value.dtype.scalar == language.bfloat16:
             raise NotImplementedError("triton_interpreter: atomics on bfloat16 are not interpreted")
         memory.access("atomic", pointers.data, mask.data, width(pointers), self)
+        if value.data.dtype.kind == "f" and str(op).endswith("XCHG"):  # moves bits
+            bits = numpy.ascontiguousarray(value.data).view(f"i{value.data.itemsize}")
+            integer = {4: language.int32, 8: language.int64}[bits.itemsize]
+            old = rmw(self, op, pointers, interpreter.TensorHandle(bits, integer), mask, *rest)
+            return interpreter.TensorHandle(old.data.view(value.data.dtype), value.dtype.scalar)
         return rmw(self, op, pointers, value, mask, *rest)
 
     def checked_cas(self: Any, pointers: Any, *rest: Any) -> Any:
         memory.access("atomic", pointers.data, pointers.data != 0, width(pointers), self)
         return cas(self, pointers, *rest)
 
-    executor._init_args_hst, executor.__call__ = announce, launch
     builder.create_masked_load, builder.create_masked_store = checked_load, checked_store
     builder.create_atomic_rmw, builder.create_atomic_cas = checked_rmw, checked_cas
 
@@ -225,6 +203,14 @@ def _refuse(interpreter: Any) -> None:
 
     builder.create_inline_asm = refusal("inline assembly")
     builder.create_extern_elementwise = refusal("an external function")
+    histogram = builder.create_histogram
+
+    def create_histogram(self: Any, data: Any, *rest: Any) -> Any:
+        if data.data.itemsize == 1:
+            raise KernelError(f"a histogram of {data.dtype} does not compile: cast to int32 first")
+        return histogram(self, data, *rest)
+
+    builder.create_histogram = create_histogram
     builder.create_map_elementwise = refusal("map_elementwise")
     for name in ("triton.language.extra.libdevice", "triton.language.extra.cuda.libdevice"):
         with contextlib.suppress(ImportError):

@@ -8,6 +8,8 @@ itself as two programs that touch one element, one of them writing it, not both 
 from __future__ import annotations
 
 import bisect
+import contextlib
+import gc
 import importlib.util
 import os
 import sys
@@ -23,7 +25,7 @@ from hetkern.testing.traffic_table import Row
 # Triton's own functions, such as tl.load, and what calls this.
 _NOT_KERNELS = tuple(
     os.path.dirname(spec.origin) + os.sep
-    for name in ("triton", __package__)
+    for name in ("triton", "hetkern.testing")
     if (spec := importlib.util.find_spec(name)) and spec.origin
 )
 _ATOMIC, _SEVERAL = -2, -1  # who wrote or read an element, beside a program's number from 1
@@ -42,7 +44,7 @@ class Counter:
     def add(self, kernel: str, tensor: str, kind: str, elements: int, width: int) -> None:
         """Enter a request; an atomic both loads and stores."""
         for op in ("load", "store") if kind == "atomic" else (kind,):
-            sums = self._sums.setdefault((kernel, _line(), tensor, op), [0, 0, 0])
+            sums = self._sums.setdefault((kernel, source_line(), tensor, op), [0, 0, 0])
             for i, count in enumerate((1, elements, elements * width)):
                 sums[i] += count
 
@@ -51,15 +53,26 @@ class Counter:
         return tuple(Row(*key, None, *sums) for key, sums in sorted(self._sums.items()))
 
 
-def _line() -> str:
+def source_line() -> str:
     """The kernel's line that is at work: the innermost one outside Triton and this kit."""
-    frame: FrameType | None = sys._getframe(2)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
         if not file.startswith(_NOT_KERNELS):
             return f"{os.path.basename(file)}:{frame.f_lineno}"
         frame = frame.f_back
     return "-"
+
+
+def source_line_of(error: BaseException) -> str:
+    """The kernel's line that raised an error: the innermost one outside Triton and this kit."""
+    found, traceback = "", error.__traceback__
+    while traceback is not None:
+        file = traceback.tb_frame.f_code.co_filename
+        if not file.startswith(_NOT_KERNELS):
+            found = f"{os.path.basename(file)}:{traceback.tb_lineno}"
+        traceback = traceback.tb_next
+    return found
 
 
 class _Region:
@@ -80,6 +93,7 @@ class _Region:
             self.unit = 1
         self.end = max(self.end, other.end)
         self.views += other.views
+        self._state = None
 
     @property
     def state(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
@@ -127,14 +141,21 @@ class Memory:
     def __init__(self) -> None:
         self.check_races = True
         self.counted: Counter | None = None
+        self._regions: list[_Region] = []
         self._begins: list[int] = []
+        self._pointing: list[tuple[str, torch.Tensor]] = []
         self.finish()
 
-    def launch(self, kernel: str, arguments: Iterable[tuple[str, Any]]) -> None:
+    def launch(self, kernel: str, arguments: Iterable[tuple[str, Any]], warps: int) -> None:
         """Learn the tensors of a launch."""
-        found = [_Region(n, t) for name, value in arguments for n, t in _tensors(name, value)]
-        self.kernel = kernel
-        for region in sorted(found, key=lambda r: r.begin):
+        found = [(n, t) for name, value in arguments for n, t in _tensors(name, value)]
+        self.kernel, self.warps = kernel, warps
+        self._pointing = [(n, t) for n, t in found if t.dtype in (torch.int64, torch.uint64)]
+        self._arrange(_Region(n, t) for n, t in found)
+
+    def _arrange(self, regions: Iterable[_Region]) -> None:
+        self._regions = []
+        for region in sorted(regions, key=lambda r: r.begin):
             if self._regions and region.begin < self._regions[-1].end:
                 self._regions[-1].merge(region)
             else:
@@ -145,8 +166,8 @@ class Memory:
         """Forget them."""
         self.kernel = ""
         self.program: tuple[int, ...] = (0, 0, 0)
-        self._regions: list[_Region] = []
-        self._begins = []
+        self.warps = 4
+        self._pointing, self._regions, self._begins = [], [], []
 
     def where(self) -> str:
         """The program at hand, for messages."""
@@ -162,7 +183,8 @@ class Memory:
         values: np.ndarray | None = None,
     ) -> None:
         """Check one request of a program: "load", "store" or "atomic" of ``width`` bytes a lane."""
-        self.program = tuple(int(i) for i in builder.grid_idx)
+        x, y, z = self.program = tuple(int(i) for i in builder.grid_idx)
+        self._me = 1 + x + builder.grid_dim[0] * (y + builder.grid_dim[1] * z)
         if pointers.shape != mask.shape:
             pointers, mask = np.broadcast_arrays(pointers, mask)
         addresses = (pointers.ravel() if mask.all() else pointers[mask]).astype(np.int64)
@@ -191,6 +213,8 @@ class Memory:
             raise KernelError(
                 f"{kind} of {width} bytes, but the launch has no tensor, {self.where()}"
             )
+        if self._pointing:
+            self._follow_pointers()
         at = np.searchsorted(np.array(self._begins), addresses, side="right") - 1
         ends = np.array([region.end for region in self._regions])
         outside = (at < 0) | (addresses + width > ends[np.maximum(at, 0)])
@@ -204,6 +228,31 @@ class Memory:
                 f"{far} {region.name!r} ({region.end - region.begin} bytes), {self.where()}"
             )
         return [self._regions[i] for i in np.unique(at)]
+
+    def _follow_pointers(self) -> None:
+        """Learn the living tensors whose addresses the integers of the launch's tensors are.
+
+        A grouped kernel gets its matrices so. Asked when an access is in no tensor known so far.
+        """
+        pointing, self._pointing = self._pointing, []
+        names = {
+            at: f"*{name}[{i}]"
+            for name, tensor in pointing
+            if tensor.numel() <= 1 << 16
+            for i, at in enumerate(tensor.flatten().tolist())
+        }
+        known = {view.data_ptr() for region in self._regions for view in region.views}
+        found: dict[int, _Region] = {}
+        for thing in gc.get_objects():
+            if type(thing) not in (torch.Tensor, torch.nn.Parameter):
+                continue
+            with contextlib.suppress(RuntimeError, NotImplementedError):  # one without memory
+                at = thing.data_ptr() if thing.numel() and thing.device.type == "cpu" else 0
+                if at in names and at not in known:
+                    region = _Region(names[at], thing)
+                    found[at] = max(found.get(at, region), region, key=lambda r: r.end)
+        if found:
+            self._arrange([*self._regions, *found.values()])
 
     def _inside(self, kind: str, region: _Region, addresses: np.ndarray, width: int) -> None:
         if (addresses % width).any():
@@ -230,8 +279,7 @@ class Memory:
         self, kind: str, name: str, writer: np.ndarray, reader: np.ndarray, at: np.ndarray
     ) -> None:
         """Enter this program as writer or reader; another's mark may be a race."""
-        x, y, z = self.program
-        me = 1 + x + (y << 10) + (z << 20) if y or z else 1 + x
+        me = self._me
         wrote, read = writer[at], reader[at]
         others_wrote = (wrote != 0) & (wrote != me)
         others_read = (read != 0) & (read != me)
