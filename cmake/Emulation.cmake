@@ -21,9 +21,9 @@ endforeach()
 # What a kernel may not use is refused by name before it is compiled.
 set(refused "${PROJECT_BINARY_DIR}/emulation_refused.stamp")
 add_custom_command(OUTPUT "${refused}" COMMENT "Looking for words that the emulation refuses"
-  COMMAND "${Python_EXECUTABLE}" "${PROJECT_SOURCE_DIR}/hetkern/testing/emulation_refused.py" ${emulated_kernels} ${emulated_headers}
+  COMMAND "${Python_EXECUTABLE}" "${PROJECT_SOURCE_DIR}/hetkern/testing/emulation/refused.py" ${emulated_kernels} ${emulated_headers}
   COMMAND "${CMAKE_COMMAND}" -E touch "${refused}"
-  DEPENDS ${emulated_kernels} ${emulated_headers} hetkern/testing/emulation_refused.py)
+  DEPENDS ${emulated_kernels} ${emulated_headers} hetkern/testing/emulation/refused.py)
 
 # An emulated library: `instrument` are the kernels' flags, `mode` is what the emulation is told of them.
 function(add_emulated name mode)

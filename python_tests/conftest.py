@@ -7,7 +7,7 @@ import tempfile
 import pytest
 import torch
 
-from hetkern.testing import check
+from hetkern.testing.values import check
 
 pytest_plugins = ["hetkern.testing.pytest_plugin"]
 

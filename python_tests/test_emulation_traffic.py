@@ -9,11 +9,12 @@ import pytest
 import torch
 from emulating import skip_unless_possible
 
-from hetkern.testing import traffic_command, traffic_resources
 from hetkern.testing.emulation import EmulatedKernel, emulate_cuda
-from hetkern.testing.traffic import traffic_library
-from hetkern.testing.traffic_resources import occupancy, own_resources
-from hetkern.testing.traffic_table import Launch, Traffic
+from hetkern.testing.traffic import command as traffic_command
+from hetkern.testing.traffic import resources
+from hetkern.testing.traffic.counting import traffic_library
+from hetkern.testing.traffic.resources import occupancy, own_resources
+from hetkern.testing.traffic.table import Launch, Traffic
 
 SOURCE = Path(__file__).parent / "kernels" / "planted_traffic.cu"
 COPY, TRANSPOSE, MATRICES, PEERS = range(4)
@@ -157,7 +158,7 @@ def test_the_command_calls_every_operation_on_every_shape(name, shape):
 
 def test_a_kernel_without_a_record_is_compiled_or_nvcc_named(monkeypatch):
     launch = Launch("rows_kernel<Unknown>", 1, 64, 0, 1)
-    monkeypatch.setattr(traffic_resources, "compiled", lambda file, arch: f"{file.name}, {arch}")
+    monkeypatch.setattr(resources, "compiled", lambda file, arch: f"{file.name}, {arch}")
     assert list(own_resources("softmax", (launch,))) == ["softmax.cu, sm_90a"]
 
 

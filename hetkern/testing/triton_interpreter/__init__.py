@@ -5,10 +5,10 @@ hetkern.testing.triton_interpreter script.py …`` run every ``@triton.jit`` ker
 Triton's own interpreter, repaired:
 
 * numbers: bfloat16 rounds to nearest even and computes on values, not on bit patterns; a dot of
-  float32 in "tf32" loses the digits that tensor cores lose; max and min drop NaN (triton_numbers);
+  float32 in "tf32" loses the digits that tensor cores lose; max and min drop NaN (numbers);
 * memory: a load or store outside its tensor's own elements, or not aligned to its size, raises
   :class:`KernelError` with pointer, program and bytes, and so does what only luck decides on a GPU:
-  two programs that touch an element of which one writes it without an atomic (triton_memory);
+  two programs that touch an element of which one writes it without an atomic (checked_memory);
 * ``@triton.autotune`` runs the first configuration; a false ``tl.multiple_of`` raises;
 * inline assembly, libdevice, 8-bit floats' arithmetic and reductions of bfloat16 raise by name.
 
@@ -32,8 +32,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import hetkern.impl
-from hetkern.testing.traffic_table import Traffic
-from hetkern.testing.triton_memory import Counter, KernelError, memory
+from hetkern.testing.traffic.table import Traffic
+from hetkern.testing.triton_interpreter.checked_memory import Counter, KernelError, memory
 
 __all__ = ["KernelError", "Traffic", "activate", "active", "races_allowed", "traffic"]
 
@@ -65,7 +65,7 @@ def activate() -> None:
             "kernels compile. Let the plugin come first (pytest -p "
             "hetkern.testing.triton_interpreter), or set TRITON_INTERPRET=1 from outside"
         )
-    from hetkern.testing import triton_numbers
+    from hetkern.testing.triton_interpreter import numbers as triton_numbers
 
     _patch_language_once(interpreter, language)
     triton_numbers.repair(interpreter, language)
@@ -257,7 +257,3 @@ def main(arguments: list[str]) -> None:
     sys.argv = arguments
     sys.path[0] = os.path.dirname(os.path.abspath(arguments[0]))
     runpy.run_path(arguments[0], run_name="__main__")
-
-
-if __name__ == "__main__":  # this module again, under the name by which scripts import it
-    importlib.import_module("hetkern.testing.triton_interpreter").main(sys.argv[1:])

@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from hetkern.testing.emulation_refused import refusals
+from hetkern.testing.emulation.refused import refusals
 
 
 class EmulationError(RuntimeError):
@@ -55,7 +55,7 @@ def compiler() -> str:
 @functools.cache
 def own_headers() -> Path:
     """The folder of ``cuda/device/launch.cuh``: in the source tree or the installed package."""
-    package = Path(__file__).parents[1]
+    package = Path(__file__).parents[2]
     for root in (package.parent / "csrc", package / "include"):
         if (root / "cuda/device/launch.cuh").exists():
             return root

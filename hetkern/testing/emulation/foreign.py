@@ -1,34 +1,23 @@
-"""CUDA kernels on the CPU: values, bounds, barriers, races and memory traffic without a GPU.
+"""Anybody's CUDA file on the CPU: :func:`emulate_cuda` builds it, its result runs it.
 
-:func:`emulate_cuda` runs anybody's ``.cu`` file; :func:`emulated_cuda` lets ``impl="cuda"`` of
-hetkern's own operations run on CPU tensors.
-
-What a foreign file must do: include ``cuda/device/launch.cuh``; launch with ``HETKERN_LAUNCH`` or
-``HETKERN_LAUNCH_CLUSTER``; take shared memory with ``HETKERN_SHARED``; reach PTX through
-``hetkern::ptx`` (``cuda/device/ptx.cuh``); and offer a launcher, an ``extern "C"`` function that
-returns nothing and takes raw pointers, numbers and last a stream. The same file compiles with nvcc.
+In this process where that can be, else (under a sanitizer, or counting) in a child process that
+takes the tensors' bytes and brings the results back (csrc/cuda/emulation/driver.cpp).
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import re
 import struct
 import subprocess
 import tempfile
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from hetkern.testing.emulation_build import EmulationError, build
-from hetkern.testing.traffic_table import Traffic
-
-__all__ = ["EmulatedKernel", "EmulationError", "emulate_cuda", "emulated_cuda", "why_no_emulation"]
+from hetkern.testing.emulation.build import EmulationError, build
+from hetkern.testing.traffic.table import Traffic
 
 _ERRORS = {1: IndexError, 2: ValueError, 3: EmulationError}
 _FORMATS = {
@@ -207,64 +196,3 @@ def _write_arguments(
         lines.append(f"tensor {names[i]} {i}.bin {size} {align}")
     (folder / "arguments").write_text("\n".join(lines) + "\n")
     return tensors
-
-
-# ---- hetkern's own kernels. ----------------------------------------------------------------------
-
-_NAME = "libhetkern_emulated.so"
-_loaded: list[Path] = []
-_inside = 0  # contexts that are open, in all threads
-_lock = threading.Lock()
-
-
-def _library_file() -> Path | None:
-    """HETKERN_EMULATED, or the library beside the package, or the newest in the build tree."""
-    if named := os.environ.get("HETKERN_EMULATED"):
-        return Path(named)
-    package = Path(__file__).parents[1]
-    built = [*package.glob(_NAME), *(package.parent / "build").glob(f"*/{_NAME}")]
-    plain = [f for f in built if f.parent.name not in ("address", "thread")]
-    return max(plain, key=lambda f: f.stat().st_mtime, default=None)
-
-
-def why_no_emulation() -> str | None:
-    """Why hetkern's CUDA kernels cannot run on the CPU here; None if they can."""
-    file = _library_file()
-    if file is None:
-        return f"{_NAME} is not built: cmake -DHETKERN_EMULATION=ON"
-    return None if file.exists() else f"HETKERN_EMULATED: {file} does not exist"
-
-
-@contextlib.contextmanager
-def emulated_cuda() -> Iterator[None]:
-    """While this context is open, ``impl="cuda"`` runs the CUDA kernels on CPU tensors.
-
-    It does so in every thread: those that a test starts are part of it.
-
-    Raises:
-        NotImplementedError: the emulated library is not built.
-    """
-    from hetkern.ops import family
-
-    if not _loaded:
-        file = _library_file()
-        if reason := why_no_emulation():
-            raise NotImplementedError(reason)
-        assert file is not None
-        family.serve("emulated", "hetkern_emulated")
-        torch.ops.load_library(file)
-        _loaded.append(file)
-    _count(1)
-    try:
-        yield
-    finally:
-        _count(-1)
-
-
-def _count(change: int) -> None:
-    global _inside
-    from hetkern import impl
-
-    with _lock:
-        _inside += change
-        impl.emulated = _inside > 0
