@@ -58,5 +58,6 @@ elseif(HETKERN_SANITIZE STREQUAL "thread")
   add_emulated(hetkern_emulated THREAD INSTRUMENT ${alignment})
 else()
   add_emulated(hetkern_emulated PLAIN INSTRUMENT ${alignment})
-  add_emulated(hetkern_traffic TRAFFIC INSTRUMENT ${alignment} -fno-tree-sra -fno-ipa-sra -fsanitize=thread)
+  add_emulated(hetkern_traffic TRAFFIC INSTRUMENT ${alignment} -fno-tree-sra -fno-ipa-sra -fsanitize=thread
+    "SHELL:-include ${PROJECT_SOURCE_DIR}/csrc/cuda/emulation/counted_words.h")
 endif()

@@ -30,7 +30,8 @@ KINDS = {
     ),
     "thread": (("-O1", "-fsanitize=thread", *_ALIGNMENT), ("-fsanitize=thread",), "THREAD"),
     "traffic": (
-        (*_SCALAR, "-fno-tree-sra", "-fno-ipa-sra", "-fsanitize=thread", *_ALIGNMENT),
+        (*_SCALAR, "-fno-tree-sra", "-fno-ipa-sra", "-fsanitize=thread", *_ALIGNMENT)
+        + ("-include", "cuda/emulation/counted_words.h"),
         (),
         "TRAFFIC",
     ),

@@ -12,6 +12,7 @@ import re
 import struct
 import subprocess
 import tempfile
+import warnings
 from pathlib import Path
 
 from torch import Tensor
@@ -142,7 +143,7 @@ class EmulatedKernel:
     def _in_a_child(self, args: tuple[object, ...], slots: list[bytes]) -> Traffic | None:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            tensors = _write_arguments(folder, self._names, args, slots)
+            tensors, same = _write_arguments(folder, self._names, args, slots)
             environment = {
                 **os.environ,
                 "ASAN_OPTIONS": "detect_leaks=0",  # threads stop where a check fails
@@ -158,8 +159,12 @@ class EmulatedKernel:
             if (error := folder / "error").exists():
                 kind, text = error.read_text().split(" ", 1)
                 raise _ERRORS[int(kind)](text)
+            for line in done.stderr.splitlines():
+                if line.startswith("hetkern: launch of"):  # a check that has seen less than all
+                    warnings.warn(f"{self._launcher}: {line}", RuntimeWarning, stacklevel=3)
+            written = {same.get(i, i) for i, p in enumerate(self.parameters) if " const" not in p}
             for i, (tensor, size) in tensors.items():
-                if " const" not in self.parameters[i]:
+                if i in written:
                     ctypes.memmove(tensor.data_ptr(), (folder / f"{i}.bin").read_bytes(), size)
             if self.kind == "traffic":
                 return Traffic.read_from(folder / "traffic", self._program)
@@ -168,10 +173,16 @@ class EmulatedKernel:
 
 def _write_arguments(
     folder: Path, names: list[str], args: tuple[object, ...], slots: list[bytes]
-) -> dict[int, tuple[Tensor, int]]:
-    """What the driver reads (csrc/cuda/emulation/driver.cpp); return the tensors by position."""
+) -> tuple[dict[int, tuple[Tensor, int]], dict[int, int]]:
+    """What the driver reads (csrc/cuda/emulation/driver.cpp).
+
+    Returns:
+        Each tensor and its bytes by the position where it came first; and for a position where it
+        came again, that first one.
+    """
     lines: list[str] = []
     tensors: dict[int, tuple[Tensor, int]] = {}
+    again: dict[int, int] = {}
     for i, slot in enumerate(slots):
         value = args[i] if i < len(args) else None
         if not isinstance(value, Tensor):
@@ -185,6 +196,7 @@ def _write_arguments(
         )
         if same is not None:
             lines.append(f"same {same}")
+            again[i] = same
             continue
         for j, (t, n) in tensors.items():
             if start < t.data_ptr() + n and t.data_ptr() < start + size:
@@ -195,4 +207,4 @@ def _write_arguments(
         align = 0 if start % 64 == 0 else start % 64
         lines.append(f"tensor {names[i]} {i}.bin {size} {align}")
     (folder / "arguments").write_text("\n".join(lines) + "\n")
-    return tensors
+    return tensors, again
