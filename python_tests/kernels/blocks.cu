@@ -55,24 +55,13 @@ __global__ void __launch_bounds__(1024) add_one(float* y, int n, int bug) {
 
 }  // namespace
 
-extern "C" void hand_over_between(float* x, float* y, int writer, int reader, int blocks, int threads, void* stream) {
-  HETKERN_LAUNCH(hand_over, blocks, threads, 0, stream, x, y, writer, reader, blocks - 1);
-}
-
-extern "C" void last_of(float* partial, unsigned* counter, float* y, int blocks, int bug, void* stream) {
-  HETKERN_LAUNCH(last_block, blocks, 64, sizeof(Shared), stream, partial, counter, y, bug);
-}
-
-extern "C" void scan(unsigned* flag, float* prefix, float* y, int blocks, int bug, void* stream) {
-  HETKERN_LAUNCH(look_back, blocks, 64, 0, stream, flag, prefix, y, bug);
-}
-
-// Launch after launch on the same numbers: a stream orders them.
-extern "C" void add(float* y, int n, int threads, int times, int bug, void* stream) {
-  for (int i = 0; i < times; ++i) HETKERN_LAUNCH(add_one, (n + threads - 1) / threads, threads, 0, stream, y, n, bug);
-}
-
-// Likewise, and each launch has more threads than the one before.
-extern "C" void add_growing(float* y, int n, void* stream) {
-  for (int i = 1; i <= n; i *= 2) HETKERN_LAUNCH(add_one, i, 32, 0, stream, y, i * 32, 0);
+// kernel 3: launch after launch on the same numbers, which a stream orders; 4: each has more threads than the one before.
+extern "C" void blocks(int kernel, float* x, unsigned* words, float* y, int blocks, int threads, int p, int q,
+                       void* stream) {
+  if (kernel == 0) HETKERN_LAUNCH(hand_over, blocks, threads, 0, stream, x, y, p, q, blocks - 1);
+  if (kernel == 1) HETKERN_LAUNCH(last_block, blocks, 64, sizeof(Shared), stream, x, words, y, q);
+  if (kernel == 2) HETKERN_LAUNCH(look_back, blocks, 64, 0, stream, words, x, y, q);
+  for (int i = 0; kernel == 3 && i < p; ++i)
+    HETKERN_LAUNCH(add_one, blocks, threads, 0, stream, y, blocks * threads, q);
+  for (int n = 1; kernel == 4 && n <= blocks; n *= 2) HETKERN_LAUNCH(add_one, n, threads, 0, stream, y, n * threads, q);
 }
