@@ -29,9 +29,10 @@ Thread* current = nullptr;
 Machine machine;
 
 unsigned most_together() {
-  static const char* const wanted = sanitize::kThread ? std::getenv("HETKERN_EMULATION_THREADS") : nullptr;
-  static const unsigned most = sanitize::kThread ? 8000 : 16 * 1024;
-  return wanted ? std::clamp(static_cast<unsigned>(std::atoi(wanted)), 1u, most) : most;
+  if (!sanitize::kThread) return 16 * 1024;
+  static const char* const wanted = std::getenv("HETKERN_EMULATION_THREADS");
+  static const int fewer = wanted ? std::atoi(wanted) : 0;
+  return fewer > 0 && fewer < 8000 ? static_cast<unsigned>(fewer) : 8000;
 }
 
 void Stacks::hold(size_t count) {

@@ -20,6 +20,7 @@ class EmulationError(RuntimeError):
 
 _ALIGNMENT = ("-fsanitize=alignment", "-fno-sanitize-recover=alignment")
 _SCALAR = ("-O2", "-fno-tree-vectorize", "-fno-tree-slp-vectorize")
+_COUNTED = ("-include", "cuda/emulation/counted_words.h")
 #: For each way to run: the kernel's flags, the linker's, and what the emulation is told.
 KINDS = {
     "plain": ((*_SCALAR, *_ALIGNMENT), ("-shared", "-Wl,--no-undefined"), "PLAIN"),
@@ -30,8 +31,7 @@ KINDS = {
     ),
     "thread": (("-O1", "-fsanitize=thread", *_ALIGNMENT), ("-fsanitize=thread",), "THREAD"),
     "traffic": (
-        (*_SCALAR, "-fno-tree-sra", "-fno-ipa-sra", "-fsanitize=thread", *_ALIGNMENT)
-        + ("-include", "cuda/emulation/counted_words.h"),
+        (*_SCALAR, "-fno-tree-sra", "-fno-ipa-sra", "-fsanitize=thread", *_ALIGNMENT, *_COUNTED),
         (),
         "TRAFFIC",
     ),
