@@ -21,9 +21,9 @@ endforeach()
 # What a kernel may not use is refused by name before it is compiled.
 set(refused "${PROJECT_BINARY_DIR}/emulation_refused.stamp")
 add_custom_command(OUTPUT "${refused}" COMMENT "Looking for words that the emulation refuses"
-  COMMAND "${Python_EXECUTABLE}" "${PROJECT_SOURCE_DIR}/hetkern/testing/emulation_refused.py" ${emulated_kernels} ${emulated_headers}
+  COMMAND "${Python_EXECUTABLE}" "${PROJECT_SOURCE_DIR}/hetkern/testing/emulation/refused.py" ${emulated_kernels} ${emulated_headers}
   COMMAND "${CMAKE_COMMAND}" -E touch "${refused}"
-  DEPENDS ${emulated_kernels} ${emulated_headers} hetkern/testing/emulation_refused.py)
+  DEPENDS ${emulated_kernels} ${emulated_headers} hetkern/testing/emulation/refused.py)
 
 # An emulated library: `instrument` are the kernels' flags, `mode` is what the emulation is told of them.
 function(add_emulated name mode)
@@ -58,5 +58,6 @@ elseif(HETKERN_SANITIZE STREQUAL "thread")
   add_emulated(hetkern_emulated THREAD INSTRUMENT ${alignment})
 else()
   add_emulated(hetkern_emulated PLAIN INSTRUMENT ${alignment})
-  add_emulated(hetkern_traffic TRAFFIC INSTRUMENT ${alignment} -fno-tree-sra -fno-ipa-sra -fsanitize=thread)
+  add_emulated(hetkern_traffic TRAFFIC INSTRUMENT ${alignment} -fno-tree-sra -fno-ipa-sra -fsanitize=thread
+    "SHELL:-include ${PROJECT_SOURCE_DIR}/csrc/cuda/emulation/counted_words.h")
 endif()

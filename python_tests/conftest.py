@@ -8,8 +8,8 @@ import zlib
 import pytest
 import torch
 
-from hetkern.testing import check
 from hetkern.testing.implementations import IMPLEMENTATIONS
+from hetkern.testing.values import check
 
 pytest_plugins = ["hetkern.testing.pytest_plugin"]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from hetkern.testing.emulation import EmulatedKernel, emulate_cuda
-from hetkern.testing.emulation_build import compiler, cuda_headers
+from hetkern.testing.emulation.build import compiler, cuda_headers
 
 
 def why_impossible() -> str | None:

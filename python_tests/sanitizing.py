@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hetkern.testing.emulation_build import cuda_headers
+from hetkern.testing.emulation.build import cuda_headers
 
 ROOT = Path(__file__).parent.parent
 WORKLOAD = Path(__file__).with_name("sanitized_workload.py")

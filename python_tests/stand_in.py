@@ -11,8 +11,10 @@ from torch.utils._device import DeviceContext, _device_constructors
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from hetkern import impl
-from hetkern.testing import check, devices, implementations, random_cases
+from hetkern.testing import devices, implementations
+from hetkern.testing.cases import random_cases
 from hetkern.testing.emulation import emulated_cuda
+from hetkern.testing.values import check
 
 NAME = "meta"  # a device of torch's that needs no hardware; nothing runs on the real one
 READS = (Tensor.cpu, Tensor.tolist, Tensor.item, Tensor.numpy)

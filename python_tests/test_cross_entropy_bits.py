@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import hetkern
-from hetkern.testing.calls import Call, random_upstream, run, same_bits
+from hetkern.testing.cases.families import cross_entropy_op
 from hetkern.testing.devices import normal
-from hetkern.testing.families import cross_entropy_op
 from hetkern.testing.layouts import LAYOUTS
+from hetkern.testing.values.calls import Call, random_upstream, run, same_bits
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
 

@@ -11,7 +11,7 @@ import hetkern
 from hetkern import reference
 from hetkern.testing import Case, check_op
 from hetkern.testing.devices import normal
-from hetkern.testing.dispatched import ops_of
+from hetkern.testing.values.dispatched import ops_of
 
 pytestmark = pytest.mark.any_level
 

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 import hetkern
-from hetkern.testing import assert_stays_inside, inputs
-from hetkern.testing.check import DTYPES
+from hetkern.testing import assert_stays_inside
+from hetkern.testing.cases import inputs
+from hetkern.testing.cases.families import cross_entropy_op
 from hetkern.testing.devices import far_apart, normal
-from hetkern.testing.families import cross_entropy_op
+from hetkern.testing.values.check import DTYPES
 
 REDUCTIONS = ["none", "mean", "sum"]
 

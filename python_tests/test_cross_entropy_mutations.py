@@ -8,13 +8,13 @@ import torch
 
 from hetkern.reference import cross_entropy as exact
 from hetkern.testing import Case, check_op, inputs
-from hetkern.testing.families import (
+from hetkern.testing.cases.families import (
     check_cross_entropy,
     cross_entropy_op,
     target_classes,
     torch_cross_entropy,
 )
-from hetkern.testing.mutants import (
+from hetkern.testing.cases.mutants import (
     SPOILED,
     dropped_target_term,
     skipped_last_tile,

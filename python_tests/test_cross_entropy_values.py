@@ -8,9 +8,9 @@ import torch.nn.functional as F
 
 import hetkern
 from hetkern.testing import Case, check_seed, inputs
-from hetkern.testing.check import DTYPES
-from hetkern.testing.families import check_cross_entropy, target_classes
+from hetkern.testing.cases.families import check_cross_entropy, target_classes
 from hetkern.testing.layouts import LAYOUTS
+from hetkern.testing.values.check import DTYPES
 
 SHORT = [n for n in inputs.LENGTHS if n <= 4097]
 LONG = [n for n in inputs.LENGTHS if n > 4097]

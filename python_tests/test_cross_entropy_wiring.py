@@ -9,8 +9,8 @@ from torch.utils.data import DataLoader, Dataset
 
 import hetkern
 from hetkern.testing.devices import normal
-from hetkern.testing.dispatched import ops_of
 from hetkern.testing.layouts import dense, expanded, permuted
+from hetkern.testing.values.dispatched import ops_of
 
 pytestmark = pytest.mark.any_level
 

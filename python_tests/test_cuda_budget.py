@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from hetkern.testing.traffic_table import short_name
+from hetkern.testing.traffic.table import short_name
 
 CUDA = Path(__file__).parent.parent / "csrc" / "cuda"
 BUDGET = CUDA / "budget.json"

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from hetkern.testing.traffic import traffic_library
+from hetkern.testing.traffic.counting import traffic_library
 
 BUDGET = Path(__file__).parent.parent / "csrc" / "cuda" / "traffic.json"
 # Capability, shared bytes a block. No GPU has clusters and so little memory: it makes rows that a
@@ -93,7 +93,7 @@ def counted() -> dict[str, Any]:
 
     import hetkern
     from hetkern import _C
-    from hetkern.testing.traffic import counting
+    from hetkern.testing.traffic.counting import counting
 
     told: dict[str, Any] = {}
     with counting() as watch:

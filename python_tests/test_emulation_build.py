@@ -6,9 +6,8 @@ import pytest
 import torch
 from emulating import skip_unless_possible
 
-from hetkern.testing import emulation_build
-from hetkern.testing.emulation import emulate_cuda
-from hetkern.testing.emulation_build import compiler
+from hetkern.testing.emulation import build, emulate_cuda
+from hetkern.testing.emulation.build import compiler
 
 KERNEL = """#include "cuda/device/launch.cuh"
 {include}
@@ -68,7 +67,7 @@ def test_a_header_that_is_asked_for_and_not_read_counts(run, tmp_path):
 def test_what_is_the_same_is_built_once(run, monkeypatch):
     assert run("#define VALUE 5") == 5
     commands = []
-    monkeypatch.setattr(emulation_build, "_run", lambda command: commands.append(command))
+    monkeypatch.setattr(build, "_run", lambda command: commands.append(command))
     assert run("#define VALUE 5") == 5
     assert not commands
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import hetkern
-from hetkern.testing.emulation import _library_file, emulated_cuda, why_no_emulation
-from hetkern.testing.emulation_build import own_headers
+from hetkern.testing.emulation import emulated_cuda, why_no_emulation
+from hetkern.testing.emulation.build import own_headers
+from hetkern.testing.emulation.library import _library_file
 
 KERNELS = sorted((Path(__file__).parent / "kernels").glob("*.cu"))
 

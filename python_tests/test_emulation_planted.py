@@ -84,6 +84,14 @@ def test_a_planted_bug_is_named_with_its_line(kernel, which, bug, how, report):
     assert "planted.cu:" in str(caught.value)
 
 
+@pytest.mark.parametrize("how", [None, "address", "thread"])
+def test_a_tensor_given_to_be_read_and_to_be_written_is_written(kernel, how):
+    y, wanted = torch.full((64,), -1.0), torch.full((64,), -1.0)
+    kernel[how](FILL, 0, y, y, 8)  # first for a pointer to const
+    wanted[:24] = 1
+    assert torch.equal(y, wanted)
+
+
 def test_a_copy_that_nobody_waits_for_is_nan(kernel):
     y, _ = run(kernel[None], STAGED_SUMS, 2)
     assert y.isnan().all()

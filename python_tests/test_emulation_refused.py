@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 from emulating import skip_unless_possible
 
-from hetkern.testing import emulation_refused
-from hetkern.testing.emulation import EmulationError, emulate_cuda
+from hetkern.testing.emulation import EmulationError, emulate_cuda, refused
 
 HEADER = '#include "cuda/device/launch.cuh"\n'
 LAUNCHER = 'extern "C" void launch(float* y, void* stream) {}\n'
@@ -86,7 +85,7 @@ def test_a_header_that_is_missing_is_the_compilers_error(cuda_file):
 
 def test_comments_and_strings_are_not_words(cuda_file):
     text = '// asm <<<\n/* __shared__\n cub:: */ const char* const s = "<<<";'
-    assert not list(emulation_refused.refusals(text, "kernel.cu"))
+    assert not list(refused.refusals(text, "kernel.cu"))
 
 
 def test_a_word_that_nobody_knows_does_not_compile(cuda_file):
@@ -111,8 +110,6 @@ def test_a_kernel_without_launch_bounds_is_found_where_nvcc_cannot(tmp_path):
     good = "template <class T>\n__global__ void __launch_bounds__(256) good(T* p) {}\n"
     file = tmp_path / "bounds.cu"
     file.write_text(good + "template <class T>\n__global__ void bad(T* p) {}\n")
-    done = subprocess.run(
-        [sys.executable, emulation_refused.__file__, file], capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, refused.__file__, file], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.strip() == f"{file}:4: a kernel without __launch_bounds__"

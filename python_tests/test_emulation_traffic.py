@@ -9,14 +9,15 @@ import pytest
 import torch
 from emulating import skip_unless_possible
 
-from hetkern.testing import traffic_command, traffic_resources
 from hetkern.testing.emulation import EmulatedKernel, emulate_cuda
-from hetkern.testing.traffic import traffic_library
-from hetkern.testing.traffic_resources import occupancy, own_resources
-from hetkern.testing.traffic_table import Launch, Traffic
+from hetkern.testing.traffic import command as traffic_command
+from hetkern.testing.traffic import resources
+from hetkern.testing.traffic.counting import traffic_library
+from hetkern.testing.traffic.resources import occupancy, own_resources
+from hetkern.testing.traffic.table import Launch, Traffic
 
 SOURCE = Path(__file__).parent / "kernels" / "planted_traffic.cu"
-COPY, TRANSPOSE, MATRICES, PEERS = range(4)
+COPY, TRANSPOSE, MATRICES, PEERS, PAIRS, THREES, ROWS = range(7)
 BYTES = 32 * 32 * 4
 
 
@@ -102,6 +103,46 @@ def test_only_words_of_one_blocks_memory_meet_in_a_bank(kernel, bug, memory, pas
     assert row.remark == ("bank conflicts" if bug else "")
 
 
+@pytest.mark.parametrize("bug", [0, 2], ids=["__nv_bfloat162", "__half2"])
+def test_a_pair_of_16_bit_numbers_is_one_word_of_the_kernels_line(kernel, bug):
+    traffic = counted(kernel, PAIRS, bug)
+    traffic.assert_within(read={"x": BYTES}, written={"y": BYTES}, width=4)
+    assert [(r.memory, r.op, r.requests, r.cost, r.ideal) for r in traffic.rows] == [
+        ("x", "load", 32, 128, 128),
+        ("y", "store", 32, 128, 128),
+    ]
+    assert all(r.line.startswith("planted_traffic.cu:") for r in traffic.rows)
+
+
+def test_a_pair_that_the_kernel_takes_in_halves_is_two_requests(kernel):
+    traffic = counted(kernel, PAIRS, 1)
+    assert {(r.width, r.remark) for r in traffic.rows} == {(2, "uncoalesced")}
+
+
+def test_three_floats_are_three_requests(kernel):
+    traffic = counted(kernel, THREES, 0)
+    (load,) = (r for r in traffic.rows if r.memory == "x" and r.requests > 1)
+    assert (load.width, load.requests, load.remark) == (4, 33, "uncoalesced")
+    assert traffic.read("x") == BYTES
+
+
+@pytest.mark.parametrize(("bug", "passes"), [(0, 4), (1, 16)])
+def test_lanes_meet_in_banks_by_their_numbers_in_whatever_order_they_come(kernel, bug, passes):
+    rows = [r for r in counted(kernel, ROWS, bug).rows if r.shared]
+    assert {(r.op, r.requests, r.cost) for r in rows} == {
+        ("load", 8, 8 * passes),
+        ("store", 8, 8 * passes),
+    }
+
+
+def test_a_tensor_may_be_read_and_written(kernel):
+    x = torch.arange(1024.0).view(32, 32)
+    wanted = x.t().clone()
+    traffic = kernel(TRANSPOSE, 0, x, x, 32)
+    assert torch.equal(x, wanted)
+    assert (traffic.read("x"), traffic.written("x")) == (BYTES, BYTES)
+
+
 def test_narrow_accesses_exceed_a_wanted_width(kernel):
     traffic = counted(kernel, TRANSPOSE, 0)
     with pytest.raises(AssertionError, match="4 bytes a lane, wanted 16"):
@@ -157,7 +198,7 @@ def test_the_command_calls_every_operation_on_every_shape(name, shape):
 
 def test_a_kernel_without_a_record_is_compiled_or_nvcc_named(monkeypatch):
     launch = Launch("rows_kernel<Unknown>", 1, 64, 0, 1)
-    monkeypatch.setattr(traffic_resources, "compiled", lambda file, arch: f"{file.name}, {arch}")
+    monkeypatch.setattr(resources, "compiled", lambda file, arch: f"{file.name}, {arch}")
     assert list(own_resources("softmax", (launch,))) == ["softmax.cu, sm_90a"]
 
 

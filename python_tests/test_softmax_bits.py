@@ -4,10 +4,10 @@ import pytest
 import torch
 
 import hetkern
-from hetkern.testing.calls import Call, random_upstream, run, same_bits
+from hetkern.testing.cases.families import softmax_op
 from hetkern.testing.devices import normal
-from hetkern.testing.families import softmax_op
 from hetkern.testing.layouts import LAYOUTS
+from hetkern.testing.values.calls import Call, random_upstream, run, same_bits
 
 # Shapes (M, N), whether rows lie along dimension 0, and the plan's path on two threads.
 PATHS = [

@@ -5,9 +5,9 @@ import torch
 
 import hetkern
 from hetkern.testing import assert_stays_inside
-from hetkern.testing.check import DTYPES
+from hetkern.testing.cases.families import softmax_op
 from hetkern.testing.devices import far_apart, normal
-from hetkern.testing.families import softmax_op
+from hetkern.testing.values.check import DTYPES
 
 POISONS = [torch.nan, torch.inf, -torch.inf]
 

@@ -8,8 +8,8 @@ import torch
 
 import hetkern
 from hetkern.testing import Case, check_op, inputs
-from hetkern.testing.families import check_softmax, exact_softmax, softmax_op, torch_softmax
-from hetkern.testing.mutants import (
+from hetkern.testing.cases.families import check_softmax, exact_softmax, softmax_op, torch_softmax
+from hetkern.testing.cases.mutants import (
     SPOILED,
     planted,
     skipped_last_tile,

@@ -5,11 +5,11 @@ import torch
 
 import hetkern
 from hetkern.testing import Case, check_seed, inputs
-from hetkern.testing.check import DTYPES
+from hetkern.testing.cases.families import check_softmax, torch_softmax
 from hetkern.testing.devices import normal
-from hetkern.testing.dispatched import ops_of
-from hetkern.testing.families import check_softmax, torch_softmax
 from hetkern.testing.layouts import LAYOUTS
+from hetkern.testing.values.check import DTYPES
+from hetkern.testing.values.dispatched import ops_of
 
 SHORT = [n for n in inputs.LENGTHS if n <= 4097]
 LONG = [n for n in inputs.LENGTHS if n > 4097]

@@ -19,9 +19,9 @@ from hetkern.testing import (
     layouts,
     repro,
 )
-from hetkern.testing.calls import same_bits
-from hetkern.testing.mutants import planted, spoiled_value, zeros
-from hetkern.testing.random_cases import FAMILIES
+from hetkern.testing.cases.mutants import planted, spoiled_value, zeros
+from hetkern.testing.cases.random_cases import FAMILIES
+from hetkern.testing.values.calls import same_bits
 
 
 def normal(*shape):

@@ -8,26 +8,29 @@ It needs torch, numpy and pytest, not hetkern's native library, and works on any
 
 A page on how to use it: docs/kernels.md, "Test your own kernel".
 
-========================  =======================================================================
-``budget``                ``assert_close_to_exact``: the error budget, row by row, against float64
-``check``                 ``check_op``: values, gradients, determinism, over dtypes and layouts
-``devices``               where a test's tensors belong
-``inputs``, ``layouts``   sizes, logits, targets and strides that have broken kernels before
-``guard``                 ``assert_stays_inside``: inputs between bands of poison
-``random_cases``          random configurations by seed; ``repro`` reruns them from a shell
-``families``              ``check_op`` made ready for softmax and for cross-entropy
-``mutants``               planted errors, to prove that a test can fail
-``triton_interpreter``    Triton kernels on the CPU, checked: ``pytest -p`` with its full name
-``triton_aot``            what Triton compiles a kernel to: registers, spills, opcodes
-``emulation``             ``emulate_cuda``: CUDA kernels on the CPU, checked or counted
-``traffic``               what a CUDA or Triton kernel moves, as a command
-``implementations``       what can run on this machine
-``pytest_plugin``         the ``impl`` fixture and the ``proof`` marker
-========================  =======================================================================
+==========================  ====================================================================
+``values``                  what judges an operation
+``values.budget``           ``assert_close_to_exact``: the error budget, row by row, against float64
+``values.check``            ``check_op``: values, gradients, determinism, over dtypes and layouts
+``values.guard``            ``assert_stays_inside``: inputs between bands of poison
+``cases``                   what it is judged on
+``cases.inputs``            sizes, logits and targets that have broken kernels before
+``cases.random_cases``      random configurations by seed; ``repro`` reruns them from a shell
+``cases.families``          ``check_op`` made ready for softmax and for cross-entropy
+``cases.mutants``           planted errors, to prove that a test can fail
+``layouts``, ``devices``    strides that have broken kernels before; where a test's tensors belong
+``implementations``         what can run on this machine
+``emulation``               ``emulate_cuda``: CUDA kernels on the CPU, checked or counted
+``triton_interpreter``      Triton kernels on the CPU, checked: ``pytest -p`` with its full name
+``triton_aot``              what Triton compiles a kernel to: registers, spills, opcodes
+``traffic``                 what a CUDA or Triton kernel moves, as a command
+``pytest_plugin``           the ``impl`` fixture and the ``proof`` marker
+==========================  ====================================================================
 """
 
-from hetkern.testing.budget import assert_close_to_exact
-from hetkern.testing.check import Case, Summary, check_op
+import sys
+
+from hetkern.testing.cases.random_cases import check_seed
 from hetkern.testing.emulation import (
     EmulatedKernel,
     EmulationError,
@@ -35,10 +38,13 @@ from hetkern.testing.emulation import (
     emulated_cuda,
     why_no_emulation,
 )
-from hetkern.testing.guard import Guarded, assert_stays_inside
 from hetkern.testing.implementations import IMPLEMENTATIONS, Implementation
-from hetkern.testing.random_cases import check_seed
-from hetkern.testing.triton_memory import KernelError
+from hetkern.testing.triton_interpreter import checked_memory as triton_memory
+from hetkern.testing.triton_interpreter import numbers as triton_numbers
+from hetkern.testing.triton_interpreter.checked_memory import KernelError
+from hetkern.testing.values.budget import assert_close_to_exact
+from hetkern.testing.values.check import Case, Summary, check_op
+from hetkern.testing.values.guard import Guarded, assert_stays_inside
 
 __all__ = [
     "IMPLEMENTATIONS",
@@ -57,3 +63,7 @@ __all__ = [
     "emulated_cuda",
     "why_no_emulation",
 ]
+
+# Scripts outside import these two by the names that they had beside the interpreter.
+sys.modules[f"{__name__}.triton_memory"] = triton_memory
+sys.modules[f"{__name__}.triton_numbers"] = triton_numbers

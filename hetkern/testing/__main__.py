@@ -2,7 +2,7 @@
 
 import argparse
 
-from hetkern.testing.emulation_build import own_headers
+from hetkern.testing.emulation.build import own_headers
 
 parser = argparse.ArgumentParser(prog="python -m hetkern.testing")
 parser.add_argument(

@@ -17,8 +17,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from hetkern.testing.cases.random_cases import FAMILIES, check_seed
 from hetkern.testing.implementations import ISA_LEVELS, Implementation
-from hetkern.testing.random_cases import FAMILIES, check_seed
 
 SAVE_EVERY_SECONDS = 10.0
 

@@ -63,6 +63,41 @@ __global__ void __launch_bounds__(32) matrices(const float* x, float* y, int pit
   }
 }
 
+// Pairs of 16-bit numbers are words of 4 bytes; a number at a time they are two requests, of every other number.
+template <class Pair>
+__global__ void __launch_bounds__(128) copy_pairs(const Pair* x, Pair* y) {
+  const int i = blockIdx.x * 128 + threadIdx.x;
+  const Pair v = x[i];
+  y[i] = v;
+}
+
+__global__ void __launch_bounds__(128) copy_halves(const __half* x, __half* y) {
+  const int i = blockIdx.x * 128 + threadIdx.x;
+  const __half low = x[2 * i], high = x[2 * i + 1];
+  y[2 * i] = low, y[2 * i + 1] = high;
+}
+
+// Three floats are no more aligned than one: three requests, of every third float.
+__global__ void __launch_bounds__(128) copy_threes(const float* x, float* y, int n) {
+  const int i = blockIdx.x * 128 + threadIdx.x;
+  if (3 * i + 2 < n) reinterpret_cast<float3*>(y)[i] = reinterpret_cast<const float3*>(x)[i];
+  if (i < n % 3) y[n - 1 - i] = x[n - 1 - i];
+}
+
+// A warp's lanes take 16 bytes each of 16 rows, twice, after a barrier that the last of them leaves first. Rows of 80 bytes keep 8
+// lanes in different banks, rows of 64 do not.
+__global__ void __launch_bounds__(32) copy_by_rows(const float4* x, float4* y, int pitch) {
+  HETKERN_SHARED(MatricesShared, s);
+  float4* const mine = reinterpret_cast<float4*>(s.tile) + threadIdx.x % 16 * pitch + threadIdx.x / 16;
+  for (int i = threadIdx.x; i < kTile * kTile / 4; i += 32) {
+    *mine = x[i];
+    __syncthreads();
+    const float4 v = *mine;
+    __syncthreads();
+    y[i] = v;
+  }
+}
+
 // The lanes want 32 words of 4 banks: each bank's 8 words of 8 blocks' memories, or all of one block's.
 __global__ void __launch_bounds__(kTile) ask_peers(const float* x, float* y, int one_peer) {
   HETKERN_SHARED(Shared, s);
@@ -89,6 +124,17 @@ extern "C" void planted_traffic(int kernel, int bug, const float* x, float* y, i
     HETKERN_LAUNCH(matrices, 1, 32, sizeof(MatricesShared), stream, x, y, bug ? 32 : 36);
   } else if (kernel == 3) {
     HETKERN_LAUNCH_CLUSTER(ask_peers, 8, 8, kTile, sizeof(Shared), stream, x, y, bug);
+  } else if (kernel == 4) {
+    const auto n_blocks = n * n / 128;
+    if (bug == 0)
+      HETKERN_LAUNCH(copy_pairs<__nv_bfloat162>, n_blocks, 128, 0, stream, (const __nv_bfloat162*)x,
+                     (__nv_bfloat162*)y);
+    if (bug == 1) HETKERN_LAUNCH(copy_halves, n_blocks, 128, 0, stream, (const __half*)x, (__half*)y);
+    if (bug == 2) HETKERN_LAUNCH(copy_pairs<__half2>, n_blocks, 128, 0, stream, (const __half2*)x, (__half2*)y);
+  } else if (kernel == 5) {
+    HETKERN_LAUNCH(copy_threes, n * n / 384 + 1, 128, 0, stream, x, y, n * n);
+  } else if (kernel == 6) {
+    HETKERN_LAUNCH(copy_by_rows, 1, 32, sizeof(MatricesShared), stream, from, to, bug ? 4 : 5);
   } else if (bug == 0) {
     HETKERN_LAUNCH(copy, n * n / 512, 128, 0, stream, from, to);
   } else if (bug == 1) {

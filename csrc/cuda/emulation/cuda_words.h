@@ -1,6 +1,6 @@
 // Plain CUDA words for a C++ compiler: a kernel file that includes device/launch.cuh reads the same under nvcc and here.
 //
-// A word that is not here does not compile, by name. hetkern/testing/emulation_refused.py says before the compiler what is refused on
+// A word that is not here does not compile, by name. hetkern/testing/emulation/refused.py says before the compiler what is refused on
 // purpose, and why.
 #pragma once
 #include <cuda_bf16.h>

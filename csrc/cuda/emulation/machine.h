@@ -16,17 +16,21 @@ enum class State : char { ready, at_block_barrier, at_exchange, at_cluster_barri
 struct Fiber : Thread {
   sanitize::Stack stack;
   State state;
+  unsigned number;  // its identity's and its stack's
   Site site;
   unsigned mask;              // of the exchange that it waits for
   unsigned clusters_arrived;  // barriers
   bool owes_wait;             // has arrived and not waited
+  bool stopped;               // in the middle, since the launch has failed
 };
 
-// Stacks side by side, a guard page below each. For TSan they are new for each group of blocks: a stack used before would look
-// like a race between blocks that nothing orders.
+// Fibers that there may be at once: TSan knows some 8100 threads in a process. HETKERN_EMULATION_THREADS=n lets it know fewer.
+unsigned most_together();
+
+// Stacks side by side, a guard page below each.
 class Stacks {
  public:
-  void hold(size_t count);
+  void hold(size_t count);  // those handed out before keep their place, where TSan knows their fibers
   bool has(const void* p) const { return p >= memory_ && p < memory_ + count_ * kStack; }
   char* low(size_t i) const { return memory_ + i * kStack + kGuard; }
   static constexpr size_t size() { return kStack - kGuard; }
@@ -35,6 +39,22 @@ class Stacks {
   static constexpr size_t kStack = 256 << 10, kGuard = 4096;
   char* memory_ = nullptr;
   size_t count_ = 0;
+};
+
+// Who TSan takes a thread for: a fiber of its own, with a stack that no other fiber uses.
+//
+// A launch's groups of blocks (a block or a cluster each) take theirs in turn, so that all of its threads are different ones. A
+// launch of more than most_together() begins again: group i + n then counts as coming after group i, and after no other.
+class Identities {
+ public:
+  explicit Identities(unsigned group_threads) : threads_(group_threads), groups_(most_together() / group_threads) {}
+  unsigned groups() const { return groups_; }  // that are told apart
+  unsigned first(unsigned group) const { return sanitize::kThread ? group % groups_ * threads_ : 0; }
+  static void* fiber(unsigned number);  // null: TSan has no more of them
+  static void forget(unsigned number);  // its fiber has stopped where TSan does not take it back
+
+ private:
+  unsigned threads_, groups_;
 };
 
 // ---- Barriers. -------------------------------------------------------------------------------------------------------------
@@ -80,7 +100,7 @@ struct Machine {
   std::exception_ptr error;
   void (*body)(const void*) = nullptr;
   const void* arguments = nullptr;
-  char launch_ended = 0;
+  char group_begins = 0, launch_ended = 0;  // addresses for TSan
   bool failed = false;
 
   unsigned block_threads() const { return grid->threads.x * grid->threads.y * grid->threads.z; }

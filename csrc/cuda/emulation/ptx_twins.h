@@ -167,13 +167,13 @@ inline T* map_shared(T* p, unsigned rank, Site site = Site::here()) {
 // ---- Waiting for other blocks. ---------------------------------------------------------------------------------------------
 
 inline void add_release(unsigned* p, unsigned value) {
-  emulation::order_release(p);
   __atomic_fetch_add(p, value, __ATOMIC_RELAXED);
+  emulation::order_release(p);  // the addition too comes before what is acquired from it; no thread runs in between
 }
 
 inline unsigned add_acquire_release(unsigned* p, unsigned value) {
-  emulation::order_release(p);
   const unsigned before = __atomic_fetch_add(p, value, __ATOMIC_RELAXED);
+  emulation::order_release(p);
   emulation::order_acquire(p);
   return before;
 }

@@ -1,6 +1,8 @@
 // What the sanitizers must be told of fibers. The emulation itself is compiled without instrumentation.
 //
-// For TSan, a fiber switch orders nothing: only order_release and order_acquire do, which stand where CUDA orders memory.
+// For TSan, a fiber switch orders nothing: only order_release and order_acquire do, which stand where CUDA orders memory. It tells
+// fibers apart by numbers, which it gives again once a fiber is destroyed, and then takes what the old one did for the new one's
+// past. So no fiber is destroyed: a launch's threads have one each while TSan has numbers. (Identities, machine.h)
 #pragma once
 #include <cstddef>
 
@@ -10,7 +12,6 @@
 #elif defined(HETKERN_EMULATION_THREAD)
 extern "C" {
 void* __tsan_create_fiber(unsigned flags);
-void __tsan_destroy_fiber(void* fiber);
 void __tsan_switch_to_fiber(void* fiber, unsigned flags);
 void* __tsan_get_current_fiber();
 void __tsan_acquire(void* address);
@@ -44,8 +45,8 @@ struct Stack {
 
 #if defined(HETKERN_EMULATION_THREAD)
 
-inline void created(Stack& s) { s.state = __tsan_create_fiber(0); }
-inline void ended(Stack& s) { __tsan_destroy_fiber(s.state); }
+inline void* new_identity() { return __tsan_create_fiber(0); }
+inline void created(Stack&) {}
 inline void adopt(Stack& s) { s.state = __tsan_get_current_fiber(); }
 inline void leaving(Stack&, Stack& to, bool) { __tsan_switch_to_fiber(to.state, 1); }  // 1: orders nothing
 inline void arrived(Stack&, Stack*) {}
@@ -86,7 +87,7 @@ inline void created(Stack&) {}
 inline void leaving(Stack&, Stack&, bool) {}
 inline void arrived(Stack&, Stack*) {}
 #endif
-inline void ended(Stack&) {}
+inline void* new_identity() { return nullptr; }
 inline void adopt(Stack&) {}
 inline void release(const void*) {}
 inline void acquire(const void*) {}

@@ -4,10 +4,12 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
 #include <random>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -26,24 +28,45 @@ const Grid* grid = nullptr;
 Thread* current = nullptr;
 Machine machine;
 
-void Stacks::hold(size_t count) {
-  if (count <= count_ && !sanitize::kThread) return;
-  if (memory_) munmap(memory_, count_ * kStack);
-  count_ = count;
-  memory_ = static_cast<char*>(
-      mmap(nullptr, count * kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
-  if (memory_ == MAP_FAILED) memory_ = nullptr, count_ = 0, throw std::bad_alloc();
-  if (sanitize::kThread) return;  // too many mappings, too often
-  for (size_t i = 0; i < count; ++i) mprotect(memory_ + i * kStack, kGuard, PROT_NONE);
+unsigned most_together() {
+  if (!sanitize::kThread) return 16 * 1024;
+  static const char* const wanted = std::getenv("HETKERN_EMULATION_THREADS");
+  static const int fewer = wanted ? std::atoi(wanted) : 0;
+  return fewer > 0 && fewer < 8000 ? static_cast<unsigned>(fewer) : 8000;
 }
+
+void Stacks::hold(size_t count) {
+  if (count <= count_) return;
+  if (!sanitize::kThread || !memory_) {
+    if (memory_) munmap(memory_, count_ * kStack);
+    const size_t places = sanitize::kThread ? most_together() : count;
+    count_ = 0;
+    memory_ = static_cast<char*>(
+        mmap(nullptr, places * kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    if (memory_ == MAP_FAILED) memory_ = nullptr, throw std::bad_alloc();
+  }
+  for (size_t i = count_; i < count; ++i) mprotect(memory_ + i * kStack, kGuard, PROT_NONE);
+  count_ = count;
+}
+
+namespace {
+std::vector<void*> identities;  // by number
+unsigned made = 0;              // in all
+}  // namespace
+
+void* Identities::fiber(unsigned number) {
+  if (identities.size() <= number) identities.resize(number + 1);
+  if (!identities[number] && made < most_together()) identities[number] = sanitize::new_identity(), ++made;
+  return identities[number];
+}
+
+void Identities::forget(unsigned number) { identities[number] = nullptr; }
 
 namespace {
 
 using sanitize::Quiet;
 
 // ---- Fibers. ---------------------------------------------------------------------------------------------------------------
-
-constexpr unsigned kMostResident = sanitize::kThread ? 8000 : 16 * 1024;  // TSan knows no more
 
 // Saves what a call must preserve, and goes on where the other stack stopped.
 __attribute__((naked, noinline)) void switch_stack(void** /*save*/, void* /*to*/) {
@@ -65,7 +88,7 @@ void to_scheduler(Fiber& from) {
 
 // The launch has failed elsewhere. What this thread did is over for whoever comes after the launch.
 void end_early(Fiber& f) {
-  f.state = State::returned;
+  f.state = State::returned, f.stopped = true;
   sanitize::release(&machine.launch_ended);
   to_scheduler(f);
 }
@@ -81,6 +104,7 @@ void resume(Fiber& f) {
 // The bottom of every fiber's stack.
 void fiber_main() {
   sanitize::arrived(machine.me().stack, &machine.host);
+  sanitize::acquire(&machine.group_begins);
   if (machine.failed) end_early(machine.me());
   machine.body(machine.arguments);
   Fiber& f = machine.me();
@@ -158,10 +182,30 @@ namespace {
 
 // ---- Launch. ---------------------------------------------------------------------------------------------------------------
 
+[[noreturn]] void bad_launch(const Grid& g, const std::string& why) {
+  throw std::runtime_error(std::string("hetkern: launch of ") + g.kernel + ": " + why);
+}
+
+// A launch whose threads TSan cannot all tell apart says so, where its report would stand: once a kernel.
+void announce(const Grid& g, unsigned group_threads, unsigned groups) {
+  const unsigned apart = Identities(group_threads).groups();
+  static std::set<std::string> told;
+  if (!sanitize::kThread || groups <= apart || !told.insert(g.kernel).second) return;
+  std::fprintf(
+      stderr,
+      "hetkern: launch of %s: %zu threads, and ThreadSanitizer tells %u apart: of two %s whose numbers differ by a "
+      "multiple of %u, no race is seen\n",
+      g.kernel, size_t{groups} * group_threads, most_together(), g.cluster > 1 ? "clusters" : "blocks", apart);
+}
+
+// Starts the threads of the blocks from `first` on.
 void make_resident(unsigned first, unsigned count) {
   const dim3 g = grid->blocks, t = grid->threads;
   const unsigned threads = machine.block_threads();
-  machine.stacks.hold(size_t{count} * threads);
+  const unsigned number = Identities(count * threads).first(first / count);
+  for (unsigned i = number; sanitize::kThread && i < number + count * threads; ++i)
+    if (!Identities::fiber(i)) bad_launch(*grid, "launches that failed have left ThreadSanitizer without threads");
+  machine.stacks.hold(size_t{number} + count * threads);
   machine.blocks.assign(count, {});
   machine.teams.clear(), machine.teams.resize(count);
   machine.fibers.assign(size_t{count} * threads, {});
@@ -173,13 +217,16 @@ void make_resident(unsigned first, unsigned count) {
     machine.teams[b].warps.resize((threads + 31) / 32);
     begin_block(machine.blocks[b], grid->shared_bytes);
   }
+  sanitize::release(&machine.group_begins);  // the host's own past, which knows none of this launch's blocks
   for (unsigned i = 0; i < machine.fibers.size(); ++i) {
     Fiber& f = machine.fibers[i];
     const unsigned n = i % threads;
     static_cast<Thread&>(f) = {
         {n % t.x, n / t.x % t.y, n / (t.x * t.y)}, n, n / 32, n % 32, i, &machine.blocks[i / threads]};
     f.state = State::ready;
-    f.stack.low = machine.stacks.low(i), f.stack.size = Stacks::size();
+    f.stack.low = machine.stacks.low(number + i), f.stack.size = Stacks::size();
+    f.number = number + i;
+    f.stack.state = sanitize::kThread ? Identities::fiber(f.number) : nullptr;
     sanitize::created(f.stack);
     void** top = reinterpret_cast<void**>(f.stack.low + f.stack.size) - 2;  // aligned as at a function's entry
     *--top = nullptr;
@@ -187,10 +234,6 @@ void make_resident(unsigned first, unsigned count) {
     top -= 6;  // the registers that switch_stack pops
     f.stack.pointer = top;
   }
-}
-
-[[noreturn]] void bad_launch(const Grid& g, const std::string& why) {
-  throw std::runtime_error(std::string("hetkern: launch of ") + g.kernel + ": " + why);
 }
 
 void check_limits(const Grid& g) {
@@ -204,9 +247,9 @@ void check_limits(const Grid& g) {
         g, "wanted at most " + std::to_string(most) + " bytes of shared memory, got " + std::to_string(g.shared_bytes));
   if (g.cluster == 0 || g.cluster > 16 || g.blocks.x % g.cluster)
     bad_launch(g, "wanted clusters of 1 to 16 blocks that divide the grid's x, got " + std::to_string(g.cluster));
-  if (g.cluster * threads > kMostResident)
+  if (g.cluster * threads > most_together())
     bad_launch(g, "a cluster of " + std::to_string(g.cluster * threads) +
-                      " threads is too much for the emulation, which runs " + std::to_string(kMostResident) +
+                      " threads is too much for the emulation, which runs " + std::to_string(most_together()) +
                       " together");
 }
 
@@ -225,8 +268,8 @@ void run(const Grid& launched, void (*body)(const void*), const void* arguments,
     machine.failed = !finished;
     for (Fiber& f : machine.fibers)
       if (sanitize::kThread && f.state != State::returned) resume(f);
-    if (finished)  // TSan takes no fiber back that has stopped inside a Quiet
-      for (Fiber& f : machine.fibers) sanitize::ended(f.stack);
+    for (const Fiber& f : machine.fibers)
+      if (sanitize::kThread && f.stopped) Identities::forget(f.number);  // TSan is left inside a Quiet, or a call
     for (Block& b : machine.blocks) release_block(b);
     forget_copies();
     if (!finished) sanitize::acquire(&machine.launch_ended);
@@ -234,9 +277,10 @@ void run(const Grid& launched, void (*body)(const void*), const void* arguments,
     current = nullptr;
   };
   const unsigned blocks = launched.blocks.x * launched.blocks.y * launched.blocks.z;
+  announce(launched, launched.cluster * machine.block_threads(), blocks / launched.cluster);
   for (unsigned first = 0; first < blocks; first += launched.cluster) {
-    make_resident(first, launched.cluster);
     try {
+      make_resident(first, launched.cluster);
       run_resident();
     } catch (...) {
       end_group(false);

@@ -52,6 +52,7 @@ struct Access {
   uintptr_t address;
   unsigned bytes;
   unsigned rank;  // of the block whose shared memory it is
+  unsigned lane;
 };
 
 struct Request {
@@ -105,7 +106,32 @@ void count(const void* instruction, const void* p, unsigned bytes, bool store) {
   if (fresh) requests.push_back({instruction, static_cast<unsigned>(launches.size() - 1), store, memory, {}});
   Request& request = requests[at->second];
   if (memory == Memory::peer) request.memory = memory;  // its first lane may have asked its own block
-  request.lanes.push_back({reinterpret_cast<uintptr_t>(p), bytes, owner});
+  request.lanes.push_back({reinterpret_cast<uintptr_t>(p), bytes, owner, current->lane});
+}
+
+struct Half {
+  const void* instruction;
+  const char* p;
+  unsigned bytes;
+  bool store;
+};
+std::vector<Half> halves;  // within a OneWord, which switches to no other thread
+unsigned words_open = 0;
+
+void access(const void* instruction, const void* p, unsigned bytes, bool store) {
+  if (words_open && bytes == 2 && current && !busy)
+    halves.push_back({instruction, static_cast<const char*>(p), bytes, store});
+  else
+    count(instruction, p, bytes, store);
+}
+
+// g++ calls a range what is no access of its own: of an odd length, which says how aligned its objects can be, or of 16, 8, 4 or
+// 2 bytes with less alignment than that. A GPU takes it in pieces of that alignment.
+void range(const void* instruction, const void* p, size_t bytes, bool store) {
+  size_t piece = std::min<size_t>(bytes & -bytes, 16);
+  if (piece == bytes) piece = std::max<size_t>(std::min<size_t>(bytes / 2, 4), 1);
+  const char* const from = static_cast<const char*>(p);
+  for (size_t at = 0; at < bytes; at += piece) count(instruction, from + at, static_cast<unsigned>(piece), store);
 }
 
 unsigned lanes_a_pass(unsigned bytes) { return bytes >= 16 ? 8 : bytes == 8 ? 16 : 32; }
@@ -115,7 +141,9 @@ struct Cost {
 };
 
 // In each pass, lanes that want different words of one bank of one block wait for one another.
-Cost bank_passes(const Request& r) {
+Cost bank_passes(Request r) {
+  // They come in any order: the last one to reach a barrier goes on first.
+  std::stable_sort(r.lanes.begin(), r.lanes.end(), [](const Access& a, const Access& b) { return a.lane < b.lane; });
   const unsigned together = lanes_a_pass(r.lanes[0].bytes);
   Cost cost{0, (r.lanes.size() + together - 1) / together};
   for (size_t first = 0; first < r.lanes.size(); first += together) {
@@ -173,6 +201,22 @@ void read(const void* instruction, const void* p, size_t bytes) {
   count(instruction, p, static_cast<unsigned>(bytes), false);
 }
 
+OneWord::OneWord() { ++words_open; }
+
+OneWord::~OneWord() {
+  if (--words_open) return;
+  std::vector<Half> taken;
+  taken.swap(halves);
+  for (size_t i = 0; i < taken.size(); ++i) {
+    Half& a = taken[i];
+    for (size_t j = i + 1; a.bytes == 2 && j < taken.size(); ++j)
+      if (const Half& b = taken[j];
+          b.store == a.store && b.bytes == 2 && reinterpret_cast<uintptr_t>(a.p) % 4 == 0 && b.p == a.p + 2)
+        a.bytes = 4, taken[j].bytes = 0;
+    if (a.bytes) count(a.instruction, a.p, a.bytes, a.store);
+  }
+}
+
 // A line for each launch: "launch", kernel, its offset in this file, blocks, threads a block, shared bytes, blocks a cluster.
 // Then lines of: kernel's offset, instruction's offset, memory, load or store, width, requests, lanes, bytes, cost, ideal cost.
 void report(const char* file) {
@@ -225,9 +269,9 @@ __attribute__((visibility("default"))) void hetkern_traffic_report(const char* f
 
 // ---- What -fsanitize=thread calls. -----------------------------------------------------------------------------------------
 
-#define HETKERN_ACCESS(name, bytes, store)                                            \
-  void __tsan_##name##bytes(void* p) {                                                \
-    hetkern::emulation::traffic::count(__builtin_return_address(0), p, bytes, store); \
+#define HETKERN_ACCESS(name, bytes, store)                                             \
+  void __tsan_##name##bytes(void* p) {                                                 \
+    hetkern::emulation::traffic::access(__builtin_return_address(0), p, bytes, store); \
   }
 #define HETKERN_ACCESSES(bytes)                \
   HETKERN_ACCESS(read, bytes, false)           \
@@ -245,10 +289,10 @@ HETKERN_ACCESSES(16)
 #undef HETKERN_ACCESSES
 
 void __tsan_read_range(void* p, size_t bytes) {
-  hetkern::emulation::traffic::count(__builtin_return_address(0), p, static_cast<unsigned>(bytes), false);
+  hetkern::emulation::traffic::range(__builtin_return_address(0), p, bytes, false);
 }
 void __tsan_write_range(void* p, size_t bytes) {
-  hetkern::emulation::traffic::count(__builtin_return_address(0), p, static_cast<unsigned>(bytes), true);
+  hetkern::emulation::traffic::range(__builtin_return_address(0), p, bytes, true);
 }
 void __tsan_init() {}
 void __tsan_func_entry(void*) {}

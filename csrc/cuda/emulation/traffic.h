@@ -16,6 +16,13 @@ inline void read(const void*, const void*, size_t) {}
 inline void report(const char*) {}
 #endif
 
+// While one lives, halves of an aligned word that the thread takes one after the other are one access: what CUDA's headers copy as
+// a word on a GPU and field by field on the CPU, __half2 and __nv_bfloat162 (counted_words.h).
+struct OneWord {
+  OneWord();
+  ~OneWord();
+};
+
 // What the emulation itself keeps in memory: stacks, threads, blocks.
 bool is_machinery(const void* p);
 

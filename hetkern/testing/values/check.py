@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hetkern.testing.budget import Dims, assert_within_budget, error_of
-from hetkern.testing.calls import Call, Op, random_upstream, run, same_bits
 from hetkern.testing.devices import placed_on
 from hetkern.testing.layouts import LAYOUTS
+from hetkern.testing.values.budget import Dims, assert_within_budget, error_of
+from hetkern.testing.values.calls import Call, Op, random_upstream, run, same_bits
 
 DRAWS = (1, 4, 32)  #: in which torch's error is sampled, as long as a result is over its budget
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

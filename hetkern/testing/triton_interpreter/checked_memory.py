@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hetkern.testing.traffic_table import Row
+from hetkern.testing.traffic.table import Row
 
 # Triton's own functions, such as tl.load, and what calls this.
 _NOT_KERNELS = tuple(

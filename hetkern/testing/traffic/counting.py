@@ -1,18 +1,4 @@
-"""Prints the memory traffic of a kernel, counted without a GPU.
-
-Anybody's CUDA kernel, by its launcher's arguments (the names are the launcher's own):
-
-    python -m hetkern.testing.traffic my.cu y=float32:64x1000 x=float32:64x1000 64 1000
-
-hetkern's own, by a public operation and a shape; for CUDA the emulated library that counts must be
-built (``cmake -DHETKERN_EMULATION=ON``, target ``hetkern_traffic``), and Triton is interpreted:
-
-    python -m hetkern.testing.traffic softmax 64x1000 --dtype bfloat16 --backward
-    python -m hetkern.testing.traffic softmax 64x1000 --impl triton
-
-Below the table: the time that the bytes alone take an H100, and each kernel's registers, spills,
-shared memory and occupancy, from hetkern's own record, or as nvcc or Triton compile it here.
-"""
+"""Counts what hetkern's own CUDA kernels move, by the emulated library that counts."""
 
 from __future__ import annotations
 
@@ -25,8 +11,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from hetkern.testing.emulation import emulated_cuda
-from hetkern.testing.traffic_table import Traffic
+from hetkern.testing.emulation import library
+from hetkern.testing.traffic.table import Traffic
 
 _NAME = "libhetkern_traffic.so"
 
@@ -65,7 +51,7 @@ class Watch:
 
 def traffic_library() -> Path | None:
     """The counting build of the emulated library: beside the package, or the newest build."""
-    package = Path(__file__).parents[1]
+    package = Path(__file__).parents[2]
     built = [*package.glob(_NAME), *(package.parent / "build").glob(f"*/{_NAME}")]
     return max(built, key=lambda f: f.stat().st_mtime, default=None)
 
@@ -79,26 +65,18 @@ def counting() -> Iterator[Watch]:
     Raises:
         NotImplementedError: the counting library is not built, or another one is loaded.
     """
-    from hetkern.testing import emulation
-
     file = traffic_library()
     if file is None:
         raise NotImplementedError(f"{_NAME} is not built: cmake -DHETKERN_EMULATION=ON")
-    if emulation._loaded not in ([], [file]):
-        raise NotImplementedError(f"{emulation._loaded[0]} is loaded: count in another process")
+    if library._loaded not in ([], [file]):
+        raise NotImplementedError(f"{library._loaded[0]} is loaded: count in another process")
     before = os.environ.get("HETKERN_EMULATED")
     os.environ["HETKERN_EMULATED"] = str(file)
     try:
-        with emulated_cuda():
+        with library.emulated_cuda():
             yield Watch(file)
     finally:
         if before is None:
             del os.environ["HETKERN_EMULATED"]
         else:
             os.environ["HETKERN_EMULATED"] = before
-
-
-if __name__ == "__main__":
-    from hetkern.testing.traffic_command import main
-
-    main()

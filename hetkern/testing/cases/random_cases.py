@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hetkern.testing import families, inputs
-from hetkern.testing.check import DTYPES, Case, Summary
+from hetkern.testing.cases import families, inputs
 from hetkern.testing.devices import placed_on
 from hetkern.testing.layouts import LAYOUTS
+from hetkern.testing.values.check import DTYPES, Case, Summary
 
 #: Elements of a tensor: usually, and in one configuration of ten. 10^5 must run in about an hour.
 USUAL_ELEMENTS, MOST_ELEMENTS = 1 << 12, 1 << 17

@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from hetkern.testing.emulation_refused import refusals
+from hetkern.testing.emulation.refused import refusals
 
 
 class EmulationError(RuntimeError):
@@ -20,6 +20,7 @@ class EmulationError(RuntimeError):
 
 _ALIGNMENT = ("-fsanitize=alignment", "-fno-sanitize-recover=alignment")
 _SCALAR = ("-O2", "-fno-tree-vectorize", "-fno-tree-slp-vectorize")
+_COUNTED = ("-include", "cuda/emulation/counted_words.h")
 #: For each way to run: the kernel's flags, the linker's, and what the emulation is told.
 KINDS = {
     "plain": ((*_SCALAR, *_ALIGNMENT), ("-shared", "-Wl,--no-undefined"), "PLAIN"),
@@ -30,7 +31,7 @@ KINDS = {
     ),
     "thread": (("-O1", "-fsanitize=thread", *_ALIGNMENT), ("-fsanitize=thread",), "THREAD"),
     "traffic": (
-        (*_SCALAR, "-fno-tree-sra", "-fno-ipa-sra", "-fsanitize=thread", *_ALIGNMENT),
+        (*_SCALAR, "-fno-tree-sra", "-fno-ipa-sra", "-fsanitize=thread", *_ALIGNMENT, *_COUNTED),
         (),
         "TRAFFIC",
     ),
@@ -55,7 +56,7 @@ def compiler() -> str:
 @functools.cache
 def own_headers() -> Path:
     """The folder of ``cuda/device/launch.cuh``: in the source tree or the installed package."""
-    package = Path(__file__).parents[1]
+    package = Path(__file__).parents[2]
     for root in (package.parent / "csrc", package / "include"):
         if (root / "cuda/device/launch.cuh").exists():
             return root

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hetkern.testing.emulation_build import own_headers
-from hetkern.testing.traffic_table import Launch, bare_name, short_name
+from hetkern.testing.emulation.build import own_headers
+from hetkern.testing.traffic.table import Launch, bare_name, short_name
 
 
 class Needs(NamedTuple):

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from hetkern.testing import traffic
 from hetkern.testing.emulation import EmulationError, emulate_cuda
-from hetkern.testing.traffic_resources import own_resources, resources
+from hetkern.testing.traffic.counting import counting
+from hetkern.testing.traffic.resources import own_resources, resources
 
 OPERATIONS = {"softmax": "softmax", "log_softmax": "softmax", "cross_entropy": "cross_entropy"}
 FLOATS = ("float32", "float64", "float16", "bfloat16")
@@ -111,7 +112,7 @@ def run(
 
 
 def _of_cuda(name: str, shape: tuple[int, ...], dtype: str, backward: bool) -> None:
-    with traffic.counting() as watch:
+    with counting() as watch:
         for direction, tensors in run(name, shape, dtype, backward, "cuda", "cpu"):
             watch.name(**tensors)
             counted = watch.traffic()
@@ -123,7 +124,7 @@ def _of_triton(name: str, shape: tuple[int, ...], dtype: str, backward: bool) ->
     if importlib.util.find_spec("triton") is None:
         raise NotImplementedError("--impl triton: triton is not installed: pip install triton")
     from hetkern.testing import triton_interpreter
-    from hetkern.testing.traffic_triton import triton_resources
+    from hetkern.testing.traffic.triton import triton_resources
 
     # Before this process interprets, which a child would inherit.
     compiled = triton_resources(run, name, shape, dtype, backward, "triton")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from hetkern.testing.triton_memory import KernelError, memory, source_line
+from hetkern.testing.triton_interpreter.checked_memory import KernelError, memory, source_line
 
 
 def repair(interpreter: Any, language: Any) -> None:

@@ -3,7 +3,7 @@
 Triton compiles a kernel's syntax tree; a plain call of the function means something else wherever
 Python's own rules decide: ``and``, ``or``, ``not`` and a condition ask for an object's truth, a
 number that is assigned stays Python's, a loop's counter too, and a name lives until the function
-ends. Each such place becomes a call of triton_control, which has the compiler's rule, and what the
+ends. Each such place becomes a call of control, which has the compiler's rule, and what the
 compiler does not take becomes an error there, raised only if it is reached: a branch that a
 constant switches off is not compiled either.
 """
@@ -15,7 +15,7 @@ import builtins
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-RUNTIME = "__hetkern__"  # the name under which a rewritten kernel finds triton_control
+RUNTIME = "__hetkern__"  # the name under which a rewritten kernel finds control
 _REPLACED = {"min": "least", "max": "greatest", "range": "counting"}
 
 

@@ -1,4 +1,4 @@
-"""What a kernel's conditions, loops and assignments mean to Triton's compiler (triton_source).
+"""What a kernel's conditions, loops and assignments mean to Triton's compiler (source).
 
 A *constant* is what the compiler knows: a literal, a ``tl.constexpr``, an argument that equals 1.
 It stays a Python number here. All else is a tensor of one element or a block of several.
@@ -14,7 +14,7 @@ import numpy as np
 import triton.language as tl
 from triton.runtime import interpreter
 
-from hetkern.testing.triton_memory import KernelError, memory, source_line
+from hetkern.testing.triton_interpreter.checked_memory import KernelError, memory, source_line
 
 _Later = Callable[[], Any]
 

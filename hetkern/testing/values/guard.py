@@ -13,8 +13,8 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
-from hetkern.testing.calls import Call, Op, random_upstream, run, same_bits
 from hetkern.testing.layouts import poison
+from hetkern.testing.values.calls import Call, Op, random_upstream, run, same_bits
 
 
 class Guarded:

@@ -13,8 +13,8 @@ from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hetkern.testing.traffic_resources import Needs, told
-from hetkern.testing.traffic_table import Launch
+from hetkern.testing.traffic.resources import Needs, told
+from hetkern.testing.traffic.table import Launch
 
 
 def triton_resources(run: Callable[..., Any], *arguments: Any) -> list[list[str]]:

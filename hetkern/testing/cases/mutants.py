@@ -12,7 +12,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from hetkern.testing.calls import Op
+from hetkern.testing.values.calls import Op
 
 TILE = 64
 

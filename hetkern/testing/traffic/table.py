@@ -207,8 +207,8 @@ def _stacks(binary: Path, offsets: list[str]) -> dict[str, list[tuple[str, str]]
 
 
 def _line(stack: list[tuple[str, str]]) -> str | None:
-    """The innermost line outside the emulation."""
+    """The innermost line outside the emulation and CUDA's own headers."""
     for _, place in stack:
-        if not re.search(r"cuda/(device/\.\./)?emulation/|^\?", place):
+        if not re.search(r"cuda/(device/\.\./)?emulation/|/cuda_(bf16|fp16)\.hp?p?:|^\?", place):
             return place.split("/")[-1]
     return None

@@ -20,10 +20,10 @@ import triton.language as tl
 from triton.compiler.code_generator import CodeGenerator
 from triton.runtime import interpreter, jit
 
-from hetkern.testing import triton_control
-from hetkern.testing.triton_memory import KernelError, memory, source_line_of
-from hetkern.testing.triton_numbers import float32_to_bfloat16
-from hetkern.testing.triton_source import RUNTIME, rewrite
+from hetkern.testing.triton_interpreter import control
+from hetkern.testing.triton_interpreter.checked_memory import KernelError, memory, source_line_of
+from hetkern.testing.triton_interpreter.numbers import float32_to_bfloat16
+from hetkern.testing.triton_interpreter.source import RUNTIME, rewrite
 
 _one_at_a_time = threading.RLock()  # there is one grid, and one memory
 _LANGUAGE = os.path.dirname(tl.__file__) + os.sep
@@ -77,7 +77,7 @@ def _rewritten(self: Any) -> Any:
     rewrite(tree, function.__globals__ | inner, _supported)
     ast.increment_lineno(tree, first - 1)
     names = function.__globals__ | inner if inner else function.__globals__
-    names[RUNTIME] = triton_control
+    names[RUNTIME] = control
     made: dict[str, Any] = {}
     exec(compile(tree, filename=self.filename, mode="exec"), names, made)
     return made[function.__name__]

@@ -1,34 +1,24 @@
-"""CUDA kernels on the CPU: values, bounds, barriers, races and memory traffic without a GPU.
+"""Anybody's CUDA file on the CPU: :func:`emulate_cuda` builds it, its result runs it.
 
-:func:`emulate_cuda` runs anybody's ``.cu`` file; :func:`emulated_cuda` lets ``impl="cuda"`` of
-hetkern's own operations run on CPU tensors.
-
-What a foreign file must do: include ``cuda/device/launch.cuh``; launch with ``HETKERN_LAUNCH`` or
-``HETKERN_LAUNCH_CLUSTER``; take shared memory with ``HETKERN_SHARED``; reach PTX through
-``hetkern::ptx`` (``cuda/device/ptx.cuh``); and offer a launcher, an ``extern "C"`` function that
-returns nothing and takes raw pointers, numbers and last a stream. The same file compiles with nvcc.
+In this process where that can be, else (under a sanitizer, or counting) in a child process that
+takes the tensors' bytes and brings the results back (csrc/cuda/emulation/driver.cpp).
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import re
 import struct
 import subprocess
 import tempfile
-import threading
-from collections.abc import Iterator
+import warnings
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from hetkern.testing.emulation_build import EmulationError, build
-from hetkern.testing.traffic_table import Traffic
-
-__all__ = ["EmulatedKernel", "EmulationError", "emulate_cuda", "emulated_cuda", "why_no_emulation"]
+from hetkern.testing.emulation.build import EmulationError, build
+from hetkern.testing.traffic.table import Traffic
 
 _ERRORS = {1: IndexError, 2: ValueError, 3: EmulationError}
 _FORMATS = {
@@ -153,7 +143,7 @@ class EmulatedKernel:
     def _in_a_child(self, args: tuple[object, ...], slots: list[bytes]) -> Traffic | None:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            tensors = _write_arguments(folder, self._names, args, slots)
+            tensors, same = _write_arguments(folder, self._names, args, slots)
             environment = {
                 **os.environ,
                 "ASAN_OPTIONS": "detect_leaks=0",  # threads stop where a check fails
@@ -169,8 +159,12 @@ class EmulatedKernel:
             if (error := folder / "error").exists():
                 kind, text = error.read_text().split(" ", 1)
                 raise _ERRORS[int(kind)](text)
+            for line in done.stderr.splitlines():
+                if line.startswith("hetkern: launch of"):  # a check that has seen less than all
+                    warnings.warn(f"{self._launcher}: {line}", RuntimeWarning, stacklevel=3)
+            written = {same.get(i, i) for i, p in enumerate(self.parameters) if " const" not in p}
             for i, (tensor, size) in tensors.items():
-                if " const" not in self.parameters[i]:
+                if i in written:
                     ctypes.memmove(tensor.data_ptr(), (folder / f"{i}.bin").read_bytes(), size)
             if self.kind == "traffic":
                 return Traffic.read_from(folder / "traffic", self._program)
@@ -179,10 +173,16 @@ class EmulatedKernel:
 
 def _write_arguments(
     folder: Path, names: list[str], args: tuple[object, ...], slots: list[bytes]
-) -> dict[int, tuple[Tensor, int]]:
-    """What the driver reads (csrc/cuda/emulation/driver.cpp); return the tensors by position."""
+) -> tuple[dict[int, tuple[Tensor, int]], dict[int, int]]:
+    """What the driver reads (csrc/cuda/emulation/driver.cpp).
+
+    Returns:
+        Each tensor and its bytes by the position where it came first; and for a position where it
+        came again, that first one.
+    """
     lines: list[str] = []
     tensors: dict[int, tuple[Tensor, int]] = {}
+    again: dict[int, int] = {}
     for i, slot in enumerate(slots):
         value = args[i] if i < len(args) else None
         if not isinstance(value, Tensor):
@@ -196,6 +196,7 @@ def _write_arguments(
         )
         if same is not None:
             lines.append(f"same {same}")
+            again[i] = same
             continue
         for j, (t, n) in tensors.items():
             if start < t.data_ptr() + n and t.data_ptr() < start + size:
@@ -206,65 +207,4 @@ def _write_arguments(
         align = 0 if start % 64 == 0 else start % 64
         lines.append(f"tensor {names[i]} {i}.bin {size} {align}")
     (folder / "arguments").write_text("\n".join(lines) + "\n")
-    return tensors
-
-
-# ---- hetkern's own kernels. ----------------------------------------------------------------------
-
-_NAME = "libhetkern_emulated.so"
-_loaded: list[Path] = []
-_inside = 0  # contexts that are open, in all threads
-_lock = threading.Lock()
-
-
-def _library_file() -> Path | None:
-    """HETKERN_EMULATED, or the library beside the package, or the newest in the build tree."""
-    if named := os.environ.get("HETKERN_EMULATED"):
-        return Path(named)
-    package = Path(__file__).parents[1]
-    built = [*package.glob(_NAME), *(package.parent / "build").glob(f"*/{_NAME}")]
-    plain = [f for f in built if f.parent.name not in ("address", "thread")]
-    return max(plain, key=lambda f: f.stat().st_mtime, default=None)
-
-
-def why_no_emulation() -> str | None:
-    """Why hetkern's CUDA kernels cannot run on the CPU here; None if they can."""
-    file = _library_file()
-    if file is None:
-        return f"{_NAME} is not built: cmake -DHETKERN_EMULATION=ON"
-    return None if file.exists() else f"HETKERN_EMULATED: {file} does not exist"
-
-
-@contextlib.contextmanager
-def emulated_cuda() -> Iterator[None]:
-    """While this context is open, ``impl="cuda"`` runs the CUDA kernels on CPU tensors.
-
-    It does so in every thread: those that a test starts are part of it.
-
-    Raises:
-        NotImplementedError: the emulated library is not built.
-    """
-    from hetkern.ops import family
-
-    if not _loaded:
-        file = _library_file()
-        if reason := why_no_emulation():
-            raise NotImplementedError(reason)
-        assert file is not None
-        family.serve("emulated", "hetkern_emulated")
-        torch.ops.load_library(file)
-        _loaded.append(file)
-    _count(1)
-    try:
-        yield
-    finally:
-        _count(-1)
-
-
-def _count(change: int) -> None:
-    global _inside
-    from hetkern import impl
-
-    with _lock:
-        _inside += change
-        impl.emulated = _inside > 0
+    return tensors, again

@@ -5,16 +5,16 @@ hetkern.testing.triton_interpreter script.py …`` run every ``@triton.jit`` ker
 Triton's own interpreter, repaired:
 
 * language: and, or, not, conditions, loops, names and numbers mean what Triton's compiler makes of
-  them, and what it does not take raises with its line (triton_source, triton_control); arguments
-  have a launch's types, and 1 is a constant (triton_launch);
+  them, and what it does not take raises with its line (source, control); arguments
+  have a launch's types, and 1 is a constant (launch);
 * numbers: bfloat16 rounds to nearest even and computes on values, not on bit patterns; a dot of
   float32 in "tf32" cuts its operands as tensor cores do, "tf32x3" rounds; 16-bit sums round at
-  every step; max, min and clamp drop NaN; casts to integers saturate (triton_numbers);
+  every step; max, min and clamp drop NaN; casts to integers saturate (numbers);
 * memory: a load or store outside its tensor's own elements, or not aligned to its size, raises
   :class:`KernelError` with pointer, program and bytes, and so does what only luck decides on a GPU:
-  two programs that touch an element of which one writes it without an atomic (triton_memory);
+  two programs that touch an element of which one writes it without an atomic (checked_memory);
 * ``@triton.autotune`` runs the first configuration; a false hint (``tl.multiple_of``,
-  ``tl.max_contiguous``, ``tl.max_constancy``) raises (triton_blocks);
+  ``tl.max_contiguous``, ``tl.max_constancy``) raises (blocks);
 * inline assembly, libdevice, 8-bit floats' arithmetic and reductions of bfloat16 other than sums,
   largest and smallest raise by name.
 
@@ -40,8 +40,8 @@ from typing import Any
 import numpy
 
 import hetkern.impl
-from hetkern.testing.traffic_table import Traffic
-from hetkern.testing.triton_memory import Counter, KernelError, memory
+from hetkern.testing.traffic.table import Traffic
+from hetkern.testing.triton_interpreter.checked_memory import Counter, KernelError, memory
 
 __all__ = ["KernelError", "Traffic", "activate", "active", "races_allowed", "traffic"]
 
@@ -73,12 +73,12 @@ def activate() -> None:
             "kernels compile. Let the plugin come first (pytest -p "
             "hetkern.testing.triton_interpreter), or set TRITON_INTERPRET=1 from outside"
         )
-    from hetkern.testing import triton_blocks, triton_launch, triton_numbers
+    from hetkern.testing.triton_interpreter import blocks, launch, numbers
 
     _patch_language_once(interpreter, language)
-    triton_numbers.repair(interpreter, language)
-    triton_launch.repair()
-    triton_blocks.repair(interpreter, language)
+    numbers.repair(interpreter, language)
+    launch.repair()
+    blocks.repair(interpreter, language)
     _check_memory(interpreter, language)
     _run_first_configuration()
     _refuse(interpreter)
@@ -119,7 +119,7 @@ def races_allowed() -> Iterator[None]:
 
 def _patch_language_once(interpreter: Any, language: Any) -> None:
     """Put the interpreted functions in place for good: stock Triton does so at every call."""
-    from hetkern.testing import triton_control
+    from hetkern.testing.triton_interpreter import control
 
     names: dict[str, Any] = {"language": language, "core": language.core}
     interpreter._patch_lang(types.FunctionType(active.__code__, names))
@@ -130,9 +130,9 @@ def _patch_language_once(interpreter: Any, language: Any) -> None:
 
     interpreter._patch_lang = lambda fn: NothingToRestore()
     language.tensor.__bool__ = lambda self: True  # Triton's own code asks whether there is one
-    language.static_assert = language.core.static_assert = triton_control.static_assert
-    language.range = language.core.range = triton_control.counting
-    language.static_range = language.core.static_range = triton_control.unrolled
+    language.static_assert = language.core.static_assert = control.static_assert
+    language.range = language.core.range = control.counting
+    language.static_range = language.core.static_range = control.unrolled
 
 
 def _check_memory(interpreter: Any, language: Any) -> None:
@@ -243,7 +243,3 @@ def main(arguments: list[str]) -> None:
     sys.argv = arguments
     sys.path[0] = os.path.dirname(os.path.abspath(arguments[0]))
     runpy.run_path(arguments[0], run_name="__main__")
-
-
-if __name__ == "__main__":  # this module again, under the name by which scripts import it
-    importlib.import_module("hetkern.testing.triton_interpreter").main(sys.argv[1:])

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from hetkern import reference
 from hetkern.reference.softmax import row_scores
-from hetkern.testing.calls import Call, Op
-from hetkern.testing.check import DTYPES, Case, Summary, check_op
+from hetkern.testing.values.calls import Call, Op
+from hetkern.testing.values.check import DTYPES, Case, Summary, check_op
 
 
 def softmax_op(impl: str) -> Op:

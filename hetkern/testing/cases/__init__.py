@@ -1,0 +1,1 @@
+"""What an operation is judged on: inputs, configurations by seed, families, planted errors."""

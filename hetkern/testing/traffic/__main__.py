@@ -1,0 +1,5 @@
+"""``python -m hetkern.testing.traffic``."""
+
+from hetkern.testing.traffic.command import main
+
+main()

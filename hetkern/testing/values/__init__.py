@@ -1,0 +1,1 @@
+"""What judges an operation: results and gradients against exact ones, inputs between poison."""
