@@ -89,6 +89,13 @@ inline Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
   return a * b + c;
 #endif
 }
+inline float fma(float a, float b, float c) {
+#if defined(__FMA__)
+  return __builtin_fmaf(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
 
 // The larger, and b where either is NaN.
 inline Vec<float> max(Vec<float> a, Vec<float> b) {
@@ -220,6 +227,13 @@ inline V load_vector(const void* from) {
   V v;
   std::memcpy(&v, from, sizeof(v));
   return v;
+}
+
+// W<double> elements as doubles.
+inline Vec<double> load_doubles(const double* from) { return load_vector<Vec<double>>(from); }
+inline Vec<double> load_doubles(const float* from) {
+  typedef float Half __attribute__((vector_size(kVectorBytes / 2)));
+  return __builtin_convertvector(load_vector<Half>(from), Vec<double>);
 }
 
 // The first n lanes of a vector.
