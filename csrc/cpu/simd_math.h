@@ -1,4 +1,4 @@
-// exp and tanh of vectors, log1p of a sum, and what their error is.                     (measured: python_tests/test_simd.py)
+// exp, expm1, log1p and tanh of vectors, and what their error is.                       (measured: python_tests/test_simd.py)
 #pragma once
 #include "simd.h"
 
@@ -132,12 +132,46 @@ inline A exp_one(A x) {
   return exp(splat(x))[0];
 }
 
-// log(1 + s), s >= 0, rounded once to a float: by way of double, where 1 + s keeps enough of s. glibc's log1pf takes twice as long,
-// which was half of a short row's time.
+// exp(x) - 1 for x <= 0. Error below 1 ulp.
+inline Vec<float> expm1_nonpositive(Vec<float> x) {
+  x = max(splat(-80.0f), x);  // NaN passes; 2^n stays normal
+  const Exponential of = exponential(x);
+  const Vec<float> power = bit_cast<Vec<float>>((of.exponent << 23) + (127 << 23));
+  return fma(power, of.less_1, power - 1.0f);
+}
+inline Vec<double> expm1_nonpositive(Vec<double> x) {  // float64 is for proofs, not for speed
+  for (int i = 0; i < W<double>; ++i) x[i] = std::expm1(x[i]);
+  return x;
+}
+template <class A>
+inline A expm1_one(A x) {
+  if constexpr (std::is_same_v<A, double>) return std::expm1(x);
+  return static_cast<A>(expm1_nonpositive(splat(x))[0]);
+}
+
+// log(1 + s), s >= 0, which rounds to an A. For floats to 2^-35 of itself: with 1 + s = 2^k (1 + f), 1 + f in [sqrt 1/2, sqrt 2),
+// and t = f / (2 + f), it is k ln 2 + 2 (t + t^3 / 3 + ...). f is s itself where k is 0, so that a small s loses nothing.
+template <class A>
+inline Vec<double> log1p_to(Vec<double> s) {
+  if constexpr (std::is_same_v<A, double>) {
+    for (int i = 0; i < W<double>; ++i) s[i] = std::log1p(s[i]);
+    return s;
+  }
+  constexpr uint64_t half_root = 0x3fe6a09e667f3bcd, shifter = 0x4330000000000000;  // sqrt 1/2; 2^52
+  const Vec<uint64_t> u = bit_cast<Vec<uint64_t>>(s + 1.0), k = (u - half_root) >> 52;
+  const Vec<double> exponent = bit_cast<Vec<double>>(k | shifter) - 0x1p52;
+  const Vec<double> f = k == 0 ? s : bit_cast<Vec<double>>(u - (k << 52)) - 1.0, t = f / (f + 2.0), w = t * t;
+  Vec<double> p = splat(0.11665233608152087);  // (atanh(t) / t - 1) / w, minimax
+  p = fma(p, w, splat(0.14275410407980332));
+  p = fma(p, w, splat(0.20000060919903062));
+  p = fma(p, w, splat(0.33333333277248545));
+  const Vec<double> log = fma(exponent, splat(0x1.62e42fefa39efp-1), 2.0 * fma(p * w, t, t));
+  return s < kInfinity<double> ? log : s;
+}
 template <class A>
 inline A log1p_one(double s) {
   if constexpr (std::is_same_v<A, double>) return std::log1p(s);
-  return static_cast<A>(s < 1e-4 ? s * (1 - s * (0.5 - s / 3)) : std::log(1 + s));
+  return static_cast<A>(log1p_to<A>(splat(s))[0]);
 }
 
 // Odd polynomial up to 0.625; above, 1 - 2 / (e + 1) with e = exp(2|x|) in two parts, the quotient corrected by what its

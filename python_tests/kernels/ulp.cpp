@@ -43,11 +43,10 @@ int main(int count, char** words) {
   if (is("share_relative")) most = worst(f, g, false, [](Vec<float> x) { return exp_of_share<false>(x); }, e);
   if (is("coarse_share")) most = worst(f, g, true, [](Vec<float> x) { return exp_of_share<true>(x); }, e);
   if (is("tanh")) most = worst(f, g, false, [](Vec<float> x) { return hetkern::cpu::tanh(x); }, t);
-  const auto log1p_lanes = [](Vec<float> x) {
-    for (int i = 0; i < W<float>; ++i) x[i] = log1p_one<float>(x[i]);
-    return x;
-  };
+  const auto log1p_lanes = [](Vec<float> x) { return in_double<float>(log1p_to<float>, x); };
   if (is("log1p")) most = worst(f, g, false, log1p_lanes, [](long double x) { return std::log1p(x); });
+  const auto expm1_lanes = [](Vec<float> x) { return expm1_nonpositive(x); };
+  if (is("expm1")) most = worst(f, g, false, expm1_lanes, [](long double x) { return std::expm1(x); });
   std::printf("%.3f\n", most);
   return most < 0;
 }
