@@ -143,20 +143,20 @@ struct LossRows {
 template <class A>
 double sum_terms(const A* terms, int64_t M) {
   constexpr int lanes = 32, vectors = lanes / W<double>;
-  Vec<double> sum[vectors] = {}, rest[vectors] = {};
-  const auto add = [](auto& sum_, auto& rest_, auto term) {
-    const auto before = sum_, added = (sum_ += term) - before;
-    rest_ += (before - (sum_ - added)) + (term - added);
+  Vec<double> sums[vectors] = {}, rests[vectors] = {};
+  const auto add = [](auto& sum, auto& rest, auto term) {
+    const auto before = sum, added = (sum += term) - before;
+    rest += (before - (sum - added)) + (term - added);
   };
   int64_t i = 0;
   for (; i + lanes <= M; i += lanes)
-    for (int k = 0; k < vectors; ++k) add(sum[k], rest[k], load_doubles(terms + i + k * W<double>));
-  double sums[lanes], rests[lanes];
-  std::memcpy(sums, sum, sizeof(sum)), std::memcpy(rests, rest, sizeof(rest));
-  for (; i < M; ++i) add(sums[i % lanes], rests[i % lanes], static_cast<double>(terms[i]));
+    for (int k = 0; k < vectors; ++k) add(sums[k], rests[k], load_doubles(terms + i + k * W<double>));
+  double sum[lanes], rest[lanes];
+  std::memcpy(sum, sums, sizeof(sum)), std::memcpy(rest, rests, sizeof(rest));
+  for (int k = 0; i < M; ++k, ++i) add(sum[k], rest[k], static_cast<double>(terms[i]));
   for (int half = lanes / 2; half > 0; half /= 2)
-    for (int k = 0; k < half; ++k) add(sums[k], rests[k], sums[k + half]), rests[k] += rests[k + half];
-  return std::isfinite(sums[0]) ? sums[0] + rests[0] : sums[0];
+    for (int k = 0; k < half; ++k) add(sum[k], rest[k], sum[k + half]), rest[k] += rest[k + half];
+  return std::isfinite(sum[0]) ? sum[0] + rest[0] : sum[0];
 }
 
 template <class A>

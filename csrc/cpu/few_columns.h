@@ -79,24 +79,6 @@ inline Vec<A> tree_sum(A* terms, int64_t n, int64_t stride) {
   return load<A>(terms) + A(0);  // a leaf begins at 0
 }
 
-// f of the lanes as doubles, rounded once. What enters is exact in A.
-template <class A, class F, class... V>
-inline Vec<A> in_double(const F& f, V... v) {
-  if constexpr (std::is_same_v<A, double>) {
-    return f(v...);
-  } else {
-    typedef float Half __attribute__((vector_size(kVectorBytes / 2)));
-    const auto half = [](Vec<float> of, int i) {
-      Half halves[2];
-      std::memcpy(halves, &of, sizeof(of));
-      return __builtin_convertvector(halves[i], Vec<double>);
-    };
-    const Half both[2] = {__builtin_convertvector(f(half(v, 0)...), Half),
-                          __builtin_convertvector(f(half(v, 1)...), Half)};
-    return bit_cast<Vec<float>>(both);
-  }
-}
-
 // A count a lane, of comparisons that count down.
 template <class A>
 inline Vec<A> counted(Mask<A> down) {

@@ -1,4 +1,4 @@
-// exp, tanh, log1p and expm1 of vectors, and what their error is.                     (measured: python_tests/test_simd.py)
+// exp, expm1, log1p and tanh of vectors, and what their error is.                       (measured: python_tests/test_simd.py)
 #pragma once
 #include "simd.h"
 
@@ -132,6 +132,23 @@ inline A exp_one(A x) {
   return exp(splat(x))[0];
 }
 
+// exp(x) - 1 for x <= 0. Error below 1 ulp.
+inline Vec<float> expm1_nonpositive(Vec<float> x) {
+  x = max(splat(-80.0f), x);  // NaN passes; 2^n stays normal
+  const Exponential of = exponential(x);
+  const Vec<float> power = bit_cast<Vec<float>>((of.exponent << 23) + (127 << 23));
+  return fma(power, of.less_1, power - 1.0f);
+}
+inline Vec<double> expm1_nonpositive(Vec<double> x) {  // float64 is for proofs, not for speed
+  for (int i = 0; i < W<double>; ++i) x[i] = std::expm1(x[i]);
+  return x;
+}
+template <class A>
+inline A expm1_one(A x) {
+  if constexpr (std::is_same_v<A, double>) return std::expm1(x);
+  return static_cast<A>(expm1_nonpositive(splat(x))[0]);
+}
+
 // log(1 + s), s >= 0, error below 1.1 ulp: less than s itself has, a sum of exponentials. 1 + s = 2^k (1 + f), within a factor
 // of sqrt 2 of 2^k; log(1 + f) = f - (h - r (h + R)), h = f^2 / 2, r = f / (2 + f), R = 2 r^2 / 3 + 2 r^4 / 5 + …
 // V: a vector of float, or one: the same bits.
@@ -155,25 +172,17 @@ inline Vec<double> log1p(Vec<double> s) {  // float64 is for proofs, not for spe
   for (int i = 0; i < W<double>; ++i) s[i] = std::log1p(s[i]);
   return s;
 }
+// The same of doubles that are sums of two As, for what computes in doubles.
+template <class A>
+inline Vec<double> log1p_to(Vec<double> s) {
+  if constexpr (std::is_same_v<A, double>) return log1p(s);
+  using HalfBits = VectorOf<uint32_t, kVectorBytes / 2>::type;
+  return doubles(log1p_of_sum<HalfFloats, HalfBits>(__builtin_convertvector(s, HalfFloats)));
+}
 template <class A>
 inline A log1p_one(double s) {
   if constexpr (std::is_same_v<A, double>) return std::log1p(s);
   return log1p_of_sum<float, uint32_t>(static_cast<float>(s));
-}
-
-// exp(x) - 1 for x <= 0, error below 1 ulp: 2^n (exp(r) - 1) + (2^n - 1).
-inline Vec<float> expm1_nonpositive(Vec<float> x) {
-  const Exponential of = exponential(max(splat(-25.0f), x));  // NaN passes
-  const Vec<float> scale = bit_cast<Vec<float>>((of.exponent << 23) + (127 << 23));
-  return fma(of.less_1, scale, scale - 1.0f);
-}
-inline Vec<double> expm1_nonpositive(Vec<double> x) {  // float64 is for proofs, not for speed
-  for (int i = 0; i < W<double>; ++i) x[i] = std::expm1(x[i]);
-  return x;
-}
-template <class A>
-inline A expm1_one(A x) {
-  return expm1_nonpositive(splat(x))[0];
 }
 
 // Odd polynomial up to 0.625; above, 1 - 2 / (e + 1) with e = exp(2|x|) in two parts, the quotient corrected by what its
