@@ -90,3 +90,41 @@ def test_cross_entropy_bits_of_the_loss_do_not_depend_on_a_gradient_being_wanted
     x, target = normal(300, 1000), torch.arange(300)
     wanted = hetkern.cross_entropy(x, target, reduction="none")
     assert torch.equal(wanted, hetkern.cross_entropy(x.requires_grad_(), target, reduction="none"))
+
+
+OPTIONS = {
+    "plain": {},
+    "weight": {"weight": True},
+    "smoothing": {"label_smoothing": 0.1},
+    "weight and smoothing": {"weight": True, "label_smoothing": 0.3, "ignore_index": 1},
+    "scale": {"scale": 0.7, "ignore_index": 0},
+    "softcap": {"softcap": 3.0},
+}
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float16], ids=str)
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("length", [1, 2, 3, 5, 21, 64, 65, 150, 257])
+def test_cross_entropy_bits_of_few_columns_are_those_of_rows(native, length, options, dtype):
+    options = dict(options)
+    if options.pop("weight", False):
+        wide = torch.promote_types(dtype, torch.float32)
+        options["weight"] = (normal(length).abs() + 0.5).to(wide)
+
+    def loss_and_gradient(x, target, **kind):
+        x = x.clone().requires_grad_()
+        loss = hetkern.cross_entropy(x, target, **options, **kind)
+        loss = loss[0] if kind["return_stats"] else loss
+        (dx,) = torch.autograd.grad(loss, x, random_upstream(0)(0, loss))
+        return loss.detach(), dx
+
+    for rows, reduction in ((1, "none"), (47, "mean"), (300, "sum"), (300, "none"), (33, "mean")):
+        x, target = (3 * normal(rows, length)).to(dtype), torch.arange(rows) * 7 % length
+        x[:: rows // 3 + 1, 0] = 30  # confident rows, right ones and wrong ones
+        target[5::9] = options.get("ignore_index", -100)
+        for return_stats in (False, True):  # statistics take the general path
+            kind = {"reduction": reduction, "return_stats": return_stats}
+            loss, dx = loss_and_gradient(x, target, **kind)
+            turned = loss_and_gradient(x.t()[None].contiguous(), target[None], **kind)
+            assert same_bits(turned[0].reshape(loss.shape), loss), (rows, kind)
+            assert same_bits(turned[1][0].t(), dx), (rows, kind)

@@ -117,3 +117,25 @@ def test_softmax_bits_do_not_depend_on_features_that_do_nothing(native):
 def test_softmax_bits_repeat(native):
     x = normal(300, 1000)
     assert_same(results(native, x, 1), results(native, x, 1))
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float16], ids=str)
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("length", [1, 2, 3, 5, 21, 32, 64, 65, 100, 150, 256, 257])
+def test_softmax_bits_of_few_columns_are_those_of_rows(native, length, log, dtype):
+    for rows, options in ((1, {}), (47, {"scale": 0.7}), (300, {}), (33, {"softcap": 3.0})):
+        x, dy = (3 * normal(rows, length)).to(dtype), normal(rows, length).to(dtype)
+        x[:: rows // 3 + 1, 0] = 30  # confident rows: a y above a half stands apart
+        wanted = results(native, x, 1, log=log, upstream=lambda i, y, d=dy: d, **options)
+        turned = x.t().contiguous(), dy.t().contiguous()
+        got = results(
+            native, turned[0], 0, log=log, upstream=lambda i, y, d=turned[1]: d, **options
+        )
+        assert_same(wanted, {name: value.t() for name, value in got.items()})
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_softmax_bits_of_few_columns_do_not_depend_on_a_mask_that_does_nothing(native, log):
+    x, keep = normal(3, 21, 300), torch.ones(300, dtype=torch.bool)
+    wanted = results(native, x, 1, log=log)
+    assert_same(wanted, results(native, x, 1, log=log, mask=keep))  # masks take the general path

@@ -12,6 +12,7 @@
 #include "../cross_entropy.h"
 
 #include "cross_entropy_columns.h"
+#include "cross_entropy_few_columns.h"
 #include "cross_entropy_math.h"
 #include "plan.h"
 #include "row_job.h"
@@ -141,15 +142,20 @@ struct LossRows {
 // take a float's last digits, and a double's but for the rests: what each addition rounded away.
 template <class A>
 double sum_terms(const A* terms, int64_t M) {
-  constexpr int lanes = 32;
-  double sum[lanes] = {}, rest[lanes] = {};
-  const auto add = [&](int i, double term) {
-    const double before = sum[i], added = (sum[i] += term) - before;
-    rest[i] += (before - (sum[i] - added)) + (term - added);
+  constexpr int lanes = 32, vectors = lanes / W<double>;
+  Vec<double> sums[vectors] = {}, rests[vectors] = {};
+  const auto add = [](auto& sum, auto& rest, auto term) {
+    const auto before = sum, added = (sum += term) - before;
+    rest += (before - (sum - added)) + (term - added);
   };
-  for (int64_t i = 0; i < M; ++i) add(static_cast<int>(i % lanes), terms[i]);
+  int64_t i = 0;
+  for (; i + lanes <= M; i += lanes)
+    for (int k = 0; k < vectors; ++k) add(sums[k], rests[k], load_doubles(terms + i + k * W<double>));
+  double sum[lanes], rest[lanes];
+  std::memcpy(sum, sums, sizeof(sum)), std::memcpy(rest, rests, sizeof(rest));
+  for (int k = 0; i < M; ++k, ++i) add(sum[k], rest[k], static_cast<double>(terms[i]));
   for (int half = lanes / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) add(i, sum[i + half]), rest[i] += rest[i + half];
+    for (int k = 0; k < half; ++k) add(sum[k], rest[k], sum[k + half]), rest[k] += rest[k + half];
   return std::isfinite(sum[0]) ? sum[0] + rest[0] : sum[0];
 }
 
@@ -247,7 +253,7 @@ void forward(const CrossEntropyForward& p, const CrossEntropyPlan& plan, Met& me
     const LossRows<A, X> rows{p, met};
     if (plan.path == RowPath::whole_rows) run_whole_rows(rows, p.rows.M, chunks, plan.tasks);
     if (plan.path == RowPath::split_rows) run_split_rows(rows, p.rows.M, chunks, plan.tasks);
-    if (plan.path == RowPath::columns)
+    if (plan.path == RowPath::columns && !run_few_columns<A, X>(p, plan.tasks, met))
       run_whole_rows(LossColumns<A, X>{p, met}, ColumnGroups<A>(p.rows).count(), chunks, plan.tasks);
   }
   reduce<A>(p, met);
@@ -259,6 +265,7 @@ void backward(const CrossEntropyBackward& p, const CrossEntropyPlan& plan, Met& 
   const auto* const weight = static_cast<const A*>(p.target.weight);
   A weight_sum = static_cast<A>(p.rows.N);
   if (weight && p.target.label_smoothing > 0) weight_sum = static_cast<A>(sum_terms(weight, p.rows.N));
+  if (plan.path == RowPath::columns && run_few_columns<A, X>(p, plan.tasks, met, weight_sum)) return;
   if (plan.path == RowPath::columns)
     run_chunks(GradientColumns<A, X>{p, plan, met, weight_sum}, ColumnGroups<A>(p.rows).count(), chunks, plan.tasks);
   else

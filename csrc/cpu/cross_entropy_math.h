@@ -211,7 +211,7 @@ inline RowGradient<A> row_gradient(const CrossEntropyBackward& p, const Score<A>
   const TargetTerm<A> share(p.target, p.rows.N);
   RowGradient<A> r{};
   r.m = saved[0], r.d = saved[p.saved.step], r.inverse = exp_one(-r.d), r.at = -1;
-  if (!has_plain_gradient(p)) r.max_less_1 = std::expm1(-r.d);
+  if (!has_plain_gradient(p)) r.max_less_1 = expm1_one(-r.d);
 
   // What reaches the row's two terms and its statistics.
   const int64_t t = p.target.index ? class_of(p.rows, p.target, at, row, met) : 0;
@@ -240,7 +240,7 @@ inline RowGradient<A> row_gradient(const CrossEntropyBackward& p, const Score<A>
   const double own = u * share.keep * w - g;
   const Vec<A> x = splat(get<A>(row_of<const X>(p.rows, p.x, at) + t * p.x.step)), s = score(x) - r.m;
   const A p_t = exp_one(s[0]) * r.inverse;
-  const double dz = p_t * (f0 - f1 * bounded_below<A>(s)[0]) + r.u * (r.T * p_t - w) + own * std::expm1(s[0] - r.d);
+  const double dz = p_t * (f0 - f1 * bounded_below<A>(s)[0]) + r.u * (r.T * p_t - w) + own * expm1_one(s[0] - r.d);
   r.at = t, r.dx_at = static_cast<A>(dz * score.slope(x)[0]);
   r.f0 = static_cast<A>(f0 + own), r.g = 0;
   return r;

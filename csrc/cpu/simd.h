@@ -89,6 +89,23 @@ inline Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
   return a * b + c;
 #endif
 }
+using HalfFloats = VectorOf<float, kVectorBytes / 2>::type;
+inline HalfFloats fma(HalfFloats a, HalfFloats b, HalfFloats c) {
+#if defined(__AVX512F__)
+  return _mm256_fmadd_ps(a, b, c);
+#elif defined(__FMA__)
+  return _mm_fmadd_ps(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+inline float fma(float a, float b, float c) {
+#if defined(__FMA__)
+  return __builtin_fmaf(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
 
 // The larger, and b where either is NaN.
 inline Vec<float> max(Vec<float> a, Vec<float> b) {
@@ -101,6 +118,33 @@ inline Vec<float> max(Vec<float> a, Vec<float> b) {
 #endif
 }
 inline Vec<double> max(Vec<double> a, Vec<double> b) { return a > b ? a : b; }
+
+// f of the lanes as doubles, rounded to A once: for what is computed once a row.
+inline Vec<double> doubles(HalfFloats v) {
+#if defined(__AVX512F__)
+  return _mm512_cvtps_pd(v);
+#elif defined(__AVX2__)
+  return _mm256_cvtps_pd(v);
+#else
+  return __builtin_convertvector(v, Vec<double>);
+#endif
+}
+template <int half>
+inline Vec<double> doubles(Vec<float> v) {
+  HalfFloats part[2];
+  std::memcpy(part, &v, sizeof(v));
+  return doubles(part[half]);
+}
+template <class A, class F, class... Vectors>
+inline Vec<A> in_double(const F& f, Vectors... v) {
+  if constexpr (std::is_same_v<A, double>) {
+    return f(v...);
+  } else {
+    const HalfFloats part[2] = {__builtin_convertvector(f(doubles<0>(v)...), HalfFloats),
+                                __builtin_convertvector(f(doubles<1>(v)...), HalfFloats)};
+    return bit_cast<Vec<float>>(part);
+  }
+}
 
 // Lane i of a mask as bit i.
 inline uint32_t lane_bits(Mask<float> mask) {
@@ -288,6 +332,10 @@ template <class A, class T>
 inline void store_some(T* to, Vec<A> v, int64_t n) {
   store_image<A>(to, Packed<A, T>::pack(v), n);
 }
+
+// W<double> numbers, as doubles.
+inline Vec<double> load_doubles(const float* from) { return doubles(load_vector<HalfFloats>(from)); }
+inline Vec<double> load_doubles(const double* from) { return load_vector<Vec<double>>(from); }
 
 // Asks for memory that is read, or written, soon; any address will do.
 inline void prefetch(const void* at) { __builtin_prefetch(at); }

@@ -1,4 +1,4 @@
-// exp and tanh of vectors, log1p of a sum, and what their error is.                     (measured: python_tests/test_simd.py)
+// exp, expm1, log1p and tanh of vectors, and what their error is.                       (measured: python_tests/test_simd.py)
 #pragma once
 #include "simd.h"
 
@@ -132,12 +132,57 @@ inline A exp_one(A x) {
   return exp(splat(x))[0];
 }
 
-// log(1 + s), s >= 0, rounded once to a float: by way of double, where 1 + s keeps enough of s. glibc's log1pf takes twice as long,
-// which was half of a short row's time.
+// exp(x) - 1 for x <= 0. Error below 1 ulp.
+inline Vec<float> expm1_nonpositive(Vec<float> x) {
+  x = max(splat(-80.0f), x);  // NaN passes; 2^n stays normal
+  const Exponential of = exponential(x);
+  const Vec<float> power = bit_cast<Vec<float>>((of.exponent << 23) + (127 << 23));
+  return fma(power, of.less_1, power - 1.0f);
+}
+inline Vec<double> expm1_nonpositive(Vec<double> x) {  // float64 is for proofs, not for speed
+  for (int i = 0; i < W<double>; ++i) x[i] = std::expm1(x[i]);
+  return x;
+}
+template <class A>
+inline A expm1_one(A x) {
+  if constexpr (std::is_same_v<A, double>) return std::expm1(x);
+  return static_cast<A>(expm1_nonpositive(splat(x))[0]);
+}
+
+// log(1 + s), s >= 0, error below 1.1 ulp: less than s itself has, a sum of exponentials. 1 + s = 2^k (1 + f), within a factor
+// of sqrt 2 of 2^k; log(1 + f) = f - (h - r (h + R)), h = f^2 / 2, r = f / (2 + f), R = 2 r^2 / 3 + 2 r^4 / 5 + …
+// V: a vector of float, or one: the same bits.
+template <class V, class U>
+inline V log1p_of_sum(V s) {
+  const V y = 1.0f + s;
+  const U bits = bit_cast<U>(y), k = (bits - 0x3f3504f3u) >> 23;  // the bits of sqrt(1 / 2)
+  const V power = bit_cast<V>(k | 0x4b000000u) - 0x1p23f, least = bit_cast<V>((127 - k) << 23);  // k and 2^-k
+  // What 1 + s rounded away is all in f, or small beside log 2.
+  const V f = k == 0 ? s : bit_cast<V>(bits - (k << 23)) - 1.0f;
+  const V lost = k == 0 ? V{} : (s - (y - 1.0f)) * least;
+  const V h = f * f * 0.5f, r = f / (2.0f + f), r2 = r * r;
+  V q = fma(r2, V{} + 2.0f / 9, V{} + 2.0f / 7);
+  q = fma(q, r2, V{} + 2.0f / 5), q = fma(q, r2, V{} + 2.0f / 3);
+  const V small = fma(r, fma(q, r2, h), fma(power, V{} - 0x1.05c61p-29f, fma(-lost, f, lost)));
+  const V log = fma(power, V{} + 0x1.62e43p-1f, f - (h - small));
+  return s == s ? log : s;
+}
+inline Vec<float> log1p(Vec<float> s) { return log1p_of_sum<Vec<float>, Vec<uint32_t>>(s); }
+inline Vec<double> log1p(Vec<double> s) {  // float64 is for proofs, not for speed
+  for (int i = 0; i < W<double>; ++i) s[i] = std::log1p(s[i]);
+  return s;
+}
+// The same of doubles that are sums of two As, for what computes in doubles.
+template <class A>
+inline Vec<double> log1p_to(Vec<double> s) {
+  if constexpr (std::is_same_v<A, double>) return log1p(s);
+  using HalfBits = VectorOf<uint32_t, kVectorBytes / 2>::type;
+  return doubles(log1p_of_sum<HalfFloats, HalfBits>(__builtin_convertvector(s, HalfFloats)));
+}
 template <class A>
 inline A log1p_one(double s) {
   if constexpr (std::is_same_v<A, double>) return std::log1p(s);
-  return static_cast<A>(s < 1e-4 ? s * (1 - s * (0.5 - s / 3)) : std::log(1 + s));
+  return log1p_of_sum<float, uint32_t>(static_cast<float>(s));
 }
 
 // Odd polynomial up to 0.625; above, 1 - 2 / (e + 1) with e = exp(2|x|) in two parts, the quotient corrected by what its

@@ -13,6 +13,7 @@
 #include "plan.h"
 #include "row_job.h"
 #include "softmax_columns.h"
+#include "softmax_few_columns.h"
 #include "softmax_math.h"
 #include "softmax_short.h"
 
@@ -261,6 +262,7 @@ void run(const Params& p, const SoftmaxPlan& plan) {
     case RowPath::split_rows:
       return run_split_rows(RowsJob<log, A, X, Y>{p, plan}, p.rows.M, chunks, plan.tasks);
     case RowPath::columns:
+      if (run_few_columns<log, A, X, Y>(p, plan.tasks)) return;
       return run_whole_rows(ColumnsJob<log, A, X, Y>{p, plan}, ColumnGroups<A>(p.rows).count(), chunks, plan.tasks);
   }
 }

@@ -43,11 +43,16 @@ int main(int count, char** words) {
   if (is("share_relative")) most = worst(f, g, false, [](Vec<float> x) { return exp_of_share<false>(x); }, e);
   if (is("coarse_share")) most = worst(f, g, true, [](Vec<float> x) { return exp_of_share<true>(x); }, e);
   if (is("tanh")) most = worst(f, g, false, [](Vec<float> x) { return hetkern::cpu::tanh(x); }, t);
-  const auto log1p_lanes = [](Vec<float> x) {
-    for (int i = 0; i < W<float>; ++i) x[i] = log1p_one<float>(x[i]);
+  const auto l = [](long double x) { return std::log1p(x); };
+  if (is("log1p")) most = worst(f, g, false, [](Vec<float> x) { return hetkern::cpu::log1p(x); }, l);
+  const auto one_by_one = [](Vec<float> x) {
+    const Vec<float> all = in_double<float>(log1p_to<float>, x);
+    for (int i = 0; i < W<float>; ++i) x[i] = log1p_one<float>(x[i]) == all[i] ? all[i] : -1;  // the same bits
     return x;
   };
-  if (is("log1p")) most = worst(f, g, false, log1p_lanes, [](long double x) { return std::log1p(x); });
+  if (is("log1p_one")) most = worst(f, g, false, one_by_one, l);
+  const auto expm1_lanes = [](Vec<float> x) { return expm1_nonpositive(x); };
+  if (is("expm1")) most = worst(f, g, false, expm1_lanes, [](long double x) { return std::expm1(x); });
   std::printf("%.3f\n", most);
   return most < 0;
 }
