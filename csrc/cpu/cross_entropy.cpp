@@ -116,15 +116,20 @@ struct LossRows {
 // take a float's last digits, and a double's but for the rests: what each addition rounded away.
 template <class A>
 double sum_terms(const A* terms, int64_t M) {
-  constexpr int lanes = 32;
-  double sum[lanes] = {}, rest[lanes] = {};
-  const auto add = [&](int i, double term) {
-    const double before = sum[i], added = (sum[i] += term) - before;
-    rest[i] += (before - (sum[i] - added)) + (term - added);
+  constexpr int lanes = 32, vectors = lanes / W<double>;
+  Vec<double> sums[vectors] = {}, rests[vectors] = {};
+  const auto add = [](auto& sum, auto& rest, auto term) {
+    const auto before = sum, added = (sum += term) - before;
+    rest += (before - (sum - added)) + (term - added);
   };
-  for (int64_t i = 0; i < M; ++i) add(static_cast<int>(i % lanes), terms[i]);
+  int64_t i = 0;
+  for (; i + lanes <= M; i += lanes)
+    for (int k = 0; k < vectors; ++k) add(sums[k], rests[k], load_doubles(terms + i + k * W<double>));
+  double sum[lanes], rest[lanes];
+  std::memcpy(sum, sums, sizeof(sum)), std::memcpy(rest, rests, sizeof(rest));
+  for (int k = 0; i < M; ++k, ++i) add(sum[k], rest[k], static_cast<double>(terms[i]));
   for (int half = lanes / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) add(i, sum[i + half]), rest[i] += rest[i + half];
+    for (int k = 0; k < half; ++k) add(sum[k], rest[k], sum[k + half]), rest[k] += rest[k + half];
   return std::isfinite(sum[0]) ? sum[0] + rest[0] : sum[0];
 }
 

@@ -22,16 +22,16 @@ inline void short_losses(const CrossEntropyForward& p, const Score<A>& score, Me
 
   // The row's term.
   LaneValues<A> z, weight;
-  Mask<A> counted = {};
-  RowIndex at = row_index(p.rows, first);
-  for (int i = 0; i < count; ++i, to_next_row(p.rows, at)) {
-    const int64_t t = class_of(p.rows, p.target, at, first + i, met);
-    counted[i] = t < 0 ? 0 : -1;
+  LaneValues<A> counts;
+  const auto targets = row_starts<A, const int64_t>(p.rows, p.target.index, first, count);
+  for (int i = 0; i < count; ++i) {
+    const int64_t t = class_of(p.rows, p.target, *targets.at[i], first + i, met);
+    counts.of[i] = t < 0 ? A(0) : A(1);
     z.of[i] = scores.at(i, 0)[t < 0 ? 0 : t];
     weight.of[i] = t < 0 ? A(0) : weights ? weights[t] : A(1);
   }
   const Vec<A> log_prob = (z.vector() - m) - d;
-  const Vec<A> term = counted ? -(weight.vector() * log_prob) : Vec<A>{};
+  const Vec<A> term = counts.vector() > A(0) ? -(weight.vector() * log_prob) : Vec<A>{};
 
   // What backward needs, and what the reduction adds up.
   const LaneValues<A> ms(m), ds(d);
@@ -74,13 +74,15 @@ inline void gradients_of_loss(const CrossEntropyBackward& p, Met& met, A weight_
   // What reaches the row.
   int64_t target[W<A>];
   LaneValues<A> m, d, x_t, w, d_loss, divisor;
-  RowIndex at = row_index(p.rows, first);
-  for (int i = 0; i < count; ++i, to_next_row(p.rows, at)) {
-    const A* const saved = row_of<const A>(p.rows, p.saved, at);
-    const int64_t t = target[i] = class_of(p.rows, p.target, at, first + i, met);
-    m.of[i] = saved[0], d.of[i] = saved[p.saved.step];
+  const auto targets = row_starts<A, const int64_t>(p.rows, p.target.index, first, count);
+  const auto saved = row_starts<A, const A>(p.rows, p.saved, first, count);
+  const auto d_losses = row_starts<A, const A>(p.rows, p.d_loss, first, count);
+  const auto divisors = row_starts<A, const A>(p.rows, p.divisors, first, count);
+  for (int i = 0; i < count; ++i) {
+    const int64_t t = target[i] = class_of(p.rows, p.target, *targets.at[i], first + i, met);
+    m.of[i] = saved.at[i][0], d.of[i] = saved.at[i][p.saved.step];
+    d_loss.of[i] = *d_losses.at[i], divisor.of[i] = *divisors.at[i];
     x_t.of[i] = get<A>(x.at[i] + (t < 0 ? 0 : t)), w.of[i] = t < 0 ? A(0) : weights ? weights[t] : A(1);
-    d_loss.of[i] = *row_of<const A>(p.rows, p.d_loss, at), divisor.of[i] = *row_of<const A>(p.rows, p.divisors, at);
   }
 
   // dz_t has own (p_t - 1), the other columns own p_j.

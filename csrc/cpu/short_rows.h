@@ -36,7 +36,7 @@ inline void run_groups(int64_t rows, int tasks, const Group& group) {
 // Where each row of a group begins.
 template <class A, class T>
 struct RowStarts {
-  T* at[W<A>] = {};
+  T* at[W<A>];
 };
 inline void to_next_row(const Rows& rows, RowIndex& index) {
   for (int d = rows.outer_dims - 1; d > 0; --d) {
@@ -49,6 +49,12 @@ template <class A, class T>
 inline RowStarts<A, T> row_starts(const Rows& rows, const Operand& operand, int64_t first, int count) {
   RowStarts<A, T> starts;
   RowIndex index = row_index(rows, first);
+  if (const int last = rows.outer_dims - 1; last < 0 || index.at[last] + count <= rows.size[last]) {
+    const int64_t stride = last < 0 ? 0 : operand.stride[last];
+    T* const begin = row_of<T>(rows, operand, index);
+    for (int i = 0; i < count; ++i) starts.at[i] = begin + i * stride;
+    return starts;
+  }
   for (int i = 0; i < count; ++i, to_next_row(rows, index)) starts.at[i] = row_of<T>(rows, operand, index);
   return starts;
 }
@@ -200,10 +206,9 @@ struct ShortScores {
       for (int k = 0; k < vectors; ++k) {
         if (k * W<A> >= N) continue;
         const Vec<A> v = load<A>(at(i, k));
-        const Mask<A> is_max = v == s;
-        const Vec<A> e = exp_of(v - s);
-        lanes[k] += is_max ? Vec<A>{} : e;
-        maxima += __builtin_popcount(lane_bits(is_max));
+        const Picked<A> is_max = picked_equal(v, s);
+        lanes[k] += without(is_max, exp_of(v - s));
+        maxima += how_many(is_max);
       }
       sum.of[i] = lanes.folded(Plus{});
       beside.of[i] = static_cast<A>(maxima - 1);

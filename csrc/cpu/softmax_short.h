@@ -10,13 +10,13 @@ namespace {
 
 template <bool log, int vectors, class A, class X, class Y>
 inline void short_forward(const SoftmaxForward& p, int64_t first, int count) {
-  const int64_t N = p.rows.N;
+  const int64_t N = p.rows.N, queries = p.queries;
   const Vec<A> scale = splat(static_cast<A>(p.scale));
   const auto x = row_starts<A, const X>(p.rows, p.x, first, count);
   const auto y = row_starts<A, Y>(p.rows, p.y, first, count);
   Mask<A> kept = ~Mask<A>{};
   const ShortScores<A, vectors> scores(N, count, [&](int i) {
-    const int64_t n = kept_columns(N, p.queries, first + i);
+    const int64_t n = kept_columns(N, queries, first + i);
     if (n == 0) kept[i] = 0;
     return ScoresOf<A, X, Scaled<A>>{x.at[i], n, {scale}};
   });
@@ -72,12 +72,12 @@ struct GradientSums {
 
 template <bool log, int vectors, class A, class X, class Y, class General>
 inline void short_backward(const General& general, const SoftmaxBackward& p, int64_t first, int count) {
-  const int64_t N = p.rows.N;
+  const int64_t N = p.rows.N, queries = p.queries;
   const auto dys = row_starts<A, const Y>(p.rows, p.dy, first, count);
   const auto ys = row_starts<A, const Y>(p.rows, p.y, first, count);
   const auto dxs = row_starts<A, X>(p.rows, p.dx, first, count);
-  const auto dy_at = [&](int i, int64_t j, int64_t n) {
-    if (p.dy.step == 1) return load_at<A>(dys.at[i] + j, 0, n);
+  const auto dy_at = [&, step = p.dy.step](int i, int64_t j, int64_t n) {
+    if (step == 1) return load_at<A>(dys.at[i] + j, 0, n);
     const Vec<A> same = splat(get<A>(dys.at[i]));
     return n == W<A> ? same : keep_lanes<A>(same, n, A(0));
   };
@@ -87,7 +87,7 @@ inline void short_backward(const General& general, const SoftmaxBackward& p, int
   RowParts<A> rest, y_rest, top_dy, top_y;
   int tops_of[W<A>], any = 0;
   for (int i = 0; i < count; ++i) {
-    const int64_t n = log ? N : kept_columns(N, p.queries, first + i);
+    const int64_t n = log ? N : kept_columns(N, queries, first + i);
     ShortLanes<A, vectors> lanes(0), y_lanes(0), dy_tops(0), y_tops(0);
     int tops = 0;
     for (int k = 0; k < vectors; ++k) {
@@ -99,12 +99,11 @@ inline void short_backward(const General& general, const SoftmaxBackward& p, int
         lanes[k] += dy;
       } else {
         const Vec<A> y = load_at<A>(ys.at[i] + k * W<A>, 0, in);
-        const Mask<A> apart = (y > A(0.5)) & (dy < kInfinity<A>)&(dy > -kInfinity<A>);
-        const Vec<A> less = apart ? Vec<A>{} : y;
+        const Picked<A> apart = picked_above(y, A(0.5), dy);
+        const Vec<A> less = without(apart, y);
         lanes[k] += dy * less, y_lanes[k] += less;
-        dy_tops[k] = EitherBits{}(dy_tops[k], apart ? dy : Vec<A>{});
-        y_tops[k] = EitherBits{}(y_tops[k], apart ? y : Vec<A>{});
-        tops += __builtin_popcount(lane_bits(apart));
+        dy_tops[k] = EitherBits{}(dy_tops[k], only(apart, dy)), y_tops[k] = EitherBits{}(y_tops[k], only(apart, y));
+        tops += how_many(apart);
       }
     }
     rest.of[i] = lanes.folded(Plus{});
@@ -129,7 +128,7 @@ inline void short_backward(const General& general, const SoftmaxBackward& p, int
   const LaneValues<A> means(log ? sums.rest : sums.mean(p.y_type)), apart(sums.top_dy);
   const Vec<A> scale = splat(static_cast<A>(p.scale));
   for (int i = 0; i < count; ++i) {
-    const int64_t n = kept_columns(N, p.queries, first + i);
+    const int64_t n = kept_columns(N, queries, first + i);
     const SoftmaxGradient<log, A> gradient{splat(apart.of[i]), splat(means.of[i])};
     const auto dx = [&](int64_t j, int64_t in) {
       return gradient(dy_at(i, j, in), load_at<A>(ys.at[i], j, in)) * scale;
