@@ -102,34 +102,6 @@ inline Vec<float> max(Vec<float> a, Vec<float> b) {
 }
 inline Vec<double> max(Vec<double> a, Vec<double> b) { return a > b ? a : b; }
 
-// f of the lanes as doubles, rounded to A once: for what is computed once a row.
-using HalfFloats = VectorOf<float, kVectorBytes / 2>::type;
-inline Vec<double> doubles(HalfFloats v) {
-#if defined(__AVX512F__)
-  return _mm512_cvtps_pd(v);
-#elif defined(__AVX2__)
-  return _mm256_cvtps_pd(v);
-#else
-  return __builtin_convertvector(v, Vec<double>);
-#endif
-}
-template <int half>
-inline Vec<double> doubles(Vec<float> v) {
-  HalfFloats part[2];
-  std::memcpy(part, &v, sizeof(v));
-  return doubles(part[half]);
-}
-template <class A, class F, class... Vectors>
-inline Vec<A> in_double(const F& f, Vectors... v) {
-  if constexpr (std::is_same_v<A, double>) {
-    return f(v...);
-  } else {
-    const HalfFloats part[2] = {__builtin_convertvector(f(doubles<0>(v)...), HalfFloats),
-                                __builtin_convertvector(f(doubles<1>(v)...), HalfFloats)};
-    return bit_cast<Vec<float>>(part);
-  }
-}
-
 // Lane i of a mask as bit i.
 inline uint32_t lane_bits(Mask<float> mask) {
 #if defined(__AVX512DQ__)
@@ -374,10 +346,6 @@ template <class A, class T>
 inline void store_some(T* to, Vec<A> v, int64_t n) {
   store_image<A>(to, Packed<A, T>::pack(v), n);
 }
-
-// W<double> numbers, as doubles.
-inline Vec<double> load_doubles(const float* from) { return doubles(load_vector<HalfFloats>(from)); }
-inline Vec<double> load_doubles(const double* from) { return load_vector<Vec<double>>(from); }
 
 // Asks for memory that is read, or written, soon; any address will do.
 inline void prefetch(const void* at) { __builtin_prefetch(at); }
