@@ -53,7 +53,7 @@ constexpr int kLessWork = 1;
 #endif
 
 RowShares share_rows(int64_t M, int64_t N, bool columns, const Machine& machine) {
-  const int64_t work = M * (N + kElementsOfRow) * kLessWork;
+  const int64_t work = M * (N + (columns ? 0 : kElementsOfRow)) * kLessWork;   // columns go a vector of rows at a time
   const int64_t worth = work < kElementsToFork ? 1 : work / kElementsPerTask;  // tasks that have enough to do
   const int64_t threads = worth < machine.threads ? worth : machine.threads;
   if (columns) return {RowPath::columns, static_cast<int>(threads)};
