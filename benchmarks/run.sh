@@ -7,5 +7,6 @@ for bench in bench_softmax.py bench_cross_entropy.py; do
   python $bench --compile "$@"
   python $bench --kept "$@"
 done
+python bench_shapes.py "$@" --threads 1
 python speed_tables.py
 python plot.py

@@ -25,7 +25,8 @@ def results(impl, x, target, upstream=None, **options):
     """Everything that comes out of one call: loss, statistics and the gradient."""
     options = {"reduction": "none", "return_stats": True} | options
     op = cross_entropy_op(impl.name)
-    return run(op, Call((x, target), options), upstream=upstream or random_upstream(0))
+    call = Call((x, target), options)
+    return run(op, call, constant=["weight"], upstream=upstream or random_upstream(0))
 
 
 def assert_same(a, b):
@@ -37,7 +38,7 @@ def assert_same(a, b):
 @pytest.mark.large
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
-@pytest.mark.parametrize("shape", [(4096, 257), (1, 262145), (3, 50257), (8, 1000, 64)])
+@pytest.mark.parametrize("shape", [(4096, 257), (1, 262145), (3, 100003), (8, 1000, 64)])
 def test_cross_entropy_bits_do_not_depend_on_the_thread_count(native, shape, reduction, dtype):
     if native.name != "cpu":
         pytest.skip("a claim about the C++ kernels' threads")
@@ -67,18 +68,98 @@ def test_cross_entropy_bits_of_a_row_do_not_depend_on_its_neighbours(native, len
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("rows, length", [(7, 63), (300, 65), (3, 4097)])
-def test_cross_entropy_bits_do_not_depend_on_the_layout(native, rows, length, dtype):
+@pytest.mark.parametrize("statistics", [False, True])
+@pytest.mark.parametrize(
+    "rows, length", [(7, 63), (300, 65), (3, 4097), (37, 2), (40, 10), (20, 128)]
+)
+def test_cross_entropy_bits_do_not_depend_on_the_layout(native, rows, length, statistics, dtype):
     x, target = normal(rows, length).to(dtype), torch.arange(rows) % length
-    wanted = results(native, x, target)
+    wanted = results(native, x, target, return_stats=statistics)
     for name, layout in LAYOUTS.items():
         if name != "expanded":
-            assert_same(wanted, results(native, layout(x), layout(target)))
+            got = results(native, layout(x), layout(target), return_stats=statistics)
+            assert_same(wanted, got)
     # The classes before the positions: (1, C, rows).
-    turned = results(native, x.t()[None].contiguous(), target[None])
+    turned = results(native, x.t()[None].contiguous(), target[None], return_stats=statistics)
     for name, value in turned.items():
         value = value[0].t() if value.dim() == 3 else value[0]
         assert same_bits(value.contiguous(), wanted[name]), name
+
+
+SHORT = [1, 2, 5, 16, 50, 128]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_cross_entropy_bits_of_short_rows_do_not_depend_on_the_thread_count(
+    native, reduction, dtype
+):
+    if native.name != "cpu":
+        pytest.skip("a claim about the C++ kernels' threads")
+    from hetkern import _C
+
+    x, target = normal(30011, 10).to(dtype), torch.arange(30011) % 10
+    assert _C.cross_entropy_plan(30011, 10, False, "float32", threads=2)["tasks"] == 2
+    seen = []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        seen.append(results(native, x, target, reduction=reduction, return_stats=False))
+    assert_same(seen[0], seen[1])
+    assert_same(seen[0], seen[2])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("length", SHORT)
+def test_cross_entropy_bits_of_a_short_row_do_not_depend_on_nasty_neighbours(
+    native, length, weighted, dtype
+):
+    """Nor on statistics being wanted, which short rows leave to the general path."""
+    x, target = normal(37, length).to(dtype), torch.arange(37) % length
+    for i, value in enumerate((math.inf, -math.inf, math.nan, 0.0)):
+        x[i] = value
+        x[i + 7, length // 2] = value
+    x[13, 0], x[14, -1] = 300.0, -300.0
+    target[5], target[20] = -100, -100
+    x[20] = math.nan
+    weight = torch.rand(length).to(torch.float64 if dtype == torch.float64 else torch.float32)
+    options = {"weight": weight} if weighted else {}
+    upstream = normal(37).to(weight.dtype)
+
+    def of(rows, **more):
+        return results(
+            native,
+            x[rows],
+            target[rows],
+            upstream=lambda i, y: upstream[rows] if i == 0 else torch.zeros_like(y),
+            **options,
+            **more,
+        )
+
+    everything = slice(0, 37)
+    many, with_statistics = of(everything, return_stats=False), of(everything)
+    assert same_bits(many["output"], with_statistics["output 0"])
+    for row in range(37):
+        for name, value in of(slice(row, row + 1), return_stats=False).items():
+            assert same_bits(value[0], many[name][row]), (name, row)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("length", [2, 50, 200])
+def test_cross_entropy_bits_of_a_gradient_do_not_depend_on_how_the_loss_is_asked_for(
+    native, length, dtype
+):
+    """`loss` goes a vector of rows at a time, the statistic of the same name does not."""
+    x, target, g = normal(37, length).to(dtype), torch.arange(37) % length, normal(37)
+    g = g.to(torch.float64 if dtype == torch.float64 else torch.float32)
+    gradients = []
+    for statistic in (False, True):
+        leaf = x.clone().requires_grad_()
+        _, stats = hetkern.cross_entropy(leaf, target, reduction="none", return_stats=True)
+        plain = hetkern.cross_entropy(leaf, target, reduction="none")
+        (dx,) = torch.autograd.grad(stats.loss if statistic else plain, leaf, g)
+        gradients.append(dx)
+    assert same_bits(*gradients)
 
 
 def test_cross_entropy_bits_repeat(native):

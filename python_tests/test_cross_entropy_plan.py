@@ -18,7 +18,8 @@ def plan(M, N, columns=False, threads=2):
         ((2048, 50257), False, "whole_rows", 2),
         ((2, 1 << 20), False, "whole_rows", 2),  # as many rows as threads
         ((1, 1 << 20), False, "split_rows", 2),
-        ((1, 1 << 14), False, "whole_rows", 1),  # one task's worth
+        ((1, 1 << 17), False, "whole_rows", 1),  # less than 100 us
+        ((3, 1 << 17), False, "whole_rows", 2),
         ((8, 64), False, "whole_rows", 1),
         ((8 * 4096, 21), True, "columns", 2),
         ((3, 5), True, "columns", 1),
@@ -37,8 +38,10 @@ def test_cross_entropy_plan_splits_rows_only_where_threads_outnumber_them():
 
 
 def test_cross_entropy_plan_wakes_no_thread_for_little_work():
-    for rows in (1, 10, 100, 1000):
+    for rows in (1, 10, 100, 1000, 8000):
         assert plan(rows, 16, threads=64)["tasks"] == 1
+    assert plan(1, 50257, threads=64)["tasks"] == plan(4, 50257, threads=64)["tasks"] == 1
+    assert plan(5000, 21, columns=True, threads=64)["tasks"] == 1
 
 
 @pytest.mark.parametrize(

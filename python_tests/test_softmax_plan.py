@@ -25,9 +25,32 @@ def test_softmax_plan_takes_the_path_of_the_shape(M, N, columns, path):
     assert plan(M, N, columns, threads=4)["path"] == path
 
 
+@pytest.mark.parametrize(
+    "M, N, columns",
+    [
+        (8, 64, False),
+        (1, 50257, False),  # 22 us on one thread
+        (1, 250_000, False),
+        (1024, 64, False),
+        (8192, 2, False),
+        (4, 50257, False),
+        (32 * 1024, 5, True),
+    ],
+)
+def test_softmax_plan_wakes_no_second_thread_for_less_than_100_us_of_work(M, N, columns):
+    assert plan(M, N, columns, threads=16)["tasks"] == 1
+
+
 def test_softmax_plan_uses_no_thread_that_has_too_little_to_do():
-    assert plan(8, 64, threads=16)["tasks"] == 1
+    assert plan(300, 1000, threads=16)["tasks"] == 9
     assert plan(4096, 1000, threads=16)["tasks"] == 16
+    assert plan(1 << 16, 2, threads=16)["tasks"] == 16  # a row costs more than its elements
+
+
+def test_softmax_plan_splits_no_row_that_one_thread_reads_in_100_us():
+    for rows, columns, path in [(3, 200_000, "whole_rows"), (3, 300_000, "split_rows")]:
+        chosen = plan(rows, columns, threads=4)
+        assert (chosen["path"], chosen["tasks"]) == (path, 3 if path == "whole_rows" else 4)
 
 
 @pytest.mark.parametrize("dtype, elements", [("float32", 65536), ("float64", 32768)])

@@ -14,6 +14,7 @@
 #include "cross_entropy_columns.h"
 #include "cross_entropy_few_columns.h"
 #include "cross_entropy_math.h"
+#include "cross_entropy_short.h"
 #include "plan.h"
 #include "row_job.h"
 
@@ -43,33 +44,7 @@ struct LossRows {
             static_cast<A*>(scratch()), r};
   }
 
-  // A row that fits in registers and asks for no more than its sum: the same bits without scratch memory.
-  template <int vectors = 1>
-  LossSum<A> short_sum(const Row& row) const {
-    if constexpr (vectors < kShortVectors<A>)
-      if (p.rows.N > vectors * W<A>) return short_sum<2 * vectors>(row);
-    Vec<A> z[vectors], e[vectors], most[vectors];
-    take_scores<A>(ScoresOf<A, X, Score<A>>{row.x, p.rows.N, score}, p.rows.N, z);
-    for (int k = 0; k < vectors; ++k) most[k] = max(z[k], splat(-kInfinity<A>));  // NaN is none
-    LossSum<A> part;
-    part.exp.kept = true;
-    part.exp.max = reduce_vectors<A>(most, [](auto a, auto b) { return a > b ? a : b; });
-    const bool nothing = part.exp.max == -kInfinity<A>;
-    const Vec<A> shift = splat(nothing ? A(0) : part.exp.max);
-    int maxima = 0;
-    for (int k = 0; k < vectors; ++k) {
-      const Mask<A> is_max = nothing ? Mask<A>{} : Mask<A>(z[k] == shift);
-      e[k] = is_max ? Vec<A>{} : exp_nonpositive(z[k] - shift);
-      maxima += __builtin_popcount(lane_bits(is_max));
-    }
-    part.exp.sum = reduce_vectors<A>(e, [](auto a, auto b) { return a + b; });
-    if (maxima > 0) part.exp.sum += static_cast<double>(maxima - 1);
-    return part;
-  }
-
   LossSum<A> sum(Row& row, int64_t c) const {
-    if (p.rows.N <= kShortVectors<A> * W<A> && !row.q && !(p.target.label_smoothing > 0) && !p.correct)
-      return short_sum(row);
     const Chunk<A> chunk(c, p.rows.N);
     A* const z = row.z;
     LossSum<A> part;
@@ -251,7 +226,8 @@ void forward(const CrossEntropyForward& p, const CrossEntropyPlan& plan, Met& me
   const int64_t chunks = ceil_div(p.rows.N, kChunk<A>);
   if (p.rows.M > 0) {
     const LossRows<A, X> rows{p, met};
-    if (plan.path == RowPath::whole_rows) run_whole_rows(rows, p.rows.M, chunks, plan.tasks);
+    if (plan.path == RowPath::whole_rows && !run_short_losses<A, X>(p, rows.score, met, plan.tasks))
+      run_whole_rows(rows, p.rows.M, chunks, plan.tasks);
     if (plan.path == RowPath::split_rows) run_split_rows(rows, p.rows.M, chunks, plan.tasks);
     if (plan.path == RowPath::columns && !run_few_columns<A, X>(p, plan.tasks, met))
       run_whole_rows(LossColumns<A, X>{p, met}, ColumnGroups<A>(p.rows).count(), chunks, plan.tasks);
@@ -268,7 +244,7 @@ void backward(const CrossEntropyBackward& p, const CrossEntropyPlan& plan, Met& 
   if (plan.path == RowPath::columns && run_few_columns<A, X>(p, plan.tasks, met, weight_sum)) return;
   if (plan.path == RowPath::columns)
     run_chunks(GradientColumns<A, X>{p, plan, met, weight_sum}, ColumnGroups<A>(p.rows).count(), chunks, plan.tasks);
-  else
+  else if (!run_gradients_of_loss<A, X>(p, met, weight_sum, plan.tasks))
     run_chunks(GradientRows<A, X>{p, plan, met, weight_sum}, p.rows.M, chunks, plan.tasks);
 }
 

@@ -98,13 +98,16 @@ inline void meet_bad(Met& met, int64_t row) {
   }
 }
 
-// The row's class, or -1 if it does not count.
-inline int64_t class_of(const Rows& rows, const Targets& target, const RowIndex& at, int64_t row, Met& met) {
-  const int64_t t = *row_of<const int64_t>(rows, target.index, at);
+// The row's class t, or -1 if it does not count.
+inline int64_t class_of(const Rows& rows, const Targets& target, int64_t t, int64_t row, Met& met) {
   if (t != target.ignore_index && t >= 0 && t < rows.N) return t;
   if (t != target.ignore_index) meet_bad(met, row);
   __atomic_fetch_add(&met.ignored, 1, __ATOMIC_RELAXED);
   return -1;
+}
+
+inline int64_t class_of(const Rows& rows, const Targets& target, const RowIndex& at, int64_t row, Met& met) {
+  return class_of(rows, target, *row_of<const int64_t>(rows, target.index, at), row, met);
 }
 
 inline BadTarget bad_target(const Rows& rows, const Targets& target, const Met& met) {

@@ -46,11 +46,18 @@ const CrossEntropyKernels& cross_entropy_kernels() {
   return isa() == Isa::avx512 ? avx512::cross_entropy : isa() == Isa::avx2 ? avx2::cross_entropy : base::cross_entropy;
 }
 
+#ifdef HETKERN_STD_THREADS
+constexpr int kLessWork = 16;  // calls are small under a sanitizer, and races want threads
+#else
+constexpr int kLessWork = 1;
+#endif
+
 RowShares share_rows(int64_t M, int64_t N, bool columns, const Machine& machine) {
-  const int64_t worth = M * N / kElementsPerTask;  // tasks that have enough to do
-  const int64_t threads = worth < machine.threads ? (worth > 1 ? worth : 1) : machine.threads;
+  const int64_t work = M * (N + (columns ? 0 : kElementsOfRow)) * kLessWork;   // columns go a vector of rows at a time
+  const int64_t worth = work < kElementsToFork ? 1 : work / kElementsPerTask;  // tasks that have enough to do
+  const int64_t threads = worth < machine.threads ? worth : machine.threads;
   if (columns) return {RowPath::columns, static_cast<int>(threads)};
-  if (M < threads && N >= kLongRow) return {RowPath::split_rows, static_cast<int>(threads)};
+  if (M < threads && N * kLessWork >= kLongRow) return {RowPath::split_rows, static_cast<int>(threads)};
   return {RowPath::whole_rows, static_cast<int>(M < threads ? M : threads)};
 }
 

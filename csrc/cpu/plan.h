@@ -6,8 +6,12 @@
 
 namespace hetkern::cpu {
 
-constexpr int64_t kElementsPerTask = 1 << 14;  // below this a thread's wake-up costs more than its share
-constexpr int64_t kLongRow = 1 << 14;          // columns from which one row is worth splitting
+// A second thread is woken for some 100 us of work or more: on a machine with other work it is waited for that long, and an idle
+// one loses 40 us at most. Once woken, each thread wants its share. In elements; a row costs some more.
+constexpr int64_t kElementsToFork = 1 << 18;
+constexpr int64_t kElementsPerTask = 1 << 15;
+constexpr int64_t kElementsOfRow = 16;
+constexpr int64_t kLongRow = kElementsToFork;  // columns from which one row is worth splitting: it forks twice
 
 // The path and the tasks of M rows of N.
 struct RowShares {

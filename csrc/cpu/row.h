@@ -19,8 +19,6 @@ template <class A>
 constexpr int kLanes = 256 / static_cast<int>(sizeof(A));
 template <class A>
 constexpr int kVectors = kLanes<A> / W<A>;  // registers that hold one value a lane
-template <class A>
-constexpr int kShortVectors = 2 * kVectors<A>;  // of a row that stays in registers: two a lane have a longer row's tree
 static_assert(kChunk<float> % kLanes<float> == 0 && kChunk<double> % kLanes<double> == 0);
 
 // Chunk c of a row of n columns.
@@ -201,12 +199,6 @@ inline void for_each_score(const Scores& scores, int64_t n, const Body& body) {
   for (; j + kLanes<A> <= n; j += kLanes<A>)
     for (int k = 0; k < kVectors<A>; ++k) body(j + k * W<A>, k, scores.whole(j + k * W<A>));
   for (int k = 0; j < n; ++k, j += W<A>) body(j, k, scores.at(j));
-}
-
-// All scores of a row that fits in registers, padded with -inf.
-template <class A, int vectors, class Scores>
-inline void take_scores(const Scores& scores, int64_t n, Vec<A> (&z)[vectors]) {
-  for (int k = 0; k < vectors; ++k) z[k] = k * W<A> < n ? scores.at(k * W<A>) : splat(-kInfinity<A>);
 }
 
 template <class A, class Scores>

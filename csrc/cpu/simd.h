@@ -119,33 +119,6 @@ inline Vec<float> max(Vec<float> a, Vec<float> b) {
 }
 inline Vec<double> max(Vec<double> a, Vec<double> b) { return a > b ? a : b; }
 
-// f of the lanes as doubles, rounded to A once: for what is computed once a row.
-inline Vec<double> doubles(HalfFloats v) {
-#if defined(__AVX512F__)
-  return _mm512_cvtps_pd(v);
-#elif defined(__AVX2__)
-  return _mm256_cvtps_pd(v);
-#else
-  return __builtin_convertvector(v, Vec<double>);
-#endif
-}
-template <int half>
-inline Vec<double> doubles(Vec<float> v) {
-  HalfFloats part[2];
-  std::memcpy(part, &v, sizeof(v));
-  return doubles(part[half]);
-}
-template <class A, class F, class... Vectors>
-inline Vec<A> in_double(const F& f, Vectors... v) {
-  if constexpr (std::is_same_v<A, double>) {
-    return f(v...);
-  } else {
-    const HalfFloats part[2] = {__builtin_convertvector(f(doubles<0>(v)...), HalfFloats),
-                                __builtin_convertvector(f(doubles<1>(v)...), HalfFloats)};
-    return bit_cast<Vec<float>>(part);
-  }
-}
-
 // Lane i of a mask as bit i.
 inline uint32_t lane_bits(Mask<float> mask) {
 #if defined(__AVX512DQ__)
@@ -179,6 +152,64 @@ inline uint32_t lanes_above(Vec<float> v, float bound) {
 #endif
 }
 inline uint32_t lanes_above(Vec<double> v, double bound) { return lane_bits(v > bound); }
+
+// Some lanes of a vector: a mask register where there is one, since compilers take a mask there by way of a vector.
+template <class A>
+struct Picked {
+#if defined(__AVX512DQ__)
+  uint32_t lanes;
+#else
+  Mask<A> lanes;
+#endif
+};
+#if defined(__AVX512DQ__)
+inline Picked<float> picked_equal(Vec<float> a, Vec<float> b) { return {_mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ)}; }
+inline Picked<double> picked_equal(Vec<double> a, Vec<double> b) { return {_mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ)}; }
+// Where v is above the bound and beside it is a finite number.
+inline Picked<float> picked_above(Vec<float> v, float bound, Vec<float> beside) {
+  const auto above = _mm512_cmp_ps_mask(v, splat(bound), _CMP_GT_OQ);
+  return {_mm512_mask_cmp_ps_mask(above, _mm512_abs_ps(beside), splat(kInfinity<float>), _CMP_LT_OQ)};
+}
+inline Picked<double> picked_above(Vec<double> v, double bound, Vec<double> beside) {
+  const auto above = _mm512_cmp_pd_mask(v, splat(bound), _CMP_GT_OQ);
+  return {_mm512_mask_cmp_pd_mask(above, _mm512_abs_pd(beside), splat(kInfinity<double>), _CMP_LT_OQ)};
+}
+inline Vec<float> only(Picked<float> p, Vec<float> v) {
+  return _mm512_maskz_mov_ps(static_cast<__mmask16>(p.lanes), v);
+}
+inline Vec<double> only(Picked<double> p, Vec<double> v) {
+  return _mm512_maskz_mov_pd(static_cast<__mmask8>(p.lanes), v);
+}
+template <class V, class A>
+inline V without(Picked<A> p, V v) {
+  return only(Picked<A>{~p.lanes}, v);
+}
+template <class A>
+inline int how_many(Picked<A> p) {
+  return __builtin_popcount(p.lanes);
+}
+#else
+template <class V, class A = std::remove_cv_t<std::remove_reference_t<decltype(V{}[0])>>>
+inline Picked<A> picked_equal(V a, V b) {
+  return {a == b};
+}
+template <class V, class A>
+inline Picked<A> picked_above(V v, A bound, V beside) {
+  return {(v > bound) & (beside < kInfinity<A>)&(beside > -kInfinity<A>)};
+}
+template <class V, class A>
+inline V only(Picked<A> p, V v) {
+  return bit_cast<V>(bit_cast<Mask<A>>(v) & p.lanes);
+}
+template <class V, class A>
+inline V without(Picked<A> p, V v) {
+  return bit_cast<V>(bit_cast<Mask<A>>(v) & ~p.lanes);
+}
+template <class A>
+inline int how_many(Picked<A> p) {
+  return __builtin_popcount(lane_bits(p.lanes));
+}
+#endif
 
 // ---- Loads and stores: every element type to and from vectors of A. -------------------------------------------------------
 

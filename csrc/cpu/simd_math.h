@@ -5,6 +5,39 @@
 namespace hetkern::cpu {
 namespace {
 
+// Doubles for what is computed once a row, or added up over many.
+using HalfFloats = VectorOf<float, kVectorBytes / 2>::type;
+inline Vec<double> doubles(HalfFloats v) {
+#if defined(__AVX512F__)
+  return _mm512_cvtps_pd(v);
+#elif defined(__AVX2__)
+  return _mm256_cvtps_pd(v);
+#else
+  return __builtin_convertvector(v, Vec<double>);
+#endif
+}
+template <int half>
+inline Vec<double> doubles(Vec<float> v) {
+  HalfFloats part[2];
+  std::memcpy(part, &v, sizeof(v));
+  return doubles(part[half]);
+}
+// W<double> numbers, as doubles.
+inline Vec<double> load_doubles(const float* from) { return doubles(load_vector<HalfFloats>(from)); }
+inline Vec<double> load_doubles(const double* from) { return load_vector<Vec<double>>(from); }
+
+// f of the lanes as doubles, rounded to A once.
+template <class A, class F, class... Vectors>
+inline Vec<A> in_double(const F& f, Vectors... v) {
+  if constexpr (std::is_same_v<A, double>) {
+    return f(v...);
+  } else {
+    const HalfFloats part[2] = {__builtin_convertvector(f(doubles<0>(v)...), HalfFloats),
+                                __builtin_convertvector(f(doubles<1>(v)...), HalfFloats)};
+    return bit_cast<Vec<float>>(part);
+  }
+}
+
 // exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln 2 / 2.
 struct Exponential {
   Vec<float> n, less_1;   // exp(r) - 1

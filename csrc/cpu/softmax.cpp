@@ -257,8 +257,9 @@ void run(const Params& p, const SoftmaxPlan& plan) {
   const int64_t chunks = ceil_div(p.rows.N, kChunk<A>);
   switch (plan.path) {
     case RowPath::whole_rows:
-      if (run_short_rows<log, A, X, Y>(p, plan.tasks)) return;
-      return run_whole_rows(RowsJob<log, A, X, Y>{p, plan}, p.rows.M, chunks, plan.tasks);
+      if (const RowsJob<log, A, X, Y> rows{p, plan}; !run_short_rows<log, A, X, Y>(rows, p, plan.tasks))
+        run_whole_rows(rows, p.rows.M, chunks, plan.tasks);
+      return;
     case RowPath::split_rows:
       return run_split_rows(RowsJob<log, A, X, Y>{p, plan}, p.rows.M, chunks, plan.tasks);
     case RowPath::columns:
