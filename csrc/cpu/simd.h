@@ -364,10 +364,6 @@ inline void store_some(T* to, Vec<A> v, int64_t n) {
   store_image<A>(to, Packed<A, T>::pack(v), n);
 }
 
-// W<double> numbers, as doubles.
-inline Vec<double> load_doubles(const float* from) { return doubles(load_vector<HalfFloats>(from)); }
-inline Vec<double> load_doubles(const double* from) { return load_vector<Vec<double>>(from); }
-
 // Asks for memory that is read, or written, soon; any address will do.
 inline void prefetch(const void* at) { __builtin_prefetch(at); }
 inline void prefetch_to_write(const void* at) { __builtin_prefetch(at, 1); }

@@ -6,7 +6,6 @@ namespace hetkern::cpu {
 namespace {
 
 // Doubles for what is computed once a row, or added up over many.
-using HalfFloats = VectorOf<float, kVectorBytes / 2>::type;
 inline Vec<double> doubles(HalfFloats v) {
 #if defined(__AVX512F__)
   return _mm512_cvtps_pd(v);
