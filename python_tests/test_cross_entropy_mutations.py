@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from hetkern.reference import cross_entropy as exact
-from hetkern.testing import Case, check_op, inputs
+from hetkern.testing import Case, check_op
+from hetkern.testing.cases import inputs
 from hetkern.testing.cases.families import (
     check_cross_entropy,
     cross_entropy_op,

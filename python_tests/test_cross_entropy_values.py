@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 import hetkern
-from hetkern.testing import Case, check_seed, inputs
+from hetkern.testing import Case, check_seed
+from hetkern.testing.cases import inputs
 from hetkern.testing.cases.families import check_cross_entropy, target_classes
 from hetkern.testing.layouts import LAYOUTS
 from hetkern.testing.values.check import DTYPES

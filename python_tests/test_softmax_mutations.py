@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import hetkern
-from hetkern.testing import Case, check_op, inputs
+from hetkern.testing import Case, check_op
+from hetkern.testing.cases import inputs
 from hetkern.testing.cases.families import check_softmax, exact_softmax, softmax_op, torch_softmax
 from hetkern.testing.cases.mutants import (
     SPOILED,

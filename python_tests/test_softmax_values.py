@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import hetkern
-from hetkern.testing import Case, check_seed, inputs
+from hetkern.testing import Case, check_seed
+from hetkern.testing.cases import inputs
 from hetkern.testing.cases.families import check_softmax, torch_softmax
 from hetkern.testing.devices import normal
 from hetkern.testing.layouts import LAYOUTS

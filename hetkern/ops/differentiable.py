@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._functorch.utils import enable_single_level_autograd_function
 
 # torch.library uses these itself; they have no public names yet.
 _below_autograd = torch._C._AutoDispatchBelowAutograd
+functorch = torch._C._functorch
 forward_ad = torch.autograd.forward_ad
 _unpack_dual = torch._VF._unpack_dual  # type: ignore[attr-defined]
 
@@ -96,13 +96,17 @@ def differentiable(
     transforms_active = torch._C._are_functorch_transforms_active
     is_grad_enabled = torch.is_grad_enabled
     any_requires_grad = torch._C._any_requires_grad
-    unwrap = torch._C._functorch.unwrap_if_dead
+    unwrap = functorch.unwrap_if_dead
 
     def autograd_kernel(*args: Any) -> Any:
         mode = _Mode(is_grad_enabled(), any(map(_has_tangent, args)))
         if mode.dual or (mode.grad and any_requires_grad(*args)):
-            with enable_single_level_autograd_function():
+            before = functorch.get_single_level_autograd_function_allowed()
+            functorch.set_single_level_autograd_function_allowed(True)
+            try:
                 return apply_in_kernel(*args, mode)
+            finally:
+                functorch.set_single_level_autograd_function_allowed(before)
         return run(*args)
 
     library.impl(op._opname, autograd_kernel, "Autograd")

@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 Rule = Callable[..., list[Any]]  # of an op's arguments, tensors replaced by their specs
 _rules: list[tuple[Any, Rule]] = []
 _registered = 0
@@ -22,7 +20,6 @@ def add(op: Any, rule: Rule) -> None:
     _rules.append((op, rule))
 
 
-@torch.compiler.assume_constant_result  # runs while torch.compile traces, too
 def ready() -> None:
     """Hand DTensor the rules that it has not got."""
     global _registered
@@ -33,6 +30,11 @@ def ready() -> None:
     for op, rule in _rules[_registered:]:
         register_sharding(op)(rule)
     _registered = len(_rules)
+
+
+# Runs while torch.compile traces, too: what torch.compiler.assume_constant_result sets, whose call
+# would import the compiler.
+ready._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def shard_rows(
