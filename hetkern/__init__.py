@@ -18,7 +18,17 @@ if _impl.missing_library is None:
 from . import nn, ops, reference  # noqa: E402
 from .doctor import doctor  # noqa: E402
 from .impl import explain, record, use  # noqa: E402
-from .ops import cross_entropy, log_softmax, softmax  # noqa: E402
+from .ops import (  # noqa: E402
+    cross_entropy,
+    gru,
+    gru_cell,
+    log_softmax,
+    lstm,
+    lstm_cell,
+    rnn,
+    rnn_cell,
+    softmax,
+)
 from .reference import CrossEntropyStats  # noqa: E402
 from .training import load  # noqa: E402
 
@@ -28,12 +38,18 @@ __all__ = [
     "cross_entropy",
     "doctor",
     "explain",
+    "gru",
+    "gru_cell",
     "load",
     "log_softmax",
+    "lstm",
+    "lstm_cell",
     "nn",
     "ops",
     "record",
     "reference",
+    "rnn",
+    "rnn_cell",
     "softmax",
     "use",
 ]
