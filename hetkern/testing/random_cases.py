@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hetkern.testing import families, inputs
+from hetkern.testing import families, inputs, recurrent
 from hetkern.testing.check import DTYPES, Case, Summary
 from hetkern.testing.devices import placed_on
 from hetkern.testing.layouts import LAYOUTS
@@ -120,6 +120,7 @@ class Family:
 FAMILIES = {
     "softmax": Family(softmax, families.check_softmax),
     "cross_entropy": Family(cross_entropy, families.check_cross_entropy),
+    "rnn": Family(recurrent.rnn, recurrent.check_rnn),
 }
 
 
