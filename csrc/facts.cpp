@@ -4,6 +4,7 @@
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
 #include "cpu/plan.h"
+#include "cpu/rnn_plan.h"
 #include "cuda/gpu.h"
 
 namespace hetkern {
@@ -47,6 +48,14 @@ std::string clamp_isa(const std::string& most) {
 
 int threads() { return cpu::num_threads(); }
 
+std::string bf16_product() { return cpu::bf16_dot() ? "dot" : "fma"; }
+
+std::string set_bf16_product(const std::string& wanted) {
+  if (wanted != "dot" && wanted != "fma") value_error("hetkern._C.set_bf16_product: wanted fma or dot, got ", wanted);
+  cpu::set_bf16_dot(wanted == "dot");
+  return bf16_product();
+}
+
 namespace {
 cpu::Machine completed(const AnyMachine& any) {
   cpu::Machine machine = cpu::machine();
@@ -62,6 +71,10 @@ SoftmaxPlan softmax_plan_cpu(const SoftmaxShape& shape, const AnyMachine& machin
 
 CrossEntropyPlan cross_entropy_plan_cpu(const CrossEntropyShape& shape, const AnyMachine& machine) {
   return cpu::cross_entropy_plan(shape, completed(machine));
+}
+
+RnnPlan rnn_plan_cpu(const RnnShape& shape, const AnyMachine& machine) {
+  return cpu::rnn_plan(shape, completed(machine), cpu::vectors_in_force());
 }
 
 namespace {

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "cross_entropy.h"
+#include "rnn.h"
 #include "softmax.h"
 
 #define HETKERN_EXPORT __attribute__((visibility("default")))
@@ -16,6 +17,8 @@ HETKERN_EXPORT std::vector<std::string> isa_levels();  // that this processor ca
 HETKERN_EXPORT std::string isa_in_force();
 HETKERN_EXPORT std::string clamp_isa(const std::string& most);  // the level then in force
 HETKERN_EXPORT int threads();
+HETKERN_EXPORT std::string bf16_product();                               // "fma" or "dot", in force
+HETKERN_EXPORT std::string set_bf16_product(const std::string& wanted);  // the one then in force
 
 // The CPU's plans; a size of 0 stands for this machine's own.
 struct AnyMachine {
@@ -24,6 +27,7 @@ struct AnyMachine {
 };
 HETKERN_EXPORT SoftmaxPlan softmax_plan_cpu(const SoftmaxShape& shape, const AnyMachine& machine);
 HETKERN_EXPORT CrossEntropyPlan cross_entropy_plan_cpu(const CrossEntropyShape& shape, const AnyMachine& machine);
+HETKERN_EXPORT RnnPlan rnn_plan_cpu(const RnnShape& shape, const AnyMachine& machine);
 
 // A GPU's plans; a capability (10 major + minor) or size of 0 stands for the current one's own, or an H100's where there is none.
 struct AnyGpu {

@@ -6,6 +6,8 @@ using namespace hetkern;
 STABLE_TORCH_LIBRARY_IMPL(hetkern, CPU, m) {
   serve_softmax<cpu::softmax_kernels>(m);
   serve_cross_entropy<cpu::cross_entropy_kernels>(m);
+  serve_rnn_gates<cpu::rnn_kernels>(m);
+  serve_rnn_sequence<cpu::rnn_kernels>(m);
 }
 
 #ifdef HETKERN_WITH_CUDA

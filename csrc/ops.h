@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "cross_entropy.h"
+#include "rnn.h"
 #include "softmax.h"
 
 namespace hetkern {
@@ -16,5 +17,11 @@ void serve_softmax(StableLibrary& m);
 using GetCrossEntropyKernels = const CrossEntropyKernels& (*)();
 template <GetCrossEntropyKernels kernels>
 void serve_cross_entropy(StableLibrary& m);
+
+using GetRnnKernels = const RnnKernels& (*)();
+template <GetRnnKernels kernels>
+void serve_rnn_gates(StableLibrary& m);
+template <GetRnnKernels kernels>
+void serve_rnn_sequence(StableLibrary& m);
 
 }  // namespace hetkern

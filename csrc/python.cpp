@@ -46,6 +46,31 @@ py::dict dict_of(const CrossEntropyPlan& plan) {
   return d;
 }
 
+Cell cell_of(const std::string& name) {
+  if (name == "tanh") return Cell::tanh;
+  if (name == "relu") return Cell::relu;
+  if (name == "lstm") return Cell::lstm;
+  if (name == "gru") return Cell::gru;
+  throw py::value_error("cell: wanted tanh, relu, lstm or gru, got " + name);
+}
+
+const char* name_of(RnnPath path) {
+  return path == RnnPath::one_task      ? "one_task"
+         : path == RnnPath::split_rows  ? "split_rows"
+         : path == RnnPath::split_units ? "split_units"
+                                        : "step_by_step";
+}
+
+py::dict dict_of(const RnnPlan& plan) {
+  py::dict d;
+  d["path"] = name_of(plan.path);
+  d["tasks"] = plan.tasks;
+  d["unit_vectors"] = plan.unit_vectors;
+  d["product"] = plan.dot ? "dot" : "fma";
+  add(d, plan.block);
+  return d;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -56,6 +81,18 @@ PYBIND11_MODULE(_C, m) {
   m.def("isa", &isa_in_force, "The instruction set in force.");
   m.def("set_isa", &clamp_isa, py::arg("most"), "Run at most this level from now on; returns the level then in force.");
   m.def("threads", &threads);
+  m.def("bf16_product", &bf16_product, "How products of bfloat16 are made: fma or dot.");
+  m.def("set_bf16_product", &set_bf16_product, py::arg("wanted"),
+        "Make them so from now on, where the processor can; returns what is then in force.");
+  m.def(
+      "rnn_plan",
+      [](const std::string& cell, int64_t T, int64_t B, int64_t H, const std::string& x, bool ragged, bool backward,
+         int threads, int64_t l2) {
+        return dict_of(rnn_plan_cpu({cell_of(cell), dtype_of(x), T, B, H, ragged, backward}, {threads, l2}));
+      },
+      py::arg("cell"), py::arg("T"), py::arg("B"), py::arg("H"), py::arg("x"), py::arg("ragged") = false,
+      py::arg("backward") = false, py::arg("threads") = 0, py::arg("l2_bytes") = 0,
+      "The CPU's plan for a sequence of T steps and B rows; zeros stand for this machine.");
   m.def(
       "softmax_plan",
       [](int64_t M, int64_t N, bool columns, const std::string& x, const std::string& y, int threads, int64_t l2) {

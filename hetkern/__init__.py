@@ -23,7 +23,17 @@ else:
     from . import nn, ops, reference
     from .doctor import doctor
     from .impl import explain, record, use
-    from .ops import cross_entropy, log_softmax, softmax
+    from .ops import (
+        cross_entropy,
+        gru,
+        gru_cell,
+        log_softmax,
+        lstm,
+        lstm_cell,
+        rnn,
+        rnn_cell,
+        softmax,
+    )
     from .reference import CrossEntropyStats
     from .training import load
 
@@ -33,12 +43,18 @@ __all__ = [
     "cross_entropy",
     "doctor",
     "explain",
+    "gru",
+    "gru_cell",
     "load",
     "log_softmax",
+    "lstm",
+    "lstm_cell",
     "nn",
     "ops",
     "record",
     "reference",
+    "rnn",
+    "rnn_cell",
     "softmax",
     "use",
 ]

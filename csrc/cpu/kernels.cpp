@@ -1,5 +1,6 @@
 // The kernels of the instruction set in force, and the plans they follow.
 #include "../cross_entropy.h"
+#include "../rnn.h"
 #include "../softmax.h"
 #include "isa.h"
 #include "parallel.h"
@@ -11,18 +12,21 @@ namespace hetkern::cpu {
 namespace base {
 extern const SoftmaxKernels softmax;
 extern const CrossEntropyKernels cross_entropy;
+extern const RnnKernels rnn;
 }  // namespace base
 #endif
 #ifdef HETKERN_HAS_AVX2
 namespace avx2 {
 extern const SoftmaxKernels softmax;
 extern const CrossEntropyKernels cross_entropy;
+extern const RnnKernels rnn;
 }  // namespace avx2
 #endif
 #ifdef HETKERN_HAS_AVX512
 namespace avx512 {
 extern const SoftmaxKernels softmax;
 extern const CrossEntropyKernels cross_entropy;
+extern const RnnKernels rnn;
 }  // namespace avx512
 #endif
 
@@ -44,6 +48,9 @@ const SoftmaxKernels& softmax_kernels() {
 }
 const CrossEntropyKernels& cross_entropy_kernels() {
   return isa() == Isa::avx512 ? avx512::cross_entropy : isa() == Isa::avx2 ? avx2::cross_entropy : base::cross_entropy;
+}
+const RnnKernels& rnn_kernels() {
+  return isa() == Isa::avx512 ? avx512::rnn : isa() == Isa::avx2 ? avx2::rnn : base::rnn;
 }
 
 #ifdef HETKERN_STD_THREADS

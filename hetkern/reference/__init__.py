@@ -8,6 +8,7 @@ and ``torch.compile``.
 """
 
 from hetkern.reference.cross_entropy import CrossEntropyStats, cross_entropy
+from hetkern.reference.rnn import rnn_gates, rnn_sequence
 from hetkern.reference.softmax import softmax
 
-__all__ = ["CrossEntropyStats", "cross_entropy", "softmax"]
+__all__ = ["CrossEntropyStats", "cross_entropy", "rnn_gates", "rnn_sequence", "softmax"]

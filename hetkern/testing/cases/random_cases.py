@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hetkern.testing.cases import families, inputs
+from hetkern.testing.cases import families, inputs, recurrent
 from hetkern.testing.devices import placed_on
 from hetkern.testing.layouts import LAYOUTS
 from hetkern.testing.values.check import DTYPES, Case, Summary
@@ -120,6 +120,7 @@ class Family:
 FAMILIES = {
     "softmax": Family(softmax, families.check_softmax),
     "cross_entropy": Family(cross_entropy, families.check_cross_entropy),
+    "rnn": Family(recurrent.rnn, recurrent.check_rnn),
 }
 
 

@@ -33,6 +33,8 @@ class Case:
     #: which they dwarf: a loss's targets, beside which a bfloat16 row of zeros would pass.
     apart: Callable[[Call], Tensor] | None = None
     repro: str | None = None  #: one line that reproduces this case
+    #: What makes a row of each result, by its name, where ``dim`` does not say it.
+    rows: Callable[[str, Tensor], Dims] | None = None
 
 
 #: Called with every case and dtype that passed: a test run finds out what it has shown.
@@ -176,7 +178,7 @@ def _check(
             wanted = [run_exactly[name] for run_exactly in exact]
             measured = [run_by_torch[name] for run_by_torch in by_torch]
             for part in _parts(name, call, case):
-                rows = _rows(name, value, call.args[0].shape, case.dim)
+                rows = _rows(name, value, call.args[0].shape, case)
                 told = {"name": f"{where}: {name}", "seed": seed, "repro": repro}
                 yield f"{where}: {name}", _judged(value, wanted, measured, part, rows, told)
 
@@ -240,10 +242,12 @@ def _upstream(seed: int, layout: str, dim: Dims) -> Op:
     return random_upstream(seed, laid_out)
 
 
-def _rows(name: str, value: Tensor, shape: torch.Size, dim: Dims) -> Dims:
+def _rows(name: str, value: Tensor, shape: torch.Size, case: Case) -> Dims:
     """What makes a row of a result."""
+    if case.rows is not None:
+        return case.rows(name, value)
     if value.shape == shape:
-        return dim
+        return case.dim
     return tuple(range(value.dim())) if name.startswith("gradient") else ()
 
 

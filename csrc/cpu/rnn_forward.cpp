@@ -1,0 +1,157 @@
+// A sequence through one layer in one direction on the CPU: forward.                          (the contract: csrc/rnn.h)
+//
+//   h_t = cell(x_gates_t, W_hh h~_{t-1} + b_hh, h_{t-1}, c_{t-1})
+//
+// Work:    a register tile is all gates of U vectors of units and some rows (gemm.h), its epilogue their step. Tasks take rows
+//          and never wait, or units and wait for one another after each step.
+// Traffic: W_hh is packed once a call and read once a step (and task, where rows are split); x_gates is read once, y written
+//          once, and with them, where they are saved, gates and cells.
+// Edges:   rows stand in slices with the longest first; padding is zeros, written before the walk.
+#include "rnn_walk.h"
+
+namespace hetkern::cpu {
+namespace {
+
+template <class C, class E, class P, int U>
+struct Forward {
+  using A = AccumulatorOf<E>;
+  using Left = typename P::Left;
+  static constexpr int NV = C::G * U;
+  const SequenceForward& p;
+  Walk w;
+  typename P::Word* panels;
+  Left* left;  // two of (B, stride)
+  int64_t words, stride;
+
+  int64_t blocks() const { return (p.H + U * W<A> - 1) / (U * W<A>); }
+
+  void pack(int64_t b) const {
+    typename P::Word* const panel = panels + b * words * NV * W<A>;
+    for (int g = 0; g < C::G; ++g)
+      for (int u = 0; u < U; ++u) {
+        const int64_t j = (b * U + u) * W<A>;
+        const E* const rows = static_cast<const E*>(p.w_hh) + (g * p.H + (j < p.H ? j : 0)) * p.H;
+        pack_rows<P, A>(rows, p.H - j, p.H, panel, g * U + u, NV);
+      }
+  }
+
+  // The first states, and the left operands of every row's first step.
+  void begin() const {
+    for (int64_t r = 0; r < p.B; ++r) {
+      const int64_t b = w.order[r];
+      const bool anew = w.length[b] > 0 && w.anew(w.first_step(b), b);
+      for (Left* row : {left + r * stride, left + (p.B + r) * stride})
+        std::memset(row, 0, static_cast<size_t>(stride) * sizeof(Left));
+      for (int64_t j = 0; j < p.H; j += W<A>) {
+        const int64_t n = p.H - j;
+        const Vec<A> h = load_first<A>(static_cast<const E*>(p.h0) + b * p.H + j, n);
+        store_first<A>(static_cast<E*>(p.h_n) + b * p.H + j, h, n);
+        if constexpr (C::has_c)
+          store_first<A>(static_cast<A*>(p.c_n) + b * p.H + j,
+                         load_first<A>(static_cast<const A*>(p.c0) + b * p.H + j, n), n);
+        for (Left* row : {left + r * stride, left + (p.B + r) * stride})
+          if (!anew) store_left<P, A, E>(row, j, masked(h, b, j, n), n);
+      }
+    }
+  }
+  Vec<A> masked(Vec<A> h, int64_t b, int64_t j, int64_t n) const {
+    return p.h_mask ? h * load_first<A>(static_cast<const E*>(p.h_mask) + b * p.H + j, n) : h;
+  }
+
+  // All gates of block `block` for some rows: the tile's sums, then the step.
+  void epilogue(const A* tile, int64_t block, int64_t first, int rows, int64_t t, int parity) const {
+    const int64_t next = w.reverse ? t - 1 : t + 1, H = p.H;
+    for (int r = 0; r < rows; ++r) {
+      const int64_t b = w.order[first + r];
+      const E* const x_row = w.row<const E>(p.x_gates, t, b);
+      E* const y_row = w.row<E>(p.y, t, b);
+      E* const gates_row = w.row<E>(p.gates, t, b);
+      A* const cells_row = C::has_c ? w.row<A>(p.cells, t, b) : nullptr;
+      E* const h_row = static_cast<E*>(p.h_n) + b * H;
+      A* const c_row = C::has_c ? static_cast<A*>(p.c_n) + b * H : nullptr;
+      Left* const left_row = left + ((parity ^ 1) * p.B + first + r) * stride;
+      const bool anew = w.anew(t, b);
+      const bool anew_next = w.reset && next >= 0 && next < w.length[b] && w.anew(next, b);
+      for (int u = 0; u < U; ++u) {
+        const int64_t j = (block * U + u) * W<A>, n = H - j;
+        if (n <= 0) break;
+        Vec<A> x[C::G], h[C::G], act[4];
+        for (int g = 0; g < C::G; ++g) {
+          x[g] = load_first<A>(x_row + g * H + j, n);
+          h[g] = load<A>(tile + (r * NV + g * U + u) * W<A>);
+          if (p.b_hh) h[g] += load_first<A>(static_cast<const E*>(p.b_hh) + g * H + j, n);
+        }
+        Vec<A> before{}, c{};
+        if (C::reads_h && !anew) before = load_first<A>(h_row + j, n);
+        if (C::has_c && !anew) c = load_first<A>(c_row + j, n);
+        C::activate(x, h, act);
+        const Vec<A> h_next = C::next(act, before, c);
+        store_first<A>(y_row + j, h_next, n);
+        store_first<A>(h_row + j, h_next, n);
+        if constexpr (C::has_c) {
+          store_first<A>(c_row + j, c, n);
+          if (cells_row) store_first<A>(cells_row + j, c, n);
+        }
+        if (C::S > 0 && gates_row)
+          for (int g = 0; g < C::S; ++g) store_first<A>(gates_row + g * H + j, act[g], n);
+        const Vec<A> read = masked(rounded<A, E>(h_next), b, j, n);
+        store_left<P, A, E>(left_row, j, anew_next ? Vec<A>{} : read, n);
+      }
+    }
+  }
+
+  // Step s of a slice's rows and some blocks of units.
+  void step(Slice& slice, Share of_blocks, int64_t s) const {
+    alignas(64) A tile[kMostTileRows * 4 * W<A>];
+    const int64_t t = w.reverse ? p.T - 1 - s : s;
+    const int parity = static_cast<int>(s & 1);
+    slice.move_to(w, t);
+    for (int64_t block = of_blocks.begin; block < of_blocks.end; ++block) {
+      const auto* const panel = panels + block * words * NV * W<A>;
+      row_groups(slice.begin, slice.begin + slice.rows, most_rows(NV), [&](int64_t first, int rows) {
+        kTiles<P, NV>.of[rows - 1](left + (parity * p.B + first) * stride, stride, panel, words, tile);
+        epilogue(tile, block, first, rows, t, parity);
+      });
+    }
+  }
+  int64_t steps() const { return p.T; }
+};
+
+template <class C, class E, class P, int U>
+void run(const SequenceForward& p, const RnnPlan& plan) {
+  using F = Forward<C, E, P, U>;
+  using A = typename F::A;
+  Carver carver{static_cast<char*>(p.workspace)};
+  const int64_t words = words_of<P>(p.H), stride = words * P::per_word;
+  const int slices = plan.path == RnnPath::split_rows ? plan.tasks : 1;
+  F f{p, make_walk(p, carver, slices), nullptr, nullptr, words, stride};
+  f.panels = carver.take<typename P::Word>(f.blocks() * words * F::NV * W<A>);
+  f.left = carver.take<typename P::Left>(2 * p.B * stride);
+  f.begin();
+  if (p.lengths) {
+    clear_padding<E>(f.w, p.y, p.H, plan.tasks);
+    clear_padding<E>(f.w, p.gates, C::S * p.H, plan.tasks);
+    if (C::has_c) clear_padding<A>(f.w, p.cells, p.H, plan.tasks);
+  }
+  run_walk(f, p.B, plan);
+}
+
+}  // namespace
+
+namespace HETKERN_ISA {
+void rnn_sequence(const SequenceForward& p, RnnPlan plan, void* stream);
+void rnn_sequence(const SequenceForward& p, RnnPlan plan, void*) {
+  with_cell_and_type(p.cell, p.type, [&](auto cell, auto element) {
+    using C = decltype(cell);
+    using E = decltype(element);
+    with_product<E>(plan.dot, [&](auto product) {
+      if constexpr (C::G == 1)
+        with_vectors(plan.unit_vectors, [&](auto vectors) { run<C, E, decltype(product), vectors>(p, plan); });
+      else
+        run<C, E, decltype(product), 1>(p, plan);
+    });
+  });
+}
+}  // namespace HETKERN_ISA
+
+}  // namespace hetkern::cpu

@@ -1,0 +1,95 @@
+#include "rnn_plan.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <initializer_list>
+
+#include "team.h"
+
+namespace hetkern::cpu {
+namespace {
+
+// Multiply-adds of a step below which tasks that wait for one another are no gain: some 2 us of one core. Where cores are
+// shared a step may cost them a time slice.
+constexpr int64_t kWorthWaiting = 1 << 16;
+constexpr int64_t kWorthSharing = 1 << 20;  // of a whole call, below which another thread's wake-up is none
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Vectors of units in a panel: as many as waste no more than fewer would.
+int unit_vectors(int64_t units, int64_t tasks) {
+  int best = 1;
+  int64_t least = ceil_div(units, tasks);
+  for (const int vectors : {2, 4}) {
+    const int64_t cost = ceil_div(ceil_div(units, vectors), tasks) * vectors;
+    if (cost <= least) best = vectors, least = cost;
+  }
+  return best;
+}
+
+bool dot_by_rule() {
+#if defined(HETKERN_HAS_AVX512) && defined(__x86_64__)
+  const char* wanted = std::getenv("HETKERN_BF16");
+  if (wanted && std::strcmp(wanted, "dot") == 0) return true;
+  if (wanted && std::strcmp(wanted, "fma") == 0) return false;
+  return __builtin_cpu_is("amd");
+#else
+  return false;
+#endif
+}
+
+std::atomic<bool>& dot_in_force() {
+  static std::atomic<bool> value{dot_by_rule()};
+  return value;
+}
+
+}  // namespace
+
+bool has_bf16_dot() {
+#if defined(HETKERN_HAS_AVX512) && defined(__x86_64__)
+  return isa() == Isa::avx512 && __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+bool bf16_dot() { return has_bf16_dot() && dot_in_force().load(std::memory_order_relaxed); }
+void set_bf16_dot(bool dot) { dot_in_force().store(dot, std::memory_order_relaxed); }
+
+Vectors vectors_in_force() {
+  const int64_t bytes = isa() == Isa::avx512 ? 64 : isa() == Isa::avx2 ? 32 : 16;
+  return {bytes, bf16_dot()};
+}
+
+RnnPlan rnn_plan(const RnnShape& shape) { return rnn_plan(shape, machine(), vectors_in_force()); }
+
+RnnPlan rnn_plan(const RnnShape& shape, const Machine& machine, const Vectors& vectors) {
+  const auto [cell, type, T, B, H, ragged, backward] = shape;
+  const bool dot = type == DType::bf16 && vectors.dot;
+  const int64_t G = gates_of(cell), A = type == DType::f64 ? 8 : 4, word = dot ? 2 : A;  // bytes
+  const int64_t lanes = vectors.bytes / A, units = ceil_div(H, lanes);
+  const int64_t step = B * G * H * H, panels = G * H * H * word;
+  const int64_t threads = machine.threads < kMostMembers ? machine.threads : kMostMembers;
+
+  // Rows, where each task keeps enough of them for a tile, or two with all weights in its own cache; else units.
+  RnnPath path = RnnPath::one_task;
+  int64_t tasks = 1;
+  const bool by_rows = B >= 4 * threads || (B >= 2 * threads && panels <= machine.l2_bytes);
+  if (threads > 1 && T * step >= kWorthSharing) {
+    if ((ragged || !by_rows) && step >= kWorthWaiting && units >= 2 && units <= kMostChunks) {
+      path = RnnPath::split_units, tasks = units < threads ? units : threads;
+    } else if (B >= 2) {
+      path = RnnPath::split_rows, tasks = B < threads ? B : threads;
+    }
+  }
+  const int64_t sharing_units = path == RnnPath::split_units ? tasks : 1;
+  const int wide = backward || G == 1 ? unit_vectors(units, sharing_units) : 1;
+
+  // As rnn_walk.h lays it out.
+  const int64_t K = backward ? G * H : H, columns = (backward ? 1 : G) * wide * lanes;
+  const int64_t stride = ceil_div(K, 8) * 8 * word, blocks = ceil_div(units, wide);
+  const int64_t bytes = blocks * columns * stride + 2 * B * stride + B * H * A + (3 * B + T + 2) * 8 + 16 * 64;
+  return {path, static_cast<int>(tasks), wide, dot, bytes};
+}
+
+}  // namespace hetkern::cpu

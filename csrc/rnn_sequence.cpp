@@ -1,0 +1,239 @@
+// A sequence through one RNN layer in one direction, host side.  (contract: rnn.h; schemas and derivatives: hetkern/ops/rnn.py)
+//
+// Each function goes: check, guard, sizes, allocate, return if empty, plan, launch.
+#include <tuple>
+
+#include "common/operands.h"
+#include "ops.h"
+#include "rnn.h"
+
+namespace hetkern {
+namespace {
+
+// The shape of a tensor with a row for each step and sequence.
+struct RowsShape {
+  int64_t size[3];
+  size_t rank;
+  RowsShape(Sizes rows, int64_t columns) : rank(rows.size()) {
+    for (size_t d = 0; d + 1 < rank; ++d) size[d] = rows[d];
+    size[rank - 1] = columns;
+  }
+  RowsShape(int64_t rows, int64_t columns) : size{rows, columns, 0}, rank(2) {}
+  operator Sizes() const { return {size, rank}; }
+};
+
+struct Sequence {
+  const char* op;
+  Cell cell;
+  DType type;
+  ScalarType storage, accumulator;
+  int64_t T = 0, B = 0, H = 0, columns = 0;
+  bool packed, lstm;
+  Tensor x;
+  // Kept alive in the form that kernels read.
+  Tensor w_hh;
+  OptionalTensor b_hh, h0, c0, lengths, batch_sizes, h_mask, reset;
+
+  Sequence(const char* op, int64_t number, const Tensor& x_gates, const Tensor& w, OptionalTensor b, const Tensor& h,
+           OptionalTensor c, OptionalTensor lengths_, OptionalTensor sizes_, OptionalTensor mask, OptionalTensor reset_)
+      : op(op),
+        packed(sizes_.has_value()),
+        x(x_gates),
+        w_hh(w),
+        b_hh(b),
+        h0(h),
+        c0(c),
+        lengths(lengths_),
+        batch_sizes(sizes_),
+        h_mask(mask),
+        reset(reset_) {
+    if (number < 0 || number >= kCells)
+      value_error(op, ": cell: wanted 0 (tanh), 1 (relu), 2 (lstm) or 3 (gru), got ", number);
+    cell = static_cast<Cell>(number), lstm = cell == Cell::lstm;
+    type = checked_float(op, "x_gates", x_gates);
+    storage = x_gates.scalar_type(), accumulator = accumulator_of(storage);
+    const Sizes sizes = x_gates.sizes();
+    const int64_t gates = gates_of(cell);
+    if (sizes.size() != (packed ? 2u : 3u) || sizes[sizes.size() - 1] % gates != 0)
+      value_error(op, ": x_gates: wanted shape ", packed ? "(rows, " : "(T, B, ", gates, " H), got ", sizes);
+    columns = sizes[sizes.size() - 1], H = columns / gates;
+    check_like(op, "h0", h, x, storage);
+    if (h.sizes().size() != 2) value_error(op, ": h0: wanted shape (B, H), got ", h.sizes());
+    B = packed ? h.size(0) : sizes[1];
+    check_shape(op, "h0", h, RowsShape(B, H));
+    T = packed ? checked_batch_sizes(sizes[0]) : sizes[0];
+    check_like(op, "w_hh", w, x, storage), check_shape(op, "w_hh", w, RowsShape(columns, H));
+    if (b) check_like(op, "b_hh", *b, x, storage), check_shape(op, "b_hh", *b, {&columns, 1});
+    if (c.has_value() != lstm) value_error(op, ": c0: wanted ", lstm ? "a tensor" : "none", " for this cell");
+    if (c) check_like(op, "c0", *c, x, accumulator), check_shape(op, "c0", *c, RowsShape(B, H));
+    if (mask) check_like(op, "h_mask", *mask, x, storage), check_shape(op, "h_mask", *mask, RowsShape(B, H));
+    if (reset) {
+      check_like(op, "reset", *reset, x, ScalarType::Bool);
+      check_shape(op, "reset", *reset, {sizes.data(), sizes.size() - 1});
+    }
+    check_lengths();
+
+    w_hh = torch::stable::contiguous(w_hh);
+    for (OptionalTensor* t : {&b_hh, &h0, &c0, &h_mask})
+      if (*t) *t = torch::stable::contiguous(**t);
+  }
+
+  // The number of steps.
+  int64_t checked_batch_sizes(int64_t rows) {
+    if (batch_sizes->scalar_type() != ScalarType::Long || !batch_sizes->is_cpu() || batch_sizes->sizes().size() != 1)
+      value_error(op, ": batch_sizes: wanted int64 of shape (T,) on the CPU, got ", name_of(batch_sizes->scalar_type()),
+                  " of shape ", batch_sizes->sizes());
+    if (lengths) value_error(op, ": lengths: wanted none beside batch_sizes");
+    batch_sizes = torch::stable::contiguous(*batch_sizes);
+    const auto* n = static_cast<const int64_t*>(batch_sizes->const_data_ptr());
+    const int64_t steps = batch_sizes->size(0);
+    int64_t sum = 0;
+    for (int64_t t = 0; t < steps; ++t) {
+      if (n[t] < 0 || n[t] > (t ? n[t - 1] : B))
+        value_error(op, ": batch_sizes: wanted ", t ? "no more than the step before has, " : "at most B, ",
+                    t ? n[t - 1] : B, ", at step ", t, ", got ", n[t]);
+      sum += n[t];
+    }
+    if (sum != rows) value_error(op, ": batch_sizes: wanted a sum of ", rows, ", x_gates' rows, got ", sum);
+    return steps;
+  }
+
+  void check_lengths() {
+    if (!lengths) return;
+    check_like(op, "lengths", *lengths, x, ScalarType::Long), check_shape(op, "lengths", *lengths, {&B, 1});
+    lengths = torch::stable::contiguous(*lengths);
+    if (!x.is_cpu()) return;  // a GPU's are checked by the kernel: the host does not wait for them
+    const auto* n = static_cast<const int64_t*>(lengths->const_data_ptr());
+    for (int64_t b = 0; b < B; ++b)
+      if (n[b] < 0 || n[b] > T) value_error(op, ": lengths: wanted values in [0, ", T, "], got ", n[b], " for row ", b);
+  }
+
+  Steps steps(const Tensor& t) const {
+    if (t.numel() == 0) return {};
+    return {const_cast<void*>(t.const_data_ptr()), packed ? 0 : t.stride(0), t.stride(packed ? 0 : 1)};
+  }
+  // With neighbouring elements in a row.
+  Steps ready(OptionalTensor& t) const {
+    if (!t) return {};
+    const auto last = static_cast<int64_t>(t->sizes().size()) - 1;
+    if (t->stride(last) != 1 && t->size(last) > 1) t = torch::stable::contiguous(*t);
+    return steps(*t);
+  }
+  Tensor by_row(int64_t wide, ScalarType wanted) const { return empty(x, RowsShape(x.sizes(), wide), wanted); }
+  Tensor nothing(ScalarType wanted) const {
+    const int64_t none[] = {0};
+    return empty(x, {none, 1}, wanted);
+  }
+  Tensor by_sequence(bool there, ScalarType wanted) const {
+    return there ? empty(x, RowsShape(B, H), wanted) : nothing(wanted);
+  }
+  void check_by_row(const char* name, const Tensor& t, int64_t wide, ScalarType wanted) const {
+    check_like(op, name, t, x, wanted), check_shape(op, name, t, RowsShape(x.sizes(), wide));
+  }
+  static const void* data(const OptionalTensor& t) { return t ? t->const_data_ptr() : nullptr; }
+
+  template <class Params>
+  void fill(Params& p, bool reverse) const {
+    p.cell = cell, p.type = type, p.T = T, p.B = B, p.H = H, p.reverse = reverse;
+    p.lengths = static_cast<const int64_t*>(data(lengths));
+    p.batch_sizes = static_cast<const int64_t*>(data(batch_sizes));
+    p.w_hh = w_hh.const_data_ptr();
+    p.h0 = data(h0), p.c0 = data(c0), p.h_mask = data(h_mask);
+    if (reset) p.reset = steps(*reset);
+  }
+  RnnShape shape(bool backward) const { return {cell, type, T, B, H, lengths || batch_sizes, backward}; }
+  Tensor workspace(const RnnPlan& plan) const {
+    const int64_t words = plan.workspace / 4 + 1;
+    return empty(x, {&words, 1}, ScalarType::Float);
+  }
+};
+
+}  // namespace
+
+template <GetRnnKernels kernels>
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rnn_sequence(int64_t cell, const Tensor& x_gates, const Tensor& w_hh,
+                                                                OptionalTensor b_hh, const Tensor& h0,
+                                                                OptionalTensor c0, OptionalTensor lengths,
+                                                                OptionalTensor batch_sizes, OptionalTensor h_mask,
+                                                                OptionalTensor reset, bool reverse, bool save) {
+  const Sequence s("hetkern::rnn_sequence", cell, x_gates, w_hh, b_hh, h0, c0, lengths, batch_sizes, h_mask, reset);
+
+  // Guard, allocate, return if empty.
+  const OnDevice on(x_gates);
+  const int64_t saved = save ? saved_gates_of(s.cell) : 0;
+  Tensor y = s.by_row(s.H, s.storage), h_n = s.by_sequence(true, s.storage), c_n = s.by_sequence(s.lstm, s.accumulator);
+  Tensor gates = saved ? s.by_row(saved * s.H, s.storage) : s.nothing(s.storage);
+  Tensor cells = save && s.lstm ? s.by_row(s.H, s.accumulator) : s.nothing(s.accumulator);
+  if (s.B * s.H == 0) return {y, h_n, c_n, gates, cells};
+
+  SequenceForward p{};
+  s.fill(p, reverse);
+  OptionalTensor x = x_gates;
+  p.x_gates = s.ready(x);
+  p.b_hh = Sequence::data(s.b_hh);
+  p.y = s.steps(y), p.gates = s.steps(gates), p.cells = s.steps(cells);
+  p.h_n = h_n.mutable_data_ptr(), p.c_n = s.lstm ? c_n.mutable_data_ptr() : nullptr;
+
+  // Plan and launch.
+  const RnnKernels& k = kernels();
+  const RnnPlan plan = k.plan(s.shape(false));
+  const Tensor workspace = s.workspace(plan);
+  p.workspace = workspace.mutable_data_ptr();
+  k.sequence(p, plan, on.stream);
+  return {y, h_n, c_n, gates, cells};
+}
+
+template <GetRnnKernels kernels>
+std::tuple<Tensor, Tensor, Tensor> rnn_sequence_backward(int64_t cell, OptionalTensor dy, OptionalTensor dh_n,
+                                                         OptionalTensor dc_n, const Tensor& y, const Tensor& gates,
+                                                         const Tensor& cells, const Tensor& x_gates, const Tensor& w_hh,
+                                                         OptionalTensor b_hh, const Tensor& h0, OptionalTensor c0,
+                                                         OptionalTensor lengths, OptionalTensor batch_sizes,
+                                                         OptionalTensor h_mask, OptionalTensor reset, bool reverse) {
+  constexpr const char* op = "hetkern::rnn_sequence_backward";
+  const Sequence s(op, cell, x_gates, w_hh, b_hh, h0, c0, lengths, batch_sizes, h_mask, reset);
+
+  // Check.
+  s.check_by_row("y", y, s.H, s.storage);
+  if (saved_gates_of(s.cell)) s.check_by_row("gates", gates, saved_gates_of(s.cell) * s.H, s.storage);
+  if (s.lstm) s.check_by_row("cells", cells, s.H, s.accumulator);
+  if (dy) s.check_by_row("dy", *dy, s.H, s.storage);
+  if (dh_n) check_like(op, "dh_n", *dh_n, s.x, s.storage), check_shape(op, "dh_n", *dh_n, RowsShape(s.B, s.H));
+  if (!s.lstm) dc_n.reset();
+  if (dc_n) check_like(op, "dc_n", *dc_n, s.x, s.accumulator), check_shape(op, "dc_n", *dc_n, RowsShape(s.B, s.H));
+
+  // Guard, allocate, return if empty.
+  const OnDevice on(x_gates);
+  Tensor dgates = s.by_row(gradient_gates_of(s.cell) * s.H, s.storage);
+  Tensor dh0 = s.by_sequence(true, s.storage), dc0 = s.by_sequence(s.lstm, s.accumulator);
+  if (s.B * s.H == 0) return {dgates, dh0, dc0};
+
+  SequenceBackward p{};
+  s.fill(p, reverse);
+  OptionalTensor y_ready = y, gates_ready = gates, cells_ready = cells;
+  p.dy = s.ready(dy), p.y = s.ready(y_ready);
+  if (saved_gates_of(s.cell)) p.gates = s.ready(gates_ready);
+  if (s.lstm) p.cells = s.ready(cells_ready);
+  if (dh_n) dh_n = torch::stable::contiguous(*dh_n);
+  if (dc_n) dc_n = torch::stable::contiguous(*dc_n);
+  p.dh_n = Sequence::data(dh_n), p.dc_n = Sequence::data(dc_n);
+  p.dgates = s.steps(dgates);
+  p.dh0 = dh0.mutable_data_ptr(), p.dc0 = s.lstm ? dc0.mutable_data_ptr() : nullptr;
+
+  // Plan and launch.
+  const RnnKernels& k = kernels();
+  const RnnPlan plan = k.plan(s.shape(true));
+  const Tensor workspace = s.workspace(plan);
+  p.workspace = workspace.mutable_data_ptr();
+  k.sequence_backward(p, plan, on.stream);
+  return {dgates, dh0, dc0};
+}
+
+template <GetRnnKernels kernels>
+void serve_rnn_sequence(StableLibrary& m) {
+  m.impl("rnn_sequence", TORCH_BOX((&rnn_sequence<kernels>)));
+  m.impl("rnn_sequence_backward", TORCH_BOX((&rnn_sequence_backward<kernels>)));
+}
+template void serve_rnn_sequence<cpu::rnn_kernels>(StableLibrary&);
+
+}  // namespace hetkern

@@ -1,0 +1,224 @@
+"""Whole sequences of the RNN family: layers and directions over one op each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .. import impl as _impl
+from ..reference import rnn as reference
+from ..reference.rnn import CELLS, GATES, PackedRows, accumulator_of
+from . import arguments, philox
+from .rnn import OPS
+from .rnn_checks import check_call
+from .rnn_derivatives import gates_by
+
+Weights = Sequence[Sequence[Tensor | None]]
+
+
+class Options(NamedTuple):
+    """What a call asks for beside tensors."""
+
+    bidirectional: bool
+    batch_first: bool
+    dropout: float
+    variational_dropout: float
+    recurrent_dropout: float
+
+
+class Rows(NamedTuple):
+    """How the rows of a call lie in time; time-major."""
+
+    lengths: Tensor | None  # (B,) int64
+    batch_sizes: Tensor | None  # (T,) int64 on the CPU
+    reset: Tensor | None  # (T, B), or packed (rows,)
+    packed: PackedRows | None  # where packed rows belong, if somebody asks
+
+
+def run(
+    op: str,
+    cell: str,
+    x: Tensor,
+    states: tuple[Tensor | None, ...],
+    weights: Weights,
+    rows: tuple[Tensor | None, Tensor | None, Tensor | None],
+    options: Options,
+    impl: str,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """All layers and directions; ``rows`` is (lengths, batch_sizes, reset) as given."""
+    arguments.tensor(op, "x", x)
+    ops: SimpleNamespace | None = _impl.choose(op, OPS, x, impl)
+    lengths, batch_sizes, reset = rows
+    unbatched = batch_sizes is None and x.dim() == 2
+    if unbatched:
+        x = x.unsqueeze(0 if options.batch_first else 1)
+        states = tuple(s if s is None else s.unsqueeze(1) for s in states)
+        lengths = lengths if lengths is None or lengths.dim() else lengths.unsqueeze(0)
+        reset = None if reset is None else reset.unsqueeze(0)
+    B = check_call(op, cell, x, states, weights, (lengths, batch_sizes, reset), options)
+    if batch_sizes is None and options.batch_first:
+        x = x.transpose(0, 1)
+
+    x, h0, c0, weights = _in_one_dtype(cell, x, states, weights, B, options)
+    at = _rows(x, B, lengths, batch_sizes, reset, options)
+    if at.lengths is not None:  # NaN in the padding would be NaN in the weights' gradient
+        t = torch.arange(x.shape[0], device=x.device)
+        x = torch.where((t[:, None] < at.lengths)[..., None], x, 0.0)
+
+    y, h_n, c_n = _layers(ops, cell, x, h0, c0, weights, at, B, options)
+    if c_n is not None and c_n.dtype is not y.dtype:
+        c_n = c_n.to(y.dtype)
+    if batch_sizes is None and options.batch_first:
+        y = y.transpose(0, 1)
+    if unbatched:
+        y = y.squeeze(0 if options.batch_first else 1)
+        h_n, c_n = h_n.squeeze(1), c_n if c_n is None else c_n.squeeze(1)
+    return y, h_n, c_n
+
+
+def _layers(ops, cell, x, h0, c0, weights, at, B, options):
+    """Time-major x through every layer."""
+    directions = 2 if options.bidirectional else 1
+    layers = len(weights) // directions
+    draws = options.variational_dropout > 0 or options.recurrent_dropout > 0
+    seed: Any = philox.seed(x.device) if draws else None
+    h_ends, c_ends = [], []
+    for layer in range(layers):
+        if layer and options.dropout > 0:
+            x = F.dropout(x, options.dropout, training=True)
+        if options.variational_dropout > 0:
+            shape = B, x.shape[-1]
+            mask = philox.keep_mask(seed, shape, options.variational_dropout, 2 * layer, x)
+            x = x * (mask if at.packed is None else mask[at.packed.steps()[1]])
+        outputs = []
+        for direction in range(directions):
+            k = layer * directions + direction
+            w_ih, w_hh, b_ih, b_hh, *w_hr = weights[k]
+            h_mask = None
+            if options.recurrent_dropout > 0:
+                stream = 2 * k + 1
+                h_mask = philox.keep_mask(
+                    seed, tuple(h0[k].shape), options.recurrent_dropout, stream, x
+                )
+            y, h_n, c_n = _walk(
+                ops,
+                cell,
+                _project(x, w_ih, b_ih),
+                (w_hh, b_hh, w_hr[0] if w_hr else None),
+                h0[k],
+                None if c0 is None else c0[k],
+                h_mask,
+                at,
+                direction == 1,
+            )
+            outputs.append(y)
+            h_ends.append(h_n)
+            c_ends.append(c_n)
+        x = torch.cat(outputs, -1) if directions == 2 else outputs[0]
+    return x, torch.stack(h_ends), torch.stack(c_ends) if cell == "lstm" else None
+
+
+def _project(x, w_ih, b_ih):
+    """The input product of all steps, in the order in which x lies in memory."""
+    if x.dim() == 3 and not x.is_contiguous() and x.transpose(0, 1).is_contiguous():
+        return F.linear(x.transpose(0, 1), w_ih, b_ih).transpose(0, 1)
+    return F.linear(x, w_ih, b_ih)
+
+
+def _walk(ops, cell, x_gates, weights, h0, c0, h_mask, at, reverse):
+    """One layer in one direction."""
+    w_hh, b_hh, w_hr = weights
+    reset = at.reset
+    if reset is not None and reverse:
+        reset = _reset_backwards(reset, at.packed)
+    if ops is None or w_hr is not None:
+        return reference.rnn_sequence(
+            cell,
+            x_gates,
+            w_hh,
+            b_hh,
+            h0,
+            c0,
+            w_hr=w_hr,
+            lengths=at.lengths,
+            batch_sizes=at.batch_sizes,
+            h_mask=h_mask,
+            reset=reset,
+            reverse=reverse,
+            gates=reference.rnn_gates if ops is None else gates_by(ops),
+        )
+    save = torch.is_grad_enabled()
+    rows = at.lengths, at.batch_sizes, h_mask, reset
+    y, h_n, c_n, _, _ = ops.rnn_sequence(
+        CELLS.index(cell), x_gates, w_hh, b_hh, h0, c0, *rows, reverse, save
+    )
+    return y, h_n, c_n if cell == "lstm" else None
+
+
+def _reset_backwards(reset, packed):
+    """A state that may not pass from step t - 1 to t may not pass from t to t - 1 either."""
+    if packed is not None:
+        reset = packed.padded(reset)
+    back = torch.cat([reset[1:], torch.zeros_like(reset[:1])])
+    return back if packed is None else packed.packed(back)
+
+
+def _rows(x, B, lengths, batch_sizes, reset, options) -> Rows:
+    packed = None
+    if batch_sizes is not None:
+        batch_sizes = batch_sizes.to(torch.int64)
+        if reset is not None or options.variational_dropout > 0:
+            packed = PackedRows(batch_sizes, x.shape[0], B, x.device)
+    if lengths is not None:
+        lengths = lengths.to(torch.int64)
+    if reset is not None:
+        reset = reset.t()
+        if packed is not None:
+            reset = packed.packed(reset)
+    return Rows(lengths, batch_sizes, reset, packed)
+
+
+def _in_one_dtype(cell, x, states, weights, B, options):
+    """Everything in x's dtype, under autocast in its; states of zeros where there are none."""
+    device = x.device.type
+    dtype = x.dtype
+    if torch.is_autocast_enabled(device) and dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device)
+        x = x.to(dtype)
+        weights = [[w if w is None else w.to(dtype) for w in layer] for layer in weights]
+    h0, c0 = (*states, None)[:2]
+    _, w_hh, _, _, *w_hr = weights[0]
+    H = w_hh.shape[0] // GATES[cell]
+    if h0 is None:
+        h0 = x.new_zeros(len(weights), B, w_hr[0].shape[0] if w_hr else H)
+    h0 = h0.to(dtype)
+    if cell == "lstm":
+        accumulator = accumulator_of(dtype)
+        c0 = h0.new_zeros(len(weights), B, H) if c0 is None else c0
+        c0 = c0.to(accumulator)
+    return x, h0, c0, weights
+
+
+def plan(impl: str, x: Tensor, *args: Any, cell: str, weights: Weights, **named: Any) -> dict:
+    """The plan of the first layer's forward pass."""
+    if impl != "cpu" or _impl.native is None:
+        return {}
+    w_hh = weights[0][1]
+    if w_hh is None or len(weights[0]) > 4:
+        return {"isa": _impl.native.isa(), "path": "step_by_step"}
+    packed, lengths = named.get("batch_sizes"), named.get("lengths")
+    if packed is not None:
+        T, B = packed.shape[0], int(packed[0]) if packed.shape[0] else 0
+    else:
+        sizes = x.shape[:-1] if x.dim() == 3 else (x.shape[0], 1)
+        T, B = reversed(sizes) if named.get("batch_first") and x.dim() == 3 else sizes
+    shape = cell, T, B, w_hh.shape[1]
+    ragged = packed is not None or lengths is not None
+    dtype = str(x.dtype).removeprefix("torch.")
+    native = _impl.native
+    return {"isa": native.isa(), **native.rnn_plan(*shape, dtype, ragged, False)}
