@@ -15,27 +15,13 @@ import torch
 from torch import Tensor
 
 from hetkern.testing.cases import families, inputs, recurrent
+from hetkern.testing.cases.configuration import Configuration
 from hetkern.testing.devices import placed_on
 from hetkern.testing.layouts import LAYOUTS
 from hetkern.testing.values.check import DTYPES, Case, Summary
 
 #: Elements of a tensor: usually, and in one configuration of ten. 10^5 must run in about an hour.
 USUAL_ELEMENTS, MOST_ELEMENTS = 1 << 12, 1 << 17
-
-
-@dataclass(frozen=True)
-class Configuration:
-    """One drawn call: what ``check_op`` needs."""
-
-    case: Case
-    dtype: torch.dtype
-    layout: str
-    seed: int
-
-    def __str__(self) -> str:
-        """Every argument on one line."""
-        shape = tuple(self.case.args[0].shape)
-        return f"{self.case.name}, {shape}, {self.dtype}, {self.layout}"
 
 
 def softmax(seed: int) -> Configuration:

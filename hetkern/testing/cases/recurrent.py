@@ -6,19 +6,17 @@ where torch's modules do: every product, gate and state, of which backward keeps
 
 import importlib
 import random
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from unittest import mock
 
 import torch
 from torch import Tensor
 
+from hetkern.testing.cases.configuration import Configuration
 from hetkern.testing.layouts import LAYOUTS
 from hetkern.testing.values.budget import Dims
 from hetkern.testing.values.calls import Op
 from hetkern.testing.values.check import DTYPES, Case, Summary, check_op
-
-if TYPE_CHECKING:
-    from hetkern.testing.cases.random_cases import Configuration
 
 CELLS = ("tanh", "relu", "lstm", "gru")
 GATES = {"tanh": 1, "relu": 1, "lstm": 4, "gru": 3}
@@ -160,10 +158,8 @@ def cell_case(cell: str, B: int, columns: int, H: int, *, bias: bool = True, see
     return Case(case.name, (x[0], *flat), {"cell": cell}, rows=rows_of_units)
 
 
-def rnn(seed: int) -> "Configuration":
+def rnn(seed: int) -> Configuration:
     """A sequence of any cell with any features."""
-    from hetkern.testing.cases.random_cases import Configuration  # which lists this family
-
     draw = random.Random(seed)
     cell = draw.choice(CELLS)
     T, B = draw.choice([1, 2, 3, 5, 9, 17]), draw.choice([1, 2, 3, 5, 8, 13])
