@@ -137,7 +137,7 @@ def save(
     conditions, out = machine(), options.out
     print(table(rows))
     # A last-level cache holds part of what the smaller works move, and beats memory there.
-    large = [row for row in rows if row["ms"] * row["GB/s"] > 400]  # MB
+    large = [row for row in rows if row["ms"] * row.get("GB/s", 0) > 400]  # MB
     shares = [row.get("% of it in warm memory", row["% of ceiling"]) for row in large]
     beaten = max(shares, default=0)
     if out is None and beaten > 110:

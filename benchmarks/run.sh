@@ -7,5 +7,6 @@ for bench in bench_softmax.py bench_cross_entropy.py; do
   python $bench --compile "$@"
   python $bench --fresh "$@"
 done
+python bench_rnn.py "$@"
 python readme_tables.py
 python plot.py

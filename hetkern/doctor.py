@@ -36,8 +36,9 @@ def doctor() -> Report:
 
     Returns:
         A dict of facts that prints as a report. Its keys are "hetkern", "python", "torch",
-        "library", "compiler", "CUDA kernels", "instruction sets", "threads", "triton", then
-        ``impl="NAME"`` for each implementation, then each ``HETKERN_…`` variable that is set.
+        "library", "compiler", "CUDA kernels", "instruction sets", "products of bfloat16",
+        "threads", "triton", then ``impl="NAME"`` for each implementation, then each
+        ``HETKERN_…`` variable that is set.
     """
     report = Report()
     report["hetkern"] = _version()
@@ -48,6 +49,7 @@ def doctor() -> Report:
     report["compiler"] = native.compiler() if native else _NO_FACTS
     report["CUDA kernels"] = _cuda_kernels()
     report["instruction sets"] = _instruction_sets()
+    report["products of bfloat16"] = _bfloat16_products()
     threads = native.threads() if native else torch.get_num_threads()
     report["threads"] = f"{threads} of {os.cpu_count()} processors (torch.set_num_threads)"
     report["triton"] = _triton()
@@ -97,6 +99,14 @@ def _instruction_sets() -> str:
     return ", ".join(
         f"{level} (in force)" if level == in_force else level for level in native.isa_levels()
     )
+
+
+def _bfloat16_products() -> str:
+    native = _impl.native
+    if native is None:
+        return _NO_FACTS
+    by = "pairwise dot product" if native.bf16_product() == "dot" else "fused multiply-add"
+    return f"by {by} (HETKERN_BF16)"
 
 
 def _triton() -> str:
