@@ -7,7 +7,7 @@ stands the share of what torch's own product of large square matrices reaches in
 from __future__ import annotations
 
 import torch
-from harness import arguments, best_of, machine, table
+from harness import arguments, best_of, save, table
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
@@ -83,12 +83,13 @@ def measured(name, cell, rows, columns, H, calls, dtype, limits, repeats):
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, print, save."""
     options = arguments(__doc__ or "")
-    limits = {t: product_speed(t, options.repeats) for t in (torch.float32, torch.bfloat16)}
+    large, size = ([], 256) if options.quick else (LARGE, 2048)
+    limits = {t: product_speed(t, options.repeats, size) for t in (torch.float32, torch.bfloat16)}
     lines = []
     torch.manual_seed(0)
-    for dtype, shapes in ((torch.float32, SMALL + LARGE), (torch.bfloat16, LARGE)):
+    for dtype, shapes in ((torch.float32, SMALL + large), (torch.bfloat16, large)):
         for cell, T, B, columns, H in shapes:
             if options.quick:
                 T = 10
@@ -97,7 +98,7 @@ def main() -> None:
             pair = calls(cell, x, made)
             lines += measured(name, cell, T * B, columns, H, pair, dtype, limits, options.repeats)
             print(table(lines[-2:]), flush=True)
-    lengths = torch.randint(1, 201, (32,)).sort(descending=True).values
+    lengths = torch.randint(1, 21 if options.quick else 201, (32,)).sort(descending=True).values
     packed = pack_padded_sequence(torch.randn(int(lengths[0]), 32, 128), lengths)
     made = module("lstm", 128, 256, torch.float32)
     pair = calls("lstm", packed.data, made, packed.batch_sizes)
@@ -106,8 +107,8 @@ def main() -> None:
         f"packed lstm, {rows} rows, I 128 H 256", "lstm", rows, 128, 256, pair, torch.float32,
         limits, options.repeats,
     )  # fmt: skip
-    print(table(lines))
-    print(", ".join(f"{k} {v}" for k, v in machine().items()), limits)
+    products = {str(t).removeprefix("torch."): round(limit) for t, limit in limits.items()}
+    save("rnn", lines, {"torch_product_gflop_s": products}, options)
 
 
 if __name__ == "__main__":

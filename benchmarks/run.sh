@@ -8,5 +8,6 @@ for bench in bench_softmax.py bench_cross_entropy.py; do
   python $bench --kept "$@"
 done
 python bench_shapes.py "$@" --threads 1
+python bench_rnn.py "$@"
 python speed_tables.py
 python plot.py

@@ -36,9 +36,10 @@ def doctor() -> Report:
 
     Returns:
         A dict of facts that prints as a report. Its keys are "hetkern", "python", "torch",
-        "library", "compiler", "CUDA kernels", "instruction sets", "threads", "triton", "waiting"
-        (how OpenMP's threads wait for one another, by the variables that say so), then
-        ``impl="NAME"`` for each implementation, then each ``HETKERN_…`` variable that is set.
+        "library", "compiler", "CUDA kernels", "instruction sets", "products of bfloat16",
+        "threads", "triton", "waiting" (how OpenMP's threads wait for one another, by the variables
+        that say so), then ``impl="NAME"`` for each implementation, then each ``HETKERN_…`` variable
+        that is set.
     """
     report = Report()
     report["hetkern"] = _version()
@@ -49,6 +50,7 @@ def doctor() -> Report:
     report["compiler"] = native.compiler() if native else _NO_FACTS
     report["CUDA kernels"] = _cuda_kernels()
     report["instruction sets"] = _instruction_sets()
+    report["products of bfloat16"] = _bfloat16_products()
     threads = native.threads() if native else torch.get_num_threads()
     report["threads"] = f"{threads} of {os.cpu_count()} processors (torch.set_num_threads)"
     report["triton"] = _triton()
@@ -108,6 +110,14 @@ def _waiting() -> str:
     names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME", "KMP_LIBRARY")
     shown = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
     return ", ".join(shown) or "OpenMP's default, a long spin: slow on a busy machine"
+
+
+def _bfloat16_products() -> str:
+    native = _impl.native
+    if native is None:
+        return _NO_FACTS
+    by = "pairwise dot product" if native.bf16_product() == "dot" else "fused multiply-add"
+    return f"by {by} (HETKERN_BF16)"
 
 
 def _triton() -> str:

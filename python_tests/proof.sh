@@ -28,7 +28,7 @@ rung() {  # rung NAME command…
 levels=($(python -c 'import hetkern; print(*hetkern._C.isa_levels())'))
 best=${levels[-1]}
 for level in "${levels[@]}"; do
-  tests=(--at-least 3000 python_tests/test_{softmax,cross_entropy,training}_*.py python_tests/test_{nn,convert,impl,explain,simd,worked_example}.py)
+  tests=(--at-least 3000 python_tests/test_{softmax,cross_entropy,rnn,training}_*.py python_tests/test_{nn,convert,impl,explain,simd,worked_example}.py)
   [ "$level" = "$best" ] && tests=(--at-least 3700 --ignore python_tests/test_sanitizers.py --ignore python_tests/test_cuda_sanitizers.py python_tests)
   rung "tests on instruction set $level" env HETKERN_ISA="$level" python -m pytest -q -n 2 -m "proof or not proof" "${tests[@]}"
 done
@@ -37,7 +37,7 @@ rung "all tests of the families in Triton, interpreted" python -m pytest -q -n 2
 rung "kernels under sanitizers, planted bugs" python -m pytest -q -n 2 --dist loadfile --at-least 15 python_tests/test_sanitizers.py python_tests/test_cuda_sanitizers.py
 configurations() {  # every family in a process of one thread, side by side
   local running=() result=0
-  for family in softmax cross_entropy; do
+  for family in softmax cross_entropy rnn; do
     OMP_NUM_THREADS=1 python -m hetkern.testing.repro "$family" --count "$1" --state "build/proof/$family.json" \
       --known python_tests/over_budget.json &
     running+=($!)

@@ -7,6 +7,7 @@ with ``cuda two`` in two dtypes.
 import itertools
 import os
 import sys
+from functools import partial
 
 import torch
 
@@ -14,10 +15,20 @@ import hetkern
 from hetkern.testing.emulation import emulated_cuda
 
 calls = 0
+GATES = {"tanh": 1, "relu": 1, "lstm": 4, "gru": 3}
 DTYPES = torch.float32, torch.float64, torch.bfloat16, torch.float16
 #: Shapes of softmax along dimension 1, and of a loss.
 CPU_SHAPES = [(5, 1), (67, 1003), (3, 65, 18), (2, 3000, 17), (1, 70001)]
 CUDA_SHAPES = [(5, 1), (33, 31), (2, 1003), (3, 65, 18), (1, 16900)]
+
+
+#: T, B, columns, H and options of sequences; the first two are shared out.
+SEQUENCES = [
+    (16, 1, 5, 128, {}),
+    (8, 16, 5, 48, {"lengths": torch.tensor([8, 0, 3, 5] * 4)}),
+    (4, 5, 3, 17, {"batch_sizes": torch.tensor([5, 3, 3, 1])}),
+    (3, 9, 3, 21, {"reset": torch.arange(27).reshape(9, 3) % 4 == 0, "recurrent_dropout": 0.3}),
+]
 
 
 def both_ways(f, *inputs):
@@ -43,6 +54,14 @@ def main():
     assert {p["path"] for p in plans} == {"whole_rows", "split_rows", "columns"}
     assert all(p["tasks"] >= 2 for p in plans), "one thread would hide every race"
 
+    sequences = [native.rnn_plan("lstm", T, B, H, "float32") for T, B, _, H, _ in SEQUENCES]
+    assert [p["path"] for p in sequences] == ["split_units", "split_rows", "one_task", "one_task"]
+    assert all(p["tasks"] == 4 for p in sequences[:2])
+
+    recurrences(DTYPES)
+    other = {"fma": "dot", "dot": "fma"}[native.bf16_product()]
+    if native.set_bf16_product(other) == other:
+        recurrences([torch.bfloat16])
     softmaxes(DTYPES, CPU_SHAPES)
     cross_entropies(DTYPES, [(7, 1), (67, 1003), (3, 65, 18), (1, 70001)])
     print(f"{calls} calls on {native.threads()} threads")
@@ -73,6 +92,48 @@ def main_cuda():
         softmaxes([torch.float32, torch.bfloat16], [(1, 6001), (2, 300, 33)])
     assert log and {entry.impl for entry in log} == {"cuda"}
     print(f"{calls} calls of emulated CUDA kernels")
+
+
+def recurrences(dtypes):
+    for dtype, cell in itertools.product(dtypes, GATES):
+        for T, B, columns, H, options in SEQUENCES:
+            packed = options.get("batch_sizes")
+            x = (T, B, columns) if packed is None else (int(packed.sum()), columns)
+            shapes = x, (2, B, H), *recurrent_weights(cell, columns, H) * 2
+            both_ways(
+                lambda x, h, *weights, c=cell, o=options: sequence(c, x, h, weights, o),
+                *(leaf(*shape, dtype=dtype) for shape in shapes),
+            )
+        shapes = (7, 3), (7, 19), *recurrent_weights(cell, 3, 19)
+        both_ways(partial(one_step, cell), *(leaf(*shape, dtype=dtype) for shape in shapes))
+
+
+def recurrent_weights(cell, columns, H):
+    """Shapes."""
+    wide = GATES[cell] * H
+    return (wide, columns), (wide, H), (wide,), (wide,)
+
+
+def sequence(cell, x, h, weights, options):
+    """Both directions, of which a sanitizer sees every load and store."""
+    layers = [tuple(w / w.shape[0] ** 0.5 for w in weights[i : i + 4]) for i in (0, 4)]
+    options = {"bidirectional": True, **options}
+    if cell == "lstm":
+        y, (h_n, c_n) = hetkern.lstm(x, (h, h), layers, **options)
+        return torch.cat([y.flatten(), h_n.flatten(), c_n.flatten()])
+    if cell != "gru":
+        options["nonlinearity"] = cell
+    y, h_n = (hetkern.gru if cell == "gru" else hetkern.rnn)(x, h, layers, **options)
+    return torch.cat([y.flatten(), h_n.flatten()])
+
+
+def one_step(cell, x, h, *weights):
+    """A cell."""
+    if cell == "lstm":
+        return torch.cat(hetkern.lstm_cell(x, (h, h), *weights))
+    if cell == "gru":
+        return hetkern.gru_cell(x, h, *weights)
+    return hetkern.rnn_cell(x, h, *weights, nonlinearity=cell)
 
 
 def softmaxes(dtypes, shapes):

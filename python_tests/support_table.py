@@ -15,7 +15,11 @@ from pathlib import Path
 
 PAGE = Path(__file__).parent.parent / "docs" / "support.md"
 BEGIN, END = "<!-- support table", "<!-- end of support table -->"
-FAMILIES = {"softmax": "softmax, log_softmax", "cross_entropy": "cross_entropy"}
+FAMILIES = {
+    "softmax": "softmax, log_softmax",
+    "cross_entropy": "cross_entropy",
+    "rnn": "rnn, lstm, gru",
+}
 IMPLEMENTATIONS = {
     "cpu-avx512": "cpu-avx512",
     "cpu-avx2": "cpu-avx2",
@@ -39,6 +43,17 @@ ARGUMENTS = {
         "softcap",
         "z_loss",
         "return_stats",
+    ),
+    "rnn": (  # without dropout, which is torch's own
+        "cell",
+        "weights",
+        "bidirectional",
+        "batch_first",
+        "lengths",
+        "batch_sizes",
+        "reset",
+        "variational_dropout",
+        "recurrent_dropout",
     ),
 }
 #: What is shown by tests of their own: the last part of a test file's name.
@@ -72,7 +87,7 @@ def read(*results: Path) -> dict[tuple[str, str, str], Cell]:
     """Cells by family, feature and implementation."""
     cells: dict[tuple[str, str, str], Cell] = defaultdict(Cell)
     for case in (c for file in results for c in ElementTree.parse(file).iter("testcase")):
-        where = re.search(r"test_(softmax|cross_entropy)_(\w+)$", case.get("classname", ""))
+        where = re.search(rf"test_({'|'.join(FAMILIES)})_(\w+)$", case.get("classname", ""))
         implementation = next((i for i in IMPLEMENTATIONS if i in case.get("name", "")), None)
         if where is None or implementation is None or case.find("skipped") is not None:
             continue
@@ -93,6 +108,8 @@ def _shown(case: ElementTree.Element, family: str) -> list[tuple[str, str]]:
         dtypes = {dtype for _, dtype in pairs}
         if "class probabilities" not in {feature for feature, _ in pairs}:
             pairs += [("target", dtype) for dtype in dtypes]
+    if family == "rnn":  # every case has weights, and states
+        pairs += [("weights", dtype) for feature, dtype in pairs if feature == "cell"]
     return pairs
 
 

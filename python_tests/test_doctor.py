@@ -18,7 +18,7 @@ needs_facts = pytest.mark.skipif(impl.native is None, reason="hetkern._C is not 
 
 
 def test_the_report_holds_every_fact_and_every_implementation():
-    assert list(hetkern.doctor())[:9] == [
+    assert list(hetkern.doctor())[:10] == [
         "hetkern",
         "python",
         "torch",
@@ -26,6 +26,7 @@ def test_the_report_holds_every_fact_and_every_implementation():
         "compiler",
         "CUDA kernels",
         "instruction sets",
+        "products of bfloat16",
         "threads",
         "triton",
     ]

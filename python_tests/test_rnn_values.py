@@ -40,6 +40,7 @@ RAGGED = {
         "reset": torch.arange(24).reshape(4, 6) % 5 == 0,
     },
     "layers": {"layers": 2},
+    "masks": {"variational_dropout": 0.5, "recurrent_dropout": 0.5},
 }
 
 

@@ -63,11 +63,24 @@ def dropped_element(t: Tensor) -> Tensor:
 SPOILED = {f.__name__: f for f in (zeros, stale_row, unwritten_tile, dropped_element)}
 
 
-def spoiled_value(op: Op, spoil: Callable[[Tensor], Tensor]) -> Op:
-    """``op`` whose result is spoiled and whose gradients are right."""
+def spoiled_value(op: Op, spoil: Callable[[Tensor], Tensor], which: int = 0) -> Op:
+    """``op`` whose result, or one of several, is spoiled and whose gradients are right."""
 
-    def mutant(*args: Any, **kwargs: Any) -> Tensor:
-        return _Replaced.apply(op(*args, **kwargs), spoil, _same)
+    def mutant(*args: Any, **kwargs: Any) -> Any:
+        results = op(*args, **kwargs)
+        if isinstance(results, Tensor):
+            return _Replaced.apply(results, spoil, _same)
+        spoiled = _Replaced.apply(results[which], spoil, _same)
+        return (*results[:which], spoiled, *results[which + 1 :])
+
+    return mutant
+
+
+def changed_argument(op: Op, index: int, change: Callable[[Tensor], Tensor]) -> Op:
+    """``op`` that computes with another argument than it was given, gradients included."""
+
+    def mutant(*args: Any, **kwargs: Any) -> Any:
+        return op(*args[:index], change(args[index]), *args[index + 1 :], **kwargs)
 
     return mutant
 

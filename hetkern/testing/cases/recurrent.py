@@ -29,6 +29,8 @@ def rnn_op(impl: str) -> Op:
     def op(x: Tensor, *flat: Tensor, cell: str, bias: bool = True, **options: Any) -> Any:
         states = 2 if cell == "lstm" else 1
         per = 4 if bias else 2
+        if options.get("variational_dropout") or options.get("recurrent_dropout"):
+            torch.manual_seed(0)  # the same masks for all that are compared
         layers = [flat[i : i + per] for i in range(states, len(flat), per)]
         weights = [(*layer, None, None)[:4] for layer in layers]
         if cell == "lstm":
