@@ -86,7 +86,7 @@ def _layers(ops, cell, x, h0, c0, weights, at, B, options):
     directions = 2 if options.bidirectional else 1
     layers = len(weights) // directions
     draws = options.variational_dropout > 0 or options.recurrent_dropout > 0
-    seed = philox.seed(x.device) if draws else None
+    seed: Any = philox.seed(x.device) if draws else None
     h_ends, c_ends = [], []
     for layer in range(layers):
         if layer and options.dropout > 0:
