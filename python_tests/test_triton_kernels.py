@@ -94,7 +94,117 @@ def test_triton_loss_errors_are_those_of_the_cpu(wrong):
     assert texts[0] == texts[1]
 
 
+def rnn_calls():
+    """Ops of the RNN family with one thing wrong, by what it is."""
+    x, w, state = torch.zeros(3, 2, 20), torch.zeros(20, 5), torch.zeros(2, 5)
+    lengths, packed = torch.tensor([1, 3]), torch.tensor([2, 2, 2])
+    step = {"cell": 2, "x": x[0], "h_gates": x[0], "h": None, "c": state}
+    for name, wrong in {
+        "no such cell": {"cell": 4},
+        "a part of a gate": {"x": torch.zeros(2, 21)},
+        "h_gates of another batch": {"h_gates": x[0, :1]},
+        "h_gates of another dtype": {"h_gates": x[0].bfloat16()},
+        "an h for an lstm": {"h": state},
+        "no c for an lstm": {"c": None},
+        "a wide c": {"c": torch.zeros(2, 6)},
+        "integers": {"x": x[0].long()},
+    }.items():
+        yield name, "rnn_gates", tuple((step | wrong).values())
+    yield "dh", "rnn_gates_backward", (2, state[:1], None, *tuple(step.values())[1:])
+    yield "g", "rnn_gates_double_backward", (2, state, *(None,) * 5, *tuple(step.values())[1:])
+    walk = {"cell": 2, "x": x, "w": w, "b": None, "h0": state, "c0": state}
+    walk |= {"lengths": lengths, "packed": None, "h_mask": None, "reset": None, "reverse": False}
+    for name, wrong in {
+        "no such cell": {"cell": -1},
+        "x of two dimensions": {"x": x[0]},
+        "packed x of three": {"lengths": None, "packed": packed},
+        "narrow w_hh": {"w": w[:, :4]},
+        "long b_hh": {"b": torch.zeros(21)},
+        "one state": {"h0": state[0]},
+        "another batch": {"h0": state[:1]},
+        "no c0": {"c0": None},
+        "16-bit c0": {"c0": state.half()},
+        "a longer length": {"lengths": lengths + 1},
+        "short lengths": {"lengths": lengths[:1]},
+        "integer lengths": {"lengths": lengths.int()},
+        "a narrow mask": {"h_mask": state[:, :4]},
+        "a reset of floats": {"reset": torch.zeros(3, 2)},
+        "a reset turned": {"reset": torch.zeros(2, 3) > 0},
+        "lengths beside packed": {"x": x.flatten(0, 1), "packed": packed},
+        "packed too few": {"x": x[0], "lengths": None, "packed": packed},
+        "packed rising": {"x": x[:2, 0], "lengths": None, "packed": torch.tensor([1, 2])},
+        "packed too many": {"x": x[0], "lengths": None, "packed": packed + 1},
+        "packed of int32": {"x": x[0], "lengths": None, "packed": packed.int()},
+    }.items():
+        yield name, "rnn_sequence", (*(walk | wrong).values(), True)
+    right = tuple(walk.values())
+    gates, ends = torch.zeros(3, 2, 20), (None, None, None)
+    back = "rnn_sequence_backward"
+    yield "y", back, (2, *ends, x, gates, x[..., :5], *right[1:])
+    yield "gates", back, (2, *ends, x[..., :5], gates[0], x[..., :5], *right[1:])
+    yield "cells", back, (2, *ends, x[..., :5], gates, x[..., :4], *right[1:])
+    yield "dy", back, (2, x, None, None, x[..., :5], gates, x[..., :5], *right[1:])
+    yield "dc_n", back, (2, None, None, w, x[..., :5], gates, x[..., :5], *right[1:])
+
+
+@pytest.mark.parametrize("name, op, arguments", list(rnn_calls()), ids=str)
+def test_triton_rnn_errors_are_those_of_the_cpu(name, op, arguments):
+    texts = []
+    for space in ("hetkern", "hetkern_triton"):
+        with pytest.raises(ValueError, match=f"{op}: .*wanted") as caught:
+            getattr(getattr(torch.ops, space), op)(*arguments)
+        texts.append(str(caught.value))
+    assert texts[0] == texts[1]
+
+
+def moved(counted):
+    """Floats read and written."""
+    return tuple(
+        sum(row.bytes for row in counted.rows if row.op == op) // 4 for op in ("load", "store")
+    )
+
+
+@pytest.mark.parametrize("cell", ["tanh", "relu", "lstm", "gru"])
+@pytest.mark.parametrize("H", [1, 5, 40, 600])
+def test_triton_rnn_gates_move_each_gate_and_state_once(cell, H):
+    from hetkern.ops.rnn import CELLS, GATES, OPS
+
+    B, lstm, gru = 7, cell == "lstm", cell == "gru"
+    x, h_gates = normal(B, GATES[cell] * H), normal(B, GATES[cell] * H, seed=1)
+    h, c = normal(B, H) if gru else None, normal(B, H) if lstm else None
+    step, wide, one = (x, h_gates, h, c), x.numel(), B * H
+    with triton_interpreter.traffic() as counted:
+        h_next, _ = OPS["triton"].rnn_gates(CELLS.index(cell), *step)
+    forward = 2 * wide + (one if lstm or gru else 0)
+    assert moved(counted) == (forward, (2 if lstm else 1) * one)
+    with triton_interpreter.traffic() as counted:
+        OPS["triton"].rnn_gates_backward(CELLS.index(cell), h_next, c, *step)
+    read = forward + one + (one if lstm else 0)
+    assert moved(counted) == (read, (2 if gru else 1) * wide + (one if lstm or gru else 0))
+
+
+def test_triton_explains_an_rnn_by_its_tiles():
+    weights = [(torch.ones(15, 4), torch.ones(15, 5), None, None)]
+    x = torch.zeros(3, 2, 4)
+    told = hetkern.explain(hetkern.gru, x, None, weights, impl="triton")
+    assert told.plan == {
+        "path": "step_by_step",
+        "block": 8,
+        "rows": 64,
+        "warps": 4,
+        "programs": 1,
+    }
+    with hetkern.record() as log:
+        hetkern.gru(x, None, weights, impl="triton")
+        hetkern.gru_cell(x[0], torch.zeros(2, 5), *weights[0][:2], impl="triton")
+    assert log[0].plan == told.plan
+    assert log[1].plan == {"path": "two products, one kernel"}
+
+
 def test_triton_refuses_float64_by_name():
+    with pytest.raises(NotImplementedError, match="rnn_gates: x_gates: .*float64"):
+        x = torch.zeros(2, 5, dtype=torch.float64)
+        torch.ops.hetkern_triton.rnn_gates(0, x, x, None, None)
     with pytest.raises(NotImplementedError, match="float64"):
         hetkern.softmax(torch.zeros(2, 3, dtype=torch.float64), impl="triton")
 

@@ -46,13 +46,18 @@ def row_at(operand, start, rows):
 
 
 @triton.jit
+def load(at, ok):
+    """A tile in float32, 0 outside ``ok``."""
+    return tl.load(at, mask=ok, other=0.0).to(tl.float32)
+
+
+@triton.jit
 def read(operand, start, rows, columns, ok):
     """Some columns in float32, 0 outside ``ok``."""
     if operand is None:
         return tl.zeros(ok.shape, tl.float32)
     else:
-        at = row_at(operand, start, rows)[:, None] + columns[None, :]
-        return tl.load(at, mask=ok, other=0.0).to(tl.float32)
+        return load(row_at(operand, start, rows)[:, None] + columns[None, :], ok)
 
 
 @triton.jit
@@ -72,27 +77,33 @@ def write(operand, start, rows, columns, value, ok):
 @triton.jit
 def read_gates(operand, start, rows, units, H, ok, GATES: tl.constexpr):
     """The column blocks of one operand, as four tiles."""
-    a = read(operand, start, rows, units, ok)
-    if GATES == 1:
+    if operand is None:
+        a = tl.zeros(ok.shape, tl.float32)
         return a, a, a, a
     else:
-        b = read(operand, start, rows, units + H, ok)
-        c = read(operand, start, rows, units + 2 * H, ok)
-        if GATES == 3:
-            return a, b, c, c
+        at = row_at(operand, start, rows)[:, None] + units[None, :]
+        a = load(at, ok)
+        if GATES == 1:
+            return a, a, a, a
         else:
-            return a, b, c, read(operand, start, rows, units + 3 * H, ok)
+            b, c = load(at + H, ok), load(at + 2 * H, ok)
+            if GATES == 3:
+                return a, b, c, c
+            else:
+                return a, b, c, load(at + 3 * H, ok)
 
 
 @triton.jit
 def write_gates(operand, start, rows, units, H, gates, ok, GATES: tl.constexpr):
     """The column blocks of one operand."""
-    write(operand, start, rows, units, gates[0], ok)
+    kind: tl.constexpr = operand[0].dtype.element_ty
+    at = row_at(operand, start, rows)[:, None] + units[None, :]
+    tl.store(at, gates[0].to(kind), mask=ok)
     if GATES > 1:
-        write(operand, start, rows, units + H, gates[1], ok)
-        write(operand, start, rows, units + 2 * H, gates[2], ok)
+        tl.store(at + H, gates[1].to(kind), mask=ok)
+        tl.store(at + 2 * H, gates[2].to(kind), mask=ok)
     if GATES > 3:
-        write(operand, start, rows, units + 3 * H, gates[3], ok)
+        tl.store(at + 3 * H, gates[3].to(kind), mask=ok)
 
 
 # ---- Forward. ------------------------------------------------------------------------------------

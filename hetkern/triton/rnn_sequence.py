@@ -125,7 +125,7 @@ def rnn_sequence(
                 GATES=GATES[sizes.cell],
                 CHECKED=checked,
                 **options(tiles),
-                **_TRAPS,
+                **(_TRAPS if checked else {}),
             )
             checked = False
     return y, h, c, gates, cells

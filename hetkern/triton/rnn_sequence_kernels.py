@@ -95,15 +95,12 @@ def rnn_step_forward_kernel(
 
     # 2. Gates, and the next state.
     x = read_gates(x_gates, start, rows, units, H, ok, GATES)
-    a, b, c, d = read_gates(product, 0, rows, units, H, ok_old, GATES)
+    h_gates = read_gates(product, 0, rows, units, H, ok_old, GATES)
     if b_hh is not None:
-        a += read(b_hh, 0, rows, units, ok)
-        if GATES > 1:
-            b += read(b_hh, 0, rows, units + H, ok)
-            c += read(b_hh, 0, rows, units + 2 * H, ok)
-        if GATES > 3:
-            d += read(b_hh, 0, rows, units + 3 * H, ok)
-    act = activate(x, (a, b, c, d), CELL)
+        bias = read_gates(b_hh, 0, rows, units, H, ok, GATES)
+        a, b = h_gates[0] + bias[0], h_gates[1] + bias[1]
+        h_gates = (a, b, h_gates[2] + bias[2], h_gates[3] + bias[3])
+    act = activate(x, h_gates, CELL)
     h_before, c_before = act[0], act[0]
     if CELL == GRU:
         h_before = read(state[0], 0, rows, units, ok_old)
