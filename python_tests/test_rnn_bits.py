@@ -136,9 +136,7 @@ def test_bits_of_the_gates_of_a_row_do_not_depend_on_its_neighbours(native, cell
     def step(rows):
         given = [None if t is None else t[rows].requires_grad_() for t in (*x_gates, h, c)]
         h_next, c_next = op(CELLS.index(cell), *given)
-        gradients = torch.autograd.grad(
-            h_next, [t for t in given if t is not None], upstream[rows]
-        )
+        gradients = torch.autograd.grad(h_next, [t for t in given if t is not None], upstream[rows])
         return [h_next, *([c_next] if cell == "lstm" else []), *gradients]
 
     every = step(slice(None))

@@ -183,6 +183,50 @@ def test_triton_rnn_gates_move_each_gate_and_state_once(cell, H):
     assert moved(counted) == (read, (2 if gru else 1) * wide + (one if lstm or gru else 0))
 
 
+def second_derivatives(step, cell, dtype, tensors, upstream, given):
+    """Results, gradients and gradients of these, of a step or a walk of (x, h, c if lstm)."""
+    leaves = [t.to(dtype).requires_grad_() for t in tensors]
+    # c and its gradient are float32 beside 16 bits.
+    wide = [torch.float64 if dtype == torch.float64 else torch.float32] * 2
+    if cell == "lstm":
+        leaves[-1] = tensors[-1].to(wide[0]).requires_grad_()
+    results = step(*leaves)
+    upstream = [u.to(y.dtype).requires_grad_() for u, y in zip(upstream, results, strict=False)]
+    first = torch.autograd.grad(results, leaves, upstream, create_graph=True)
+    given = [g.to(d.dtype) for g, d in zip(given, first, strict=True)]
+    second = torch.autograd.grad(first, [*upstream, *leaves], given)
+    return [t.detach() for t in (*results, *first, *second)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("cell", ["tanh", "relu", "lstm", "gru"])
+def test_triton_rnn_gates_have_right_second_derivatives(cell, dtype):
+    from hetkern.ops.rnn import GATES, OPS
+    from hetkern.ops.rnn_derivatives import gates_by
+    from hetkern.reference.rnn import rnn_gates
+    from hetkern.testing import assert_close_to_exact
+    from hetkern.testing.recurrent import torch_gates
+
+    B, H = 5, 40
+    shapes = [(B, GATES[cell] * H)] * 2 + [(B, H)] * (cell in ("lstm", "gru"))
+    tensors = [normal(*s, seed=i).to(dtype) for i, s in enumerate(shapes)]
+    upstream = [normal(B, H, seed=5 + i).to(dtype) for i in range(2)]
+    given = [normal(*s, seed=8 + i).to(dtype) for i, s in enumerate(shapes)]
+
+    def by(gates):
+        def step(x, h_gates, state=None):
+            h, c = (state, None) if cell == "gru" else (None, state)
+            results = gates(cell, x, h_gates, h, c)
+            return results if cell == "lstm" else results[:1]
+
+        return step
+
+    runs = (gates_by(OPS["triton"]), dtype), (rnn_gates, torch.float64), (torch_gates, dtype)
+    results = [second_derivatives(by(g), cell, t, tensors, upstream, given) for g, t in runs]
+    for i, (actual, exact, baseline) in enumerate(zip(*results, strict=True)):
+        assert_close_to_exact(actual, exact, baseline, name=f"result {i}")
+
+
 def test_triton_explains_an_rnn_by_its_tiles():
     weights = [(torch.ones(15, 4), torch.ones(15, 5), None, None)]
     x = torch.zeros(3, 2, 4)
@@ -202,7 +246,7 @@ def test_triton_explains_an_rnn_by_its_tiles():
 
 
 def test_triton_refuses_float64_by_name():
-    with pytest.raises(NotImplementedError, match="rnn_gates: x_gates: .*float64"):
+    with pytest.raises(NotImplementedError, match=r"rnn_gates: x_gates: .*float64"):
         x = torch.zeros(2, 5, dtype=torch.float64)
         torch.ops.hetkern_triton.rnn_gates(0, x, x, None, None)
     with pytest.raises(NotImplementedError, match="float64"):

@@ -1,6 +1,6 @@
 """The gates of one RNN step in Triton: the launchers.              (the kernels: rnn_kernels.py).
 
-Each function goes: check, allocate, return if empty, plan, launch. Whole sequences: rnn_sequence.py.
+Each function goes: check, allocate, return if empty, plan, launch. Sequences: rnn_sequence.py.
 """
 
 from __future__ import annotations
@@ -68,9 +68,7 @@ def rnn_gates(
 
     # Plan and launch.
     inputs = tuple(map(rows_operand, (x_gates, h_gates, h, c)))
-    _launch(
-        rnn_gates_forward_kernel, sizes, x, inputs, rows_operand(h_next), rows_operand(c_next)
-    )
+    _launch(rnn_gates_forward_kernel, sizes, x, inputs, rows_operand(h_next), rows_operand(c_next))
     return h_next, c_next
 
 

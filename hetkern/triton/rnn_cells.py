@@ -134,7 +134,7 @@ def activate(x, h, CELL: tl.constexpr):
 
 @triton.jit
 def next_state(act, h, c, CELL: tl.constexpr):
-    """h and c behind the step."""
+    """The state behind the step: h, c."""
     if CELL == LSTM:
         c_next = act[1] * c + act[0] * act[2]
         return act[3] * tanh(c_next), c_next
@@ -196,9 +196,9 @@ def second_plain(act, gx, dh, CELL: tl.constexpr):
 
 @triton.jit
 def second_lstm(act, c, c_next, gx, g_dc, dh, dc):
-    """With m the tangent of c_next in the direction g, d_c the gradient of c_next:
+    """With m the tangent of c_next in the direction g, and d_c the gradient of c_next.
 
-    sum g d = d_c m + g_o dh t o (1 - o).
+    Then sum g d = d_c m + g_o dh t o (1 - o).
     """
     i, f, g, o = act[0], act[1], act[2], act[3]
     t = tanh(c_next)

@@ -12,8 +12,15 @@ import torch
 from torch import Tensor
 
 from ..reference.rnn import CELLS, GATES
-from .checks import check_float, check_length, check_like, check_shape, name_of, shape_text
-from .checks import value_error
+from .checks import (
+    check_float,
+    check_length,
+    check_like,
+    check_shape,
+    name_of,
+    shape_text,
+    value_error,
+)
 
 #: c, and what dh and dc are between steps.
 ACCUMULATOR = torch.float32

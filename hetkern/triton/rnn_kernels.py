@@ -1,4 +1,4 @@
-"""The gates of one RNN step in Triton: the kernels.        (the contract: csrc/rnn.h)
+"""The gates of one RNN step in Triton: the kernels.       (the contract: csrc/rnn.h).
 
 x_gates, h_gates (B, gates H), h (B, H): float32, float16 or bfloat16; c (B, H) and all arithmetic
 are float32. The equations are in rnn_cells.py.
@@ -123,9 +123,9 @@ def rnn_gates_double_backward_kernel(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """``gradients``: g by dx_gates, dh_gates, dh, dc; ``by_given``, ``by_gates``, ``by_states``:
+    """``gradients``: g by dx_gates, dh_gates, dh, dc; ``given`` and ``inputs`` as backward's.
 
-    what is asked for, by dh_next and dc_next, by x_gates and h_gates, by h and c.
+    Results: by dh_next and dc_next, by x_gates and h_gates (gru), by h (gru) and c (lstm).
     """
     # 1. The rows and units at hand.
     rows, units = tile_of_program(H, ROWS, BLOCK)

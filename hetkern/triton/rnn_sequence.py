@@ -179,7 +179,7 @@ def rnn_sequence_backward(
     if B * H == 0:
         return dgates, dh.to(storage), dc
 
-    # Plan and launch: from the last step of the walk back, then once more for what the first passes on.
+    # Plan and launch: the walk back, and once more for what its last step passes on.
     tiles = plan(B, H, storage)
     product = x.new_empty((B, H))
     columns = x.shape[-1]

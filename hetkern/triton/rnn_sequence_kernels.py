@@ -1,4 +1,4 @@
-"""One step of a sequence in Triton, forward and backward: the kernels.  (the contract: csrc/rnn.h)
+"""One step of a sequence in Triton, forward and backward: the kernels. (the contract: csrc/rnn.h).
 
     dh_t = dy_t + what the next step passes on + (dgates_{t+1} W_hh) h_mask
     dgates_t = the cell's gradient of dh_t, dc_t
