@@ -146,6 +146,32 @@ def test_triton_trap_on_a_bad_length_stands_in_the_first_step_alone():
     assert built[0] == built[1] + 1
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("cell", ["tanh", "lstm", "gru"])
+def test_triton_sequences_read_nothing_back_from_a_gpu(cell, packed, reverse):
+    """A tensor on "meta" has no value to read: a call that asks for one raises."""
+    from hetkern.ops.rnn import CELLS, GATES
+    from hetkern.ops.rnn_derivatives import states_before
+    from hetkern.triton import rnn as family
+
+    T, B, H, lstm = 3, 4, 8, cell == "lstm"
+    rows = (7,) if packed else (T, B)
+    state, c = meta(B, H), meta(B, H, dtype=torch.float32) if lstm else None
+    counts = torch.tensor([4, 2, 1]) if packed else None
+    lengths = None if packed else meta(B, dtype=torch.int64)
+    places = lengths, counts, state, meta(*rows, dtype=torch.bool), reverse
+    columns = GATES[cell] * H
+    walk = meta(*rows, columns), meta(columns, H), meta(columns), state, c, *places
+    with triton_aot.launches() as launched:
+        y, h_n, c_n, *saved = family.rnn_sequence(CELLS.index(cell), *walk, True)
+        ends = h_n, c_n if lstm else None
+        family.rnn_sequence_backward(CELLS.index(cell), y, *ends, y, *saved, *walk)
+        if not packed:
+            assert states_before(cell, y, state, *places).shape == y.shape
+    assert len(launched) == 2 * T + 1
+
+
 def test_triton_compiles_a_step_once_for_all_steps():
     with triton_aot.launches() as launched:
         rnn("tanh", torch.float32, False, T=17)

@@ -227,6 +227,49 @@ def test_triton_rnn_gates_have_right_second_derivatives(cell, dtype):
         assert_close_to_exact(actual, exact, baseline, name=f"result {i}")
 
 
+@pytest.mark.parametrize("rows", ["lengths", "packed"])
+@pytest.mark.parametrize("cell", ["tanh", "lstm", "gru"])
+def test_triton_sequences_have_right_second_derivatives_and_batch_under_vmap(cell, rows):
+    from hetkern.ops.rnn import CELLS, GATES, OPS
+    from hetkern.reference.rnn import rnn_sequence
+    from hetkern.testing import assert_close_to_exact
+    from hetkern.testing.recurrent import by_torch
+
+    B, H, lengths = 3, 6, torch.tensor([3, 1, 0])
+    columns = GATES[cell] * H
+    packed = torch.tensor([2, 1, 1]) if rows == "packed" else None
+    lengths = lengths if packed is None else None
+    shapes = [(3, B, columns) if packed is None else (4, columns), (columns, H), (B, H)]
+    shapes += [(B, H)] * (cell == "lstm")
+    tensors = [normal(*s, seed=i) / (2 if i == 1 else 1) for i, s in enumerate(shapes)]
+    upstream = [normal(*s, seed=5).float() for s in ((*shapes[0][:-1], H), (B, H), (B, H))]
+    given = [normal(*s, seed=8 + i) for i, s in enumerate(shapes)]
+
+    def by_reference(x, w, h0, c0=None):
+        places = {"lengths": lengths, "batch_sizes": packed, "reverse": True}
+        results = rnn_sequence(cell, x, w, None, h0, c0, **places)
+        return results if cell == "lstm" else results[:2]
+
+    def by_triton(x, w, h0, c0=None):
+        op, places = OPS["triton"].rnn_sequence, (lengths, packed, None, None, True, True)
+        results = op(CELLS.index(cell), x, w, None, h0, c0, *places)
+        return results[: 3 if cell == "lstm" else 2]
+
+    runs = (by_triton, torch.float32), (by_reference, torch.float64)
+    runs += ((by_torch(by_reference), torch.float32),)
+    results = [second_derivatives(f, cell, t, tensors, upstream, given) for f, t in runs]
+    for i, (actual, exact, baseline) in enumerate(zip(*results, strict=True)):
+        dims = tuple(range(exact.dim()))
+        assert_close_to_exact(actual, exact, baseline, name=f"result {i}", dim=dims)
+
+    def loss(x):
+        return by_triton(x, *tensors[1:])[0].square().sum()
+
+    many = torch.stack([tensors[0], -tensors[0]])
+    got = torch.func.vmap(torch.func.grad(loss))(many)
+    torch.testing.assert_close(got, torch.stack([torch.func.grad(loss)(x) for x in many]))
+
+
 def test_triton_explains_an_rnn_by_its_tiles():
     weights = [(torch.ones(15, 4), torch.ones(15, 5), None, None)]
     x = torch.zeros(3, 2, 4)

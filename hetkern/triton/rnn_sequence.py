@@ -98,7 +98,7 @@ def rnn_sequence(
     product = x.new_empty((B, x.shape[-1]))
     left = h if h_mask is None else h0 * h_mask
     masked = None if h_mask is None else (rows_operand(left), rows_operand(h_mask))
-    state = rows_operand(h), rows_operand(c)
+    state, hidden = (rows_operand(h), rows_operand(c)), rows_operand(product)
     x_steps, y_steps = steps_operand(x, packed), steps_operand(y, packed)
     saved = steps_operand(gates, packed), steps_operand(cells, packed)
     where = (*_places(lengths, reset, packed), len(counts))
@@ -111,7 +111,7 @@ def rnn_sequence(
             torch.mm(left[:n], weight, out=product[:n])
             rnn_step_forward_kernel[(plan(n, H, x.dtype)["programs"],)](
                 x_steps,
-                rows_operand(product),
+                hidden,
                 bias,
                 state,
                 masked,
