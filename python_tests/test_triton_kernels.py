@@ -270,6 +270,28 @@ def test_triton_sequences_have_right_second_derivatives_and_batch_under_vmap(cel
     torch.testing.assert_close(got, torch.stack([torch.func.grad(loss)(x) for x in many]))
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("cell", [1, 2, 3])
+def test_triton_lengths_out_of_range_touch_nothing_out_of_bounds(monkeypatch, cell, reverse):
+    """As on a GPU, whose lengths the host does not read; the interpreter checks every access."""
+    from hetkern.triton import rnn, rnn_checks
+
+    T, H, columns = 3, 5, {1: 5, 2: 20, 3: 15}[cell]
+    x, w, state = normal(T, 3, columns), normal(columns, H), normal(3, H)
+    c, reset = state if cell == 2 else None, normal(T, 3) > 1
+    monkeypatch.setattr(rnn_checks, "_check_lengths", lambda *_: None)
+    runs = []
+    for lengths in (torch.tensor([-3, 99, 2]), torch.tensor([0, T, 2])):
+        walk = x, w, None, state, c, lengths, None, None, reset, reverse
+        y, h_n, c_n, *saved = rnn.rnn_sequence(cell, *walk, True)
+        back = rnn.rnn_sequence_backward(
+            cell, y, h_n, c_n if c is not None else None, y, *saved, *walk
+        )
+        runs.append((y, h_n, c_n, *saved, *back))
+    for wild, tame in zip(*runs, strict=True):
+        assert torch.equal(wild, tame)
+
+
 def test_triton_explains_an_rnn_by_its_tiles():
     weights = [(torch.ones(15, 4), torch.ones(15, 5), None, None)]
     x = torch.zeros(3, 2, 4)
