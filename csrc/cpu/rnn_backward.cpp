@@ -77,7 +77,7 @@ struct Backward {
   }
 
   // One row's step back; product: null where the row joins.
-  void step(const A* product, int64_t block, int64_t row, int64_t t, int parity) const {
+  void row_step(const A* product, int64_t block, int64_t row, int64_t t, int parity) const {
     const int64_t b = w.order[row], H = p.H, before = w.reverse ? t + 1 : t - 1;
     const bool begins = w.begins(t, b), anew = w.anew(t, b);
     const E* const dy_row = w.row<const E>(p.dy, t, b);
@@ -111,33 +111,29 @@ struct Backward {
     }
   }
 
-  template <class Wait>
-  void walk(Slice slice, Share of_blocks, const Wait& wait) const {
+  // Step s of a slice's rows and some blocks of units.
+  void step(Slice& slice, Share of_blocks, int64_t s) const {
     alignas(64) A tile[kMostTileRows * 4 * W<A>];
-    for (int64_t s = 0; s <= p.T; ++s) {  // the last one: every row that is left leaves
-      const int64_t t = w.reverse ? s : p.T - 1 - s, pending = slice.rows;
-      const int parity = static_cast<int>(s & 1);
-      if (s < p.T)
-        slice.move_to(w, t);
-      else
-        slice.rows = 0;
-      for (int64_t block = of_blocks.begin; block < of_blocks.end; ++block) {
-        const auto* const panel = panels + block * words * U * W<A>;
-        row_groups(slice.begin, slice.begin + pending, most_rows(U), [&](int64_t first, int rows) {
-          kTiles<P, U>.of[rows - 1](left + (parity * p.B + first) * stride, stride, panel, words, tile);
-          for (int r = 0; r < rows; ++r) {
-            const A* const product = tile + r * U * W<A>;
-            if (first + r < slice.begin + slice.rows)
-              step(product, block, first + r, t, parity);
-            else
-              leave(product, block, w.order[first + r]);
-          }
-        });
-        for (int64_t r = pending; r < slice.rows; ++r) step(nullptr, block, slice.begin + r, t, parity);
-      }
-      wait();
+    const int64_t pending = s > 0 ? slice.move_to(w, at(s - 1)) : 0, t = at(s);
+    const int64_t here = s < p.T ? slice.move_to(w, t) : 0;
+    const int parity = static_cast<int>(s & 1);
+    for (int64_t block = of_blocks.begin; block < of_blocks.end; ++block) {
+      const auto* const panel = panels + block * words * U * W<A>;
+      row_groups(slice.begin, slice.begin + pending, most_rows(U), [&](int64_t first, int rows) {
+        kTiles<P, U>.of[rows - 1](left + (parity * p.B + first) * stride, stride, panel, words, tile);
+        for (int r = 0; r < rows; ++r) {
+          const A* const product = tile + r * U * W<A>;
+          if (first + r < slice.begin + here)
+            row_step(product, block, first + r, t, parity);
+          else
+            leave(product, block, w.order[first + r]);
+        }
+      });
+      for (int64_t r = pending; r < here; ++r) row_step(nullptr, block, slice.begin + r, t, parity);
     }
   }
+  int64_t at(int64_t s) const { return w.reverse ? s : p.T - 1 - s; }
+  int64_t steps() const { return p.T + 1; }  // in the last one every row that is left leaves
 };
 
 template <class C, class E, class P, int U>
@@ -153,18 +149,7 @@ void run(const SequenceBackward& p, const RnnPlan& plan) {
   f.dh = carver.take<A>(p.B * p.H);
   f.begin();
   if (p.lengths) clear_padding<E>(f.w, p.dgates, C::D * p.H, plan.tasks);
-  const auto nothing = [] {};
-  if (plan.path == RnnPath::split_units)
-    return run_team(plan.tasks, [&](Member& member) {
-      const Share blocks(f.blocks(), member.index, member.of);
-      for (int64_t b = blocks.begin; b < blocks.end; ++b) f.pack(b);
-      f.walk({0, p.B}, blocks, [&] { member.wait(); });
-    });
-  run_tasks(plan.tasks, [&](int task) {
-    const Share blocks(f.blocks(), task, plan.tasks);
-    for (int64_t b = blocks.begin; b < blocks.end; ++b) f.pack(b);
-  });
-  run_tasks(plan.tasks, [&](int task) { f.walk(slice_of(p.B, task, plan.tasks), Share(f.blocks(), 0, 1), nothing); });
+  run_walk(f, p.B, plan);
 }
 
 }  // namespace

@@ -100,24 +100,21 @@ struct Forward {
     }
   }
 
-  // Steps of a slice's rows and some blocks of units; wait() after each.
-  template <class Wait>
-  void walk(Slice slice, Share of_blocks, const Wait& wait) const {
+  // Step s of a slice's rows and some blocks of units.
+  void step(Slice& slice, Share of_blocks, int64_t s) const {
     alignas(64) A tile[kMostTileRows * 4 * W<A>];
-    for (int64_t s = 0; s < p.T; ++s) {
-      const int64_t t = w.reverse ? p.T - 1 - s : s;
-      const int parity = static_cast<int>(s & 1);
-      slice.move_to(w, t);
-      for (int64_t block = of_blocks.begin; block < of_blocks.end; ++block) {
-        const auto* const panel = panels + block * words * NV * W<A>;
-        row_groups(slice.begin, slice.begin + slice.rows, most_rows(NV), [&](int64_t first, int rows) {
-          kTiles<P, NV>.of[rows - 1](left + (parity * p.B + first) * stride, stride, panel, words, tile);
-          epilogue(tile, block, first, rows, t, parity);
-        });
-      }
-      wait();
+    const int64_t t = w.reverse ? p.T - 1 - s : s;
+    const int parity = static_cast<int>(s & 1);
+    slice.move_to(w, t);
+    for (int64_t block = of_blocks.begin; block < of_blocks.end; ++block) {
+      const auto* const panel = panels + block * words * NV * W<A>;
+      row_groups(slice.begin, slice.begin + slice.rows, most_rows(NV), [&](int64_t first, int rows) {
+        kTiles<P, NV>.of[rows - 1](left + (parity * p.B + first) * stride, stride, panel, words, tile);
+        epilogue(tile, block, first, rows, t, parity);
+      });
     }
   }
+  int64_t steps() const { return p.T; }
 };
 
 template <class C, class E, class P, int U>
@@ -136,18 +133,7 @@ void run(const SequenceForward& p, const RnnPlan& plan) {
     clear_padding<E>(f.w, p.gates, C::S * p.H, plan.tasks);
     if (C::has_c) clear_padding<A>(f.w, p.cells, p.H, plan.tasks);
   }
-  const auto nothing = [] {};
-  if (plan.path == RnnPath::split_units)
-    return run_team(plan.tasks, [&](Member& member) {
-      const Share blocks(f.blocks(), member.index, member.of);
-      for (int64_t b = blocks.begin; b < blocks.end; ++b) f.pack(b);
-      f.walk({0, p.B}, blocks, [&] { member.wait(); });
-    });
-  run_tasks(plan.tasks, [&](int task) {
-    const Share blocks(f.blocks(), task, plan.tasks);
-    for (int64_t b = blocks.begin; b < blocks.end; ++b) f.pack(b);
-  });
-  run_tasks(plan.tasks, [&](int task) { f.walk(slice_of(p.B, task, plan.tasks), Share(f.blocks(), 0, 1), nothing); });
+  run_walk(f, p.B, plan);
 }
 
 }  // namespace

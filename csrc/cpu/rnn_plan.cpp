@@ -76,7 +76,7 @@ RnnPlan rnn_plan(const RnnShape& shape, const Machine& machine, const Vectors& v
   int64_t tasks = 1;
   const bool by_rows = B >= 4 * threads || (B >= 2 * threads && panels <= machine.l2_bytes);
   if (threads > 1 && T * step >= kWorthSharing) {
-    if ((ragged || !by_rows) && step >= kWorthWaiting && units >= 2) {
+    if ((ragged || !by_rows) && step >= kWorthWaiting && units >= 2 && units <= kMostChunks) {
       path = RnnPath::split_units, tasks = units < threads ? units : threads;
     } else if (B >= 2) {
       path = RnnPath::split_rows, tasks = B < threads ? B : threads;

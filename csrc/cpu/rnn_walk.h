@@ -39,9 +39,10 @@ struct Walk {
 // The rows of a slice at step t: as many of the first as are longer.
 struct Slice {
   int64_t begin, end, rows = 0;  // rows: those of the step at hand
-  void move_to(const Walk& w, int64_t t) {
+  int64_t move_to(const Walk& w, int64_t t) {
     while (rows > 0 && w.length[w.order[begin + rows - 1]] <= t) --rows;
     while (begin + rows < end && w.length[w.order[begin + rows]] > t) ++rows;
+    return rows;
   }
 };
 
@@ -92,6 +93,30 @@ inline Slice slice_of(int64_t B, int task, int tasks) {
   Slice slice{0, 0};
   for (int i = 0; i <= task; ++i) slice.begin = slice.end, slice.end += (B - i + tasks - 1) / tasks;
   return slice;
+}
+
+// Packs the weights and walks, as the plan says: tasks with rows of their own, or a team that shares out each step's units.
+template <class F>
+void run_walk(const F& f, int64_t B, const RnnPlan& plan) {
+  const int64_t blocks = f.blocks();
+  if (plan.path == RnnPath::split_units)
+    return run_team(plan.tasks, f.steps() + 1, blocks, [&](Member& member) {
+      Slice slice{0, B};
+      while (member.next()) {
+        if (member.step == 0)
+          f.pack(member.chunk);
+        else
+          f.step(slice, Share(blocks, static_cast<int>(member.chunk), static_cast<int>(blocks)), member.step - 1);
+      }
+    });
+  run_tasks(plan.tasks, [&](int task) {
+    const Share share(blocks, task, plan.tasks);
+    for (int64_t b = share.begin; b < share.end; ++b) f.pack(b);
+  });
+  run_tasks(plan.tasks, [&](int task) {
+    Slice slice = slice_of(B, task, plan.tasks);
+    for (int64_t s = 0; s < f.steps(); ++s) f.step(slice, Share(blocks, 0, 1), s);
+  });
 }
 
 // Zeros in the rows that no sequence has: what is there is a result as well.

@@ -1,8 +1,9 @@
 #include "team.h"
 
 #include <atomic>
-#include <chrono>
 #include <thread>
+
+#include "parallel.h"
 
 #ifdef HETKERN_STD_THREADS
 #include <vector>
@@ -13,8 +14,9 @@
 namespace hetkern::cpu {
 namespace {
 
-constexpr int kSpins = 200;                           // more cost a step where cores are shared, fewer as well
-constexpr std::chrono::microseconds kLateness{2000};  // after which a team begins without those who are missing
+constexpr int kPatience = 32;  // pauses, a microsecond or so: another's weights are in another core's cache
+constexpr int kSpins =
+    200;  // pauses before the core is given away: more cost a step where cores are shared, fewer as well
 
 void relax() {
 #if defined(__x86_64__)
@@ -22,86 +24,80 @@ void relax() {
 #endif
 }
 
-// Spins a while, then gives the core away, until `done`.
-template <class Done>
-void wait_until(const Done& done) {
-  for (int spin = 0; !done(); ++spin) {
-    if (spin < kSpins)
+}  // namespace
+
+struct Team {
+  struct alignas(64) Place {
+    std::atomic<uint64_t> share{
+        0};  // step + 1, first chunk nobody has, end: 32, 16, 16 bits; an earlier step's: all are left
+  };
+  Place place[kMostMembers];
+  alignas(64) std::atomic<int64_t> done{0};  // chunks of all steps; those of a step begin when all before it are done
+  const int64_t steps, chunks;
+  const int members;
+  Team(int members, int64_t steps, int64_t chunks) : steps(steps), chunks(chunks), members(members) {}
+};
+
+// The first chunk of a share goes to its owner, the last to another.
+bool Member::claim(int whose) {
+  const Share share(team.chunks, whose, team.members);
+  const auto tag = static_cast<uint64_t>(step + 1);
+  std::atomic<uint64_t>& word = team.place[whose].share;
+  uint64_t seen = word.load(std::memory_order_relaxed);
+  for (;;) {
+    if (seen >> 32 > tag) return false;  // this member has been away
+    const bool untouched = seen >> 32 < tag;
+    int64_t begin = untouched ? share.begin : static_cast<int64_t>(seen >> 16 & 0xffff);
+    int64_t end = untouched ? share.end : static_cast<int64_t>(seen & 0xffff);
+    if (begin == end) return false;
+    chunk = whose == home ? begin++ : --end;
+    const uint64_t left = tag << 32 | static_cast<uint64_t>(begin) << 16 | static_cast<uint64_t>(end);
+    if (word.compare_exchange_weak(seen, left, std::memory_order_relaxed)) return true;
+  }
+}
+
+bool Member::next() {
+  if (chunk >= 0)
+    ++finished;
+  else
+    patience = kPatience;
+  for (int spins = 0;; ++spins) {
+    if (spins == 0 && claim(home)) return true;
+    if (finished) team.done.fetch_add(finished, std::memory_order_acq_rel), finished = 0;
+    const int64_t now = team.done.load(std::memory_order_acquire) / team.chunks;
+    if (now > step) {
+      if (now >= team.steps) return false;
+      step = now, spins = -1;
+      patience = took ? 0 : kPatience, took = false;
+      continue;
+    }
+    if (spins >= patience)
+      for (int k = 1; k < team.members; ++k)
+        if (claim((home + k) % team.members)) {
+          patience = 0, took = true;
+          return true;
+        }
+    if (spins < kSpins)
       relax();
     else
       std::this_thread::yield();
   }
 }
 
-}  // namespace
-
-struct Meeting {
-  struct alignas(64) Place {
-    std::atomic<int64_t> step{0};
-  };
-  Place place[kMostMembers];
-  // Members in the low half, the tasks they brought above, and whether the door is closed: one word, so that all agree.
-  static constexpr uint64_t kClosed = uint64_t{1} << 63, kTask = uint64_t{1} << 32;
-  std::atomic<uint64_t> door{0};
-  uint64_t tasks;
-  explicit Meeting(int tasks) : tasks(static_cast<uint64_t>(tasks)) {}
-
-  static int members(uint64_t state) { return static_cast<int>(state & 0xffffffffu); }
-
-  // A member's place, or -1: the door is closed.
-  int enter(int64_t brought) {
-    uint64_t state = door.load(std::memory_order_acquire);
-    for (;;) {
-      if (state & kClosed) return -1;
-      uint64_t next = state + 1 + static_cast<uint64_t>(brought) * kTask;
-      if (((next & ~kClosed) >> 32) == tasks) next |= kClosed;
-      if (door.compare_exchange_weak(state, next, std::memory_order_acq_rel)) return members(state);
-    }
-  }
-  // How many have come, once nobody can any more.
-  int close() {
-    const auto late = std::chrono::steady_clock::now() + kLateness;
-    for (int spin = 0;; ++spin) {
-      const uint64_t state = door.load(std::memory_order_acquire);
-      if (state & kClosed) return members(state);
-      if (spin < kSpins) {
-        relax();
-        continue;
-      }
-      std::this_thread::yield();
-      if (std::chrono::steady_clock::now() > late) door.fetch_or(kClosed, std::memory_order_acq_rel);
-    }
-  }
-};
-
-void Member::wait() {
-  ++step;
-  if (of == 1) return;
-  meeting->place[index].step.store(step, std::memory_order_release);
-  for (int other = 0; other < of; ++other)
-    wait_until([&] { return meeting->place[other].step.load(std::memory_order_acquire) >= step; });
-}
-
-void run_team(int tasks, void (*body)(const void*, Member&), const void* context) {
-  if (tasks > kMostMembers) tasks = kMostMembers;
-  if (tasks == 1) {
-    Member alone{0, 1, 0, nullptr};
-    return body(context, alone);
-  }
-  Meeting meeting(tasks);
-  const auto come = [&](int64_t brought) {
-    const int index = meeting.enter(brought);
-    if (index < 0) return;
-    Member member{index, meeting.close(), 0, &meeting};
+void run_team(int tasks, int64_t steps, int64_t chunks, void (*body)(const void*, Member&), const void* context) {
+  if (chunks == 0 || steps == 0) return;
+  Team team(tasks < kMostMembers ? tasks : kMostMembers, steps, chunks);
+  const auto join = [&](int64_t home) {
+    Member member(team, static_cast<int>(home));
     body(context, member);
   };
 #ifdef HETKERN_STD_THREADS
   std::vector<std::thread> threads;
-  for (int task = 1; task < tasks; ++task) threads.emplace_back(come, 1);
-  come(1);
+  for (int task = 1; task < team.members; ++task) threads.emplace_back(join, task);
+  join(0);
   for (std::thread& thread : threads) thread.join();
 #else
-  torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) { come(end - begin); });
+  torch::stable::parallel_for(0, team.members, 1, [&](int64_t begin, int64_t) { join(begin); });
 #endif
 }
 
