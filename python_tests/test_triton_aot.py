@@ -57,6 +57,27 @@ def cross_entropy(N, dtype, everything, probabilities=False):
     backward(meta(dtype=f32), *others, *kept, *options)
 
 
+def rnn(cell, dtype, everything, T=1):
+    from hetkern.ops.rnn import CELLS, GATES
+    from hetkern.triton import rnn as family
+
+    B, H, number, lstm = 32, 512, CELLS.index(cell), cell == "lstm"
+    gates = meta(B, GATES[cell] * H, dtype=dtype)
+    state, c = meta(B, H, dtype=dtype), meta(B, H, dtype=torch.float32) if lstm else None
+    h, h_gates = (state, gates) if cell == "gru" else (None, None)
+    step = gates, gates, h, c
+    family.rnn_gates(number, *step)
+    family.rnn_gates_backward(number, state, c, *step)
+    family.rnn_gates_double_backward(number, gates, h_gates, h, c, state, c, *step)
+
+    w_hh, b_hh = meta(GATES[cell] * H, H, dtype=dtype), meta(GATES[cell] * H, dtype=dtype)
+    rows = (meta(B, dtype=torch.int64), None, state, meta(T, B, dtype=torch.bool))
+    rows = rows if everything else (None,) * 4
+    walk = meta(T, *gates.shape, dtype=dtype), w_hh, b_hh, state, c, *rows, everything
+    y, h_n, c_n, *saved = family.rnn_sequence(number, *walk, True)
+    family.rnn_sequence_backward(number, y, h_n, c_n if lstm else None, y, *saved, *walk)
+
+
 CASES = {
     "softmax bfloat16 N=1024": lambda: softmax(1024, torch.bfloat16, False),
     "softmax float32 N=16384": lambda: softmax(16384, torch.float32, False),
@@ -68,6 +89,8 @@ CASES = {
     "cross_entropy float32 probabilities, everything": lambda: cross_entropy(
         VOCABULARY, torch.float32, True, True
     ),
+    "rnn lstm bfloat16, everything": lambda: rnn("lstm", torch.bfloat16, True),
+    "rnn gru float32": lambda: rnn("gru", torch.float32, False),
 }
 
 
@@ -112,6 +135,54 @@ def test_triton_trap_on_a_bad_target_stays_in_the_compiled_kernel():
     assert forward.arguments["CHECKED"] and forward.options["debug"]
     needs = forward.compile(90)
     assert needs.opcodes["CALL"] > 0, f"no call of the assertion's failure: triton {triton}"
+
+
+def test_triton_trap_on_a_bad_length_stands_in_the_first_step_alone():
+    with triton_aot.launches() as launched:
+        rnn("tanh", torch.float32, True, T=3)
+    steps = [s for s in launched if s.kernel.__name__ == "rnn_step_forward_kernel"]
+    assert [s.arguments["CHECKED"] for s in steps] == [True, False, False]
+    built = [s.compile(90).opcodes["CALL"] for s in steps[:2]]
+    assert built[0] == built[1] + 1
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("cell", ["tanh", "lstm", "gru"])
+def test_triton_sequences_read_nothing_back_from_a_gpu(cell, packed, reverse):
+    """A tensor on "meta" has no value to read: a call that asks for one raises."""
+    from hetkern.ops.rnn import CELLS, GATES
+    from hetkern.ops.rnn_derivatives import states_before
+    from hetkern.triton import rnn as family
+
+    T, B, H, lstm = 3, 4, 8, cell == "lstm"
+    rows = (7,) if packed else (T, B)
+    state, c = meta(B, H), meta(B, H, dtype=torch.float32) if lstm else None
+    counts = torch.tensor([4, 2, 1]) if packed else None
+    lengths = None if packed else meta(B, dtype=torch.int64)
+    places = lengths, counts, state, meta(*rows, dtype=torch.bool), reverse
+    columns = GATES[cell] * H
+    walk = meta(*rows, columns), meta(columns, H), meta(columns), state, c, *places
+    with triton_aot.launches() as launched:
+        y, h_n, c_n, *saved = family.rnn_sequence(CELLS.index(cell), *walk, True)
+        ends = h_n, c_n if lstm else None
+        family.rnn_sequence_backward(CELLS.index(cell), y, *ends, y, *saved, *walk)
+        if not packed:
+            assert states_before(cell, y, state, *places).shape == y.shape
+    assert len(launched) == 2 * T + 1
+
+
+def test_triton_compiles_a_step_once_for_all_steps():
+    with triton_aot.launches() as launched:
+        rnn("tanh", torch.float32, False, T=17)
+    kernels = {}
+    for launch in launched:
+        kernels.setdefault(launch.kernel.__name__, []).append(launch)
+    for name in ("rnn_step_forward_kernel", "rnn_step_backward_kernel"):
+        steps = kernels[name]
+        assert len(steps) >= 17 and {0, 1, 16} <= {s.arguments["start"] for s in steps}
+        built = [s.compile(90) for s in steps if s.arguments["start"] in (0, 1, 16)]
+        assert built[0] == built[1] == built[2]
 
 
 def test_triton_aot_sees_a_spill_and_a_lost_vector_load():

@@ -206,19 +206,23 @@ def _in_one_dtype(cell, x, states, weights, B, options):
 
 def plan(impl: str, x: Tensor, *args: Any, cell: str, weights: Weights, **named: Any) -> dict:
     """The plan of the first layer's forward pass."""
-    if impl != "cpu" or _impl.native is None:
-        return {}
-    w_hh = weights[0][1]
-    if w_hh is None or len(weights[0]) > 4:
-        return {"isa": _impl.native.isa(), "path": "step_by_step"}
     packed, lengths = named.get("batch_sizes"), named.get("lengths")
     if packed is not None:
         T, B = packed.shape[0], int(packed[0]) if packed.shape[0] else 0
     else:
         sizes = x.shape[:-1] if x.dim() == 3 else (x.shape[0], 1)
         T, B = reversed(sizes) if named.get("batch_first") and x.dim() == 3 else sizes
+    w_hh = weights[0][1]
+    if impl == "triton" and w_hh is not None:
+        from ..triton.rnn_tiles import plan as tiles
+
+        return {"path": "step_by_step", **tiles(B, w_hh.shape[0] // GATES[cell], x.dtype)}
+    native = _impl.native
+    if impl != "cpu" or native is None:
+        return {}
+    if w_hh is None or len(weights[0]) > 4:
+        return {"isa": native.isa(), "path": "step_by_step"}
     shape = cell, T, B, w_hh.shape[1]
     ragged = packed is not None or lengths is not None
     dtype = str(x.dtype).removeprefix("torch.")
-    native = _impl.native
     return {"isa": native.isa(), **native.rnn_plan(*shape, dtype, ragged, False)}

@@ -79,7 +79,8 @@ class Launch:
             if parameter.is_constexpr:
                 constants[(i,)], signature[parameter.name] = value, "constexpr"
             else:
-                signature[parameter.name] = _type_of(value, (i,), constants, attributes)
+                fixed = parameter.do_not_specialize
+                signature[parameter.name] = _type_of(value, (i,), constants, attributes, fixed)
         source = compiler.ASTSource(self.kernel, signature, constants, attributes)
         target = targets.GPUTarget("cuda", architecture, 32)
         import time
@@ -148,8 +149,17 @@ _NAMES = {
 }
 
 
-def _type_of(value: Any, path: tuple[int, ...], constants: Any, attributes: Any) -> Any:
-    """An argument's type as Triton writes it, and what it specialises on."""
+def _type_of(
+    value: Any, path: tuple[int, ...], constants: Any, attributes: Any, fixed: bool = False
+) -> Any:
+    """An argument's type as Triton writes it, and what it specialises on.
+
+    ``fixed``: ``do_not_specialize`` names it, which Triton does not heed inside a tuple.
+    """
+    if fixed and isinstance(value, int | torch.Tensor) and not isinstance(value, bool):
+        attributes, constants = {}, {}
+        if not isinstance(value, torch.Tensor):
+            return "i32" if -(2**31) <= value < 2**31 else "i64"
     if isinstance(value, tuple):
         parts = enumerate(value)
         return tuple(_type_of(part, (*path, i), constants, attributes) for i, part in parts)
