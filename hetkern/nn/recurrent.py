@@ -80,10 +80,18 @@ class _Sequences(Options, nn.RNNBase):
         if lengths is not None:
             wanted = "wanted none beside a PackedSequence, which has its own"
             raise ValueError(f"{named(self)}: lengths: {wanted}")
+        return self._walk_packed(input, hx, reset)
+
+    @torch.compiler.disable(
+        reason="how many rows a PackedSequence has at a step is data: `lengths=` is traced"
+    )
+    def _walk_packed(
+        self, input: PackedSequence, hx: Any, reset: Tensor | None
+    ) -> tuple[PackedSequence, State]:
         rows, batch_sizes, order, back = input
         self._check(rows, hx, batch_sizes)
         if hx is not None:
-            hx = self.permute_hidden(hx, order)  # type: ignore[arg-type]
+            hx = self.permute_hidden(hx, order)
         if reset is not None and order is not None:
             reset = reset.index_select(0, order)
         y, ends = self._walk(rows, hx, batch_sizes=batch_sizes, reset=reset)
