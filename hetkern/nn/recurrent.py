@@ -48,6 +48,12 @@ class _Sequences(Options, nn.RNNBase):
         """Why a module of torch cannot become one of ours; None if it can."""
         return "hetkern has no dropout=1.0" if getattr(module, "dropout", 0.0) == 1.0 else None
 
+    def _init_flat_weights(self) -> None:
+        super()._init_flat_weights()
+        # A weight that a parametrization computes is no leaf, and kept it could not be copied.
+        leaves = [w if w is None or w.is_leaf else None for w in self._flat_weights]
+        self._flat_weights = leaves
+
     def forward(
         self,
         input: Tensor | PackedSequence,

@@ -31,7 +31,7 @@ def check_state(where: str, state: Any, shape: tuple[int, ...], x: Tensor) -> No
 
 def check_dtype(error: type[Exception], where: str, t: Tensor, dtype: torch.dtype) -> None:
     """Raise ``error`` for another dtype than this one; autocast takes any."""
-    if t.dtype != dtype and not torch.is_autocast_enabled(t.device.type):
+    if t.dtype != dtype and (t.is_meta or not torch.is_autocast_enabled(t.device.type)):
         raise error(f"{where}: wanted {dtype}, got {t.dtype}")
 
 
