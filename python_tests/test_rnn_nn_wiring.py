@@ -38,7 +38,7 @@ def gradients(module, *args, **rows):
 
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 @pytest.mark.parametrize("name", SEQUENCES)
-def test_a_module_compiles_in_one_graph_with_its_gradients(native, name, dynamic):
+def test_a_module_compiles_in_one_graph_with_its_gradients(name, dynamic):
     torch._dynamo.reset()
     made = here(getattr(hetkern.nn, name)(COLUMNS, H, bidirectional=True, batch_first=True))
     compiled = torch.compile(made, backend="aot_eager", fullgraph=True, dynamic=dynamic)
@@ -50,7 +50,7 @@ def test_a_module_compiles_in_one_graph_with_its_gradients(native, name, dynamic
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_a_cell_compiles_in_one_graph_with_its_gradients(impl, name):
+def test_a_cell_compiles_in_one_graph_with_its_gradients(name):
     torch._dynamo.reset()
     made = here(getattr(hetkern.nn, name)(COLUMNS, H))
     compiled = torch.compile(made, backend="aot_eager", fullgraph=True)
@@ -80,7 +80,7 @@ def test_a_model_around_packed_rows_compiles_with_one_break():
 
 
 @pytest.mark.parametrize("name", SEQUENCES + CELLS)
-def test_a_module_exports_and_runs_on_other_sizes(native, name):
+def test_a_module_exports_and_runs_on_other_sizes(name):
     made = here(getattr(hetkern.nn, name)(COLUMNS, H))
     sizes = {0: torch.export.Dim("first", min=2)}
     if name in SEQUENCES:
@@ -120,7 +120,7 @@ def test_packed_rows_too_come_out_in_autocasts_dtype():
 
 
 @pytest.mark.parametrize("name", SEQUENCES + CELLS)
-def test_gradients_of_each_sample_come_from_vmap(native, name):
+def test_gradients_of_each_sample_come_from_vmap(name):
     made = here(getattr(hetkern.nn, name)(COLUMNS, H))
     rows = 1 if name in SEQUENCES else 0
     x = an_input(name)
