@@ -7,7 +7,6 @@ import pytest
 import torch
 from recurrent import CELLS
 
-import hetkern
 from hetkern.ops.rnn import OPS
 from hetkern.testing.calls import same_bits
 from hetkern.testing.devices import normal
@@ -197,9 +196,9 @@ def test_a_team_does_not_hang_inside_another_region_or_with_too_many_threads(nat
     torch.set_num_threads(5)
 
     def one(_):
-        return hetkern.ops.rnn.OPS["cpu"].rnn_sequence(
-            3, x, w, b, h0, None, None, None, None, None, False, False
-        )[0]
+        return OPS["cpu"].rnn_sequence(3, x, w, b, h0, None, None, None, None, None, False, False)[
+            0
+        ]
 
     wanted = one(0)
     with ThreadPoolExecutor(4) as pool:

@@ -39,10 +39,6 @@ WRONG = {
         {"lengths": torch.tensor([1])},
         r"lengths: wanted shape \(2,\), got \(1,\)",
     ),
-    "lengths elsewhere": (
-        {"lengths": torch.ones(2, dtype=torch.int64, device="meta")},
-        r"lengths: wanted a tensor on cpu, got one on meta",
-    ),
     "lengths beside batch sizes": (
         {"x": X[:, 0], "batch_sizes": torch.tensor([1, 1, 1]), "lengths": torch.tensor([1])},
         r"lengths: wanted none beside batch_sizes",
@@ -142,10 +138,6 @@ CELL_WRONG = {
         {"h": torch.zeros(B, H).double()},
         r"h: wanted torch.float32, got torch.float64",
     ),
-    "state elsewhere": (
-        {"h": torch.zeros(B, H, device="meta")},
-        r"h: wanted a tensor on cpu, got one on meta",
-    ),
     "narrow w_ih": ({"w_ih": torch.zeros(15, 3)}, r"w_ih: wanted shape \(15, 4\), got \(15, 3\)"),
     "short w_hh": ({"w_hh": torch.zeros(10, 5)}, r"w_hh: wanted shape \(15, 5\), got \(10, 5\)"),
     "x of three dimensions": ({"x": X}, r"x: wanted shape \(B, I\) or \(I,\), got \(3, 2, 4\)"),
@@ -208,3 +200,12 @@ def test_a_named_implementation_never_falls_back():
     assert (
         len(call("gru", X, None, weights_of(module("gru", COLUMNS, H, dtype=torch.float32)))) == 2
     )
+
+
+def test_a_tensor_on_another_device_is_refused(impl):
+    away = torch.ones(B, dtype=torch.int64, device="meta")
+    with pytest.raises(ValueError, match=r"gru: lengths: wanted a tensor on .*got one on meta"):
+        gru(lengths=away)
+    given = torch.zeros(15, 4), torch.zeros(15, 5)
+    with pytest.raises(ValueError, match=r"gru_cell: h: wanted a tensor on .*got one on meta"):
+        hetkern.gru_cell(X[0], torch.zeros(B, H, device="meta"), *given)

@@ -42,14 +42,21 @@ def keep_mask(seed: Tensor, shape: tuple[int, int], p: float, stream: int, like:
 def philox(seed: Tensor, position: Tensor, stream: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Four words of 32 bits, as int64, for each position: the counter is (position, stream, 0)."""
     zero = torch.zeros_like(position)
-    key = [seed & _LOW, (seed >> 32) & _LOW]
-    c = [position & _LOW, (position >> 32) & _LOW, zero + stream, zero]
+    counter = position & _LOW, (position >> 32) & _LOW, zero + stream, zero
+    return philox4x32(counter, (seed & _LOW, (seed >> 32) & _LOW))
+
+
+def philox4x32(
+    counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The generator itself, on words of 32 bits held as int64."""
+    c, k = counter, key
     for _ in range(_ROUNDS):
         high_0, low_0 = _product(_MULTIPLIERS[0], c[0])
         high_1, low_1 = _product(_MULTIPLIERS[1], c[2])
-        c = [high_1 ^ c[1] ^ key[0], low_1, high_0 ^ c[3] ^ key[1], low_0]
-        key = [(k + weyl) & _LOW for k, weyl in zip(key, _WEYL, strict=True)]
-    return c[0], c[1], c[2], c[3]
+        c = high_1 ^ c[1] ^ k[0], low_1, high_0 ^ c[3] ^ k[1], low_0
+        k = (k[0] + _WEYL[0]) & _LOW, (k[1] + _WEYL[1]) & _LOW
+    return c
 
 
 def _product(a: int, b: Tensor) -> tuple[Tensor, Tensor]:

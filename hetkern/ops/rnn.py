@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import impl as _impl
-from ..reference.rnn import CELLS, GATES, accumulator_of, rnn_gates
+from ..reference import rnn as reference
+from ..reference.rnn import CELLS, GATES, accumulator_of
 from . import arguments
 from . import rnn_derivatives as derivatives
 from .family import Derivative, Op, register
@@ -163,10 +164,10 @@ def _batched_step(ops, cell, x, h, c, w_ih, w_hh, b_ih, b_hh):
         c = c.to(accumulator)
     gru = cell == "gru"
     if ops is None:
-        h_next, c_next = rnn_gates(cell, x_gates, h_gates, h if gru else None, c)
+        h_next, c_next = reference.rnn_gates(cell, x_gates, h_gates, h if gru else None, c)
     else:
         h_next, c_next = ops.rnn_gates(CELLS.index(cell), x_gates, h_gates, h if gru else None, c)
-    if c is None:
+    if c is None or c_next is None:
         return h_next, None
     return h_next, c_next if c_next.dtype is dtype else c_next.to(dtype)
 

@@ -48,7 +48,8 @@ def batch_sequence(op: Any, info: Any, in_dims: tuple[Any, ...], *args: Any) -> 
 
     results = op(*(folded(name, t) for name, t in given.items()))
 
-    unfolded, batched = [], []
+    unfolded: list[Tensor] = []
+    batched: list[int | None] = []
     for returned, t in zip(op._schema.returns, results, strict=True):
         if _absent(t):
             unfolded.append(t)

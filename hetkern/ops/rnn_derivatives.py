@@ -71,10 +71,11 @@ def double_backward_gates(ops, ctx, g_dx, g_dh_gates, g_dh, g_dc):
     by_dh, by_dc, by_x, by_h_gates, by_h, by_c = ops.rnn_gates_double_backward(
         CELLS.index(ctx.cell), *given, *ctx.saved_tensors
     )
+    asked = ctx.needs_input_grad
     return (
         None,
-        by_dh,
-        by_dc if lstm else None,
+        by_dh if asked[1] else None,
+        by_dc if lstm and asked[2] else None,
         by_x,
         by_h_gates if gru else by_x,
         by_h if gru else None,
@@ -151,7 +152,7 @@ def states_before(cell, y, h0, lengths, batch_sizes, h_mask, reset, reverse):
     """The state that each row's product with W_hh reads, in the layout of y."""
     rows = None
     if batch_sizes is not None:
-        rows = PackedRows(batch_sizes, h0.shape[0], y.device)
+        rows = PackedRows(batch_sizes, y.shape[0], h0.shape[0], y.device)
         y, lengths = rows.padded(y), rows.lengths
         reset = None if reset is None else rows.padded(reset)
     if not reverse:
@@ -225,7 +226,7 @@ def double_backward_sequence(ops, ctx, g_dgates, g_dh0, g_dc0):
 
     def backward(x_gates, w_hh, bias, h0, c_like, *upstream):
         c0 = c_like if lstm else None
-        _, pull = torch.func.vjp(
+        _, pull = torch.func.vjp(  # type: ignore[misc]
             lambda x, b, h, c: walk(x, w_hh, b, h, c if lstm else None),
             x_gates,
             bias.expand(x_gates.shape),
@@ -236,9 +237,11 @@ def double_backward_sequence(ops, ctx, g_dgates, g_dh0, g_dc0):
         dgates = dx if cell != "gru" else torch.cat([dh_gates[..., 2 * H :], dx], -1)
         return (dgates, dh0, dc0) if lstm else (dgates, dh0)
 
-    results, pull = torch.func.vjp(backward, x_gates, w_hh, bias, h0, c_like, *upstream)
+    results, pull_again = torch.func.vjp(  # type: ignore[misc]
+        backward, x_gates, w_hh, bias, h0, c_like, *upstream
+    )
     given = (g_dgates, g_dh0, g_dc0)[: len(results)]
-    by_x, by_w, by_b, by_h0, by_c0, *by_upstream = pull(
+    by_x, by_w, by_b, by_h0, by_c0, *by_upstream = pull_again(
         tuple(_or_zeros(g, r, r.shape) for g, r in zip(given, results, strict=True))
     )
     by_dy, by_dh_n, *by_dc_n = by_upstream
