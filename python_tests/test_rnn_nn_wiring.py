@@ -59,24 +59,27 @@ def test_a_cell_compiles_in_one_graph_with_its_gradients(name):
         torch.testing.assert_close(got, right)
 
 
-def test_a_model_around_packed_rows_compiles_with_one_break():
+@pytest.mark.parametrize("state", [False, True], ids=["zeros", "state"])
+@pytest.mark.parametrize("kind", ["sorted", "unsorted"])
+def test_a_model_around_packed_rows_compiles_in_one_graph(kind, state):
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
-            self.lstm, self.head = hetkern.nn.LSTM(COLUMNS, H), nn.Linear(H, 2)
+            self.gru, self.head = hetkern.nn.GRU(COLUMNS, H), nn.Linear(H, 2)
 
-        def forward(self, x):
-            _, (h, _) = self.lstm(x)
-            return self.head(h)
+        def forward(self, x, h):
+            y, h = self.gru(x, h)
+            return self.head(y.data), self.head(h)
 
-    model = Model()
-    packed = as_packed(model.lstm, normal(T, B, COLUMNS), "unsorted")
     torch._dynamo.reset()
-    compiled = torch.compile(model, backend="aot_eager")
-    torch.testing.assert_close(compiled(packed), model(packed))
-    with pytest.raises(Exception, match="`lengths=` is traced"):
-        torch._dynamo.reset()
-        torch.compile(model, backend="aot_eager", fullgraph=True)(packed)
+    model = Model()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    packed = as_packed(model.gru, normal(T, B, COLUMNS), kind)
+    h = normal(1, B, H) if state else None
+    results = []
+    for run in (compiled, model):
+        results.append(torch.autograd.grad(of_all(run(packed, h)), list(model.parameters())))
+    torch.testing.assert_close(*results)
 
 
 @pytest.mark.parametrize("name", SEQUENCES + CELLS)

@@ -86,23 +86,19 @@ class _Sequences(Options, nn.RNNBase):
         if lengths is not None:
             wanted = "wanted none beside a PackedSequence, which has its own"
             raise ValueError(f"{named(self)}: lengths: {wanted}")
-        return self._walk_packed(input, hx, reset)
-
-    @torch.compiler.disable(
-        reason="how many rows a PackedSequence has at a step is data: `lengths=` is traced"
-    )
-    def _walk_packed(
-        self, input: PackedSequence, hx: Any, reset: Tensor | None
-    ) -> tuple[PackedSequence, State]:
         rows, batch_sizes, order, back = input
-        self._check(rows, hx, batch_sizes)
-        if hx is not None:
-            hx = self.permute_hidden(hx, order)
+        if order is not None:
+            B = order.shape[0]
+        elif hx is not None and torch.compiler.is_compiling():  # which cannot ask for a number
+            B = self._states(hx)[0].shape[1]
+        else:
+            B = int(batch_sizes[0])
+        self._check(rows, hx, B)
+        hx = self._zeros(rows, B) if hx is None else self.permute_hidden(hx, order)  # type: ignore[arg-type]
         if reset is not None and order is not None:
             reset = reset.index_select(0, order)
         y, ends = self._walk(rows, hx, batch_sizes=batch_sizes, reset=reset)
-        ends = self.permute_hidden(ends, back)  # type: ignore[arg-type]
-        return PackedSequence(y, batch_sizes, order, back), ends
+        return PackedSequence(y, batch_sizes, order, back), self.permute_hidden(ends, back)
 
     def _walk(self, x: Tensor, hx: Any, **rows: Any) -> Any:
         training = self.training
@@ -132,11 +128,11 @@ class _Sequences(Options, nn.RNNBase):
             layers.append((w_ih, w_hh, *biases, *projection))
         return layers
 
-    def _check(self, x: Tensor, hx: Any, batch_sizes: Tensor | None) -> None:
-        """What torch's modules check, with their classes of errors; the ops check the rest."""
+    def _check(self, x: Tensor, hx: Any, B: int | None) -> None:
+        """What torch's modules check, with their classes of errors; B belongs to packed rows."""
         name = named(self)
         check_tensor(f"{name}: input", x)
-        if batch_sizes is None and x.dim() not in (2, 3):
+        if B is None and x.dim() not in (2, 3):
             layout = "(B, T, I)" if self.batch_first else "(T, B, I)"
             raise ValueError(
                 f"{name}: input: wanted shape {layout} or (T, I), got {tuple(x.shape)}"
@@ -147,13 +143,17 @@ class _Sequences(Options, nn.RNNBase):
         check_dtype(ValueError, f"{name}: input", x, self.all_weights[0][0].dtype)
         if hx is None:
             return
-        if batch_sizes is not None:
-            between: tuple[int, ...] = (int(batch_sizes[0]),)
-        else:
-            between = (x.shape[0 if self.batch_first else 1],) if x.dim() == 3 else ()
+        between: tuple[int, ...] = (B,) if B is not None else ()
+        if x.dim() == 3:
+            between = (x.shape[0 if self.batch_first else 1],)
         first = self.num_layers * (2 if self.bidirectional else 1)
         for state, (argument, width) in zip(self._states(hx), self._widths(), strict=True):
             check_state(f"{name}: {argument}", state, (first, *between, width), x)
+
+    def _zeros(self, x: Tensor, B: int) -> Any:
+        first = self.num_layers * (2 if self.bidirectional else 1)
+        states = tuple(x.new_zeros(first, B, width) for _, width in self._widths())
+        return states if len(states) > 1 else states[0]
 
     def _states(self, hx: Any) -> tuple[Any, ...]:
         return (hx,)
