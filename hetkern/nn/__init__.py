@@ -1,12 +1,27 @@
 """Drop-ins for ``torch.nn``: modules, ``functional`` and :func:`convert`.
 
 A module here is its torch namesake with other kernels: same constructor arguments, parameters,
-buffers, state_dict and repr, and an instance of torch's class. hetkern's own options come after
-torch's, by keyword.
+buffers, state_dict and repr, and an instance of torch's class (whole RNNs of ``nn.RNNBase``).
+hetkern's own options come after torch's, by keyword.
 """
 
 from . import functional
 from .convert import Conversion, convert
 from .modules import CrossEntropyLoss, LogSoftmax, Softmax
+from .recurrent import GRU, LSTM, RNN
+from .recurrent_cells import GRUCell, LSTMCell, RNNCell
 
-__all__ = ["Conversion", "CrossEntropyLoss", "LogSoftmax", "Softmax", "convert", "functional"]
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "Conversion",
+    "CrossEntropyLoss",
+    "GRUCell",
+    "LSTMCell",
+    "LogSoftmax",
+    "RNNCell",
+    "Softmax",
+    "convert",
+    "functional",
+]

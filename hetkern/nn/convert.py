@@ -14,13 +14,19 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from . import modules
+from . import modules, recurrent, recurrent_cells
 
 #: torch's class -> ours.
 DROP_INS: dict[type[nn.Module], type[modules.Options]] = {
     nn.Softmax: modules.Softmax,
     nn.LogSoftmax: modules.LogSoftmax,
     nn.CrossEntropyLoss: modules.CrossEntropyLoss,
+    nn.RNN: recurrent.RNN,
+    nn.LSTM: recurrent.LSTM,
+    nn.GRU: recurrent.GRU,
+    nn.RNNCell: recurrent_cells.RNNCell,
+    nn.LSTMCell: recurrent_cells.LSTMCell,
+    nn.GRUCell: recurrent_cells.GRUCell,
 }
 
 #: What has a softmax inside, and no drop-in yet.
@@ -68,7 +74,8 @@ def convert(
         to: "hetkern" or "torch".
 
     Returns:
-        What was converted, and what was left and why. Modules without a softmax are not listed.
+        What was converted, and what was left and why. Modules without a softmax or a recurrence
+        are not listed.
 
     Raises:
         TypeError: ``model`` is not a module, or ``exclude`` holds neither names nor classes.
@@ -124,7 +131,8 @@ def _obstacle(module: nn.Module, swaps: dict[type[nn.Module], type[nn.Module]]) 
         options.pop("impl", None)  # says nothing of the result
         if options:
             return "torch has no " + ", ".join(f"{name}={v!r}" for name, v in options.items())
-    return None
+        return None
+    return DROP_INS[kind].why_not_from(module)
 
 
 def _swap(module: nn.Module, kind: type[nn.Module]) -> None:
@@ -138,8 +146,8 @@ def _class_name(module: nn.Module) -> str:
     """``torch.nn.Softmax`` for ``torch.nn.modules.activation.Softmax``, and likewise ours."""
     kind = type(module)
     package = kind.__module__
-    for short in ("torch.nn", "hetkern.nn"):
-        if package.startswith(short + ".modules"):
+    for short, inside in (("torch.nn", "torch.nn.modules."), ("hetkern.nn", "hetkern.nn.")):
+        if package.startswith(inside):
             package = short
     return f"{package}.{kind.__qualname__}"
 

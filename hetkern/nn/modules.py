@@ -50,6 +50,11 @@ class Options(nn.Module):
             if value != getattr(type(self), name):
                 setattr(self, name, value)
 
+    @classmethod
+    def why_not_from(cls, module: nn.Module) -> str | None:
+        """Why a module of torch cannot become one of this class; None if it can."""
+        return None
+
     def chosen_options(self) -> dict[str, Any]:
         """The options that differ from their defaults."""
         values = {name: getattr(self, name) for name in self.options}

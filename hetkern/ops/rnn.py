@@ -180,6 +180,7 @@ def _check_cell(op, cell, x, h, c, w_ih, w_hh):
     if x.dim() not in (1, 2):
         raise ValueError(f"{op}: x: wanted shape (B, I) or (I,), got {tuple(x.shape)}")
     H = w_hh.shape[-1]
+    autocast = not x.is_meta and torch.is_autocast_enabled(x.device.type)
     for name, weight, columns in (("w_ih", w_ih, x.shape[-1]), ("w_hh", w_hh, H)):
         wanted = (GATES[cell] * H, columns)
         if weight.shape != wanted:
@@ -194,9 +195,9 @@ def _check_cell(op, cell, x, h, c, w_ih, w_hh):
             raise ValueError(
                 f"{op}: {name}: wanted a tensor on {x.device}, got one on {state.device}"
             )
-        if state.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+        if state.dtype != x.dtype and not autocast:
             raise ValueError(f"{op}: {name}: wanted {x.dtype}, got {state.dtype}")
-    if w_ih.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+    if w_ih.dtype != x.dtype and not autocast:
         raise ValueError(f"{op}: w_ih: wanted {x.dtype}, got {w_ih.dtype}")
 
 

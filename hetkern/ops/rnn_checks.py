@@ -102,5 +102,5 @@ def _check_placed(op, name, t: Tensor, shape, device) -> None:
 
 
 def _check_dtype(op, name, t: Tensor, x: Tensor) -> None:
-    if t.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+    if t.dtype != x.dtype and (x.is_meta or not torch.is_autocast_enabled(x.device.type)):
         raise ValueError(f"{op}: {name}: wanted {x.dtype}, got {t.dtype}")

@@ -187,7 +187,7 @@ def _in_one_dtype(cell, x, states, weights, B, options):
     """Everything in x's dtype, under autocast in its; states of zeros where there are none."""
     device = x.device.type
     dtype = x.dtype
-    if torch.is_autocast_enabled(device) and dtype != torch.float64:
+    if not x.is_meta and torch.is_autocast_enabled(device) and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
         x = x.to(dtype)
         weights = [[w if w is None else w.to(dtype) for w in layer] for layer in weights]
