@@ -169,10 +169,13 @@ def test_a_users_subclass_is_looked_into_as_one_of_torchs_is():
 
 @pytest.mark.parametrize("kind", MODULES, ids=lambda kind: kind.__name__)
 def test_a_class_says_truly_where_it_is_and_pickles(kind):
-    assert kind.__module__ == "hetkern.nn.modules"
-    assert repr(kind) == f"<class 'hetkern.nn.modules.{kind.__name__}'>"
+    recurrent = issubclass(kind, (nn.RNNBase, nn.RNNCellBase))
+    place = "recurrent_cells" if issubclass(kind, nn.RNNCellBase) else "recurrent"
+    place = f"hetkern.nn.{place if recurrent else 'modules'}"
+    assert kind.__module__ == place
+    assert repr(kind) == f"<class '{place}.{kind.__name__}'>"
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
-        data = pickle.dumps((kind, kind()), protocol)
+        data = pickle.dumps((kind, kind(2, 3) if recurrent else kind()), protocol)
         again, module = pickle.loads(data)
         assert again is type(module) is kind
         assert b"_Place" not in data  # it can be read by a hetkern that does without

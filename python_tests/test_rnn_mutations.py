@@ -6,7 +6,7 @@ from recurrent import CELLS
 
 from hetkern import impl as _impl
 from hetkern.testing import check_op
-from hetkern.testing.mutants import (
+from hetkern.testing.cases.mutants import (
     changed_argument,
     dropped_element,
     spoiled_gradient,
@@ -14,7 +14,7 @@ from hetkern.testing.mutants import (
     stale_row,
     zeros,
 )
-from hetkern.testing.recurrent import by_torch, check_rnn, rnn_op, sequence_case
+from hetkern.testing.cases.recurrent import by_torch, check_rnn, rnn_op, sequence_case
 
 # A mutant that is caught has cost every draw of torch's error: one dtype a cell.
 DTYPE = {

@@ -148,7 +148,7 @@ def test_packed_rows_come_back_packed_the_same_way(kind):
 @pytest.mark.parametrize("cell", CELLS)
 def test_only_the_steps_that_there_are_are_computed(cell):
     """One call whose rows are those of the packed tensor; no padded one beside it."""
-    from hetkern.testing.dispatched import dispatched
+    from hetkern.testing.values.dispatched import dispatched
 
     ours, _ = pair(cell, COLUMNS, H)
     packed = pack_sequence([normal(n, COLUMNS).double() for n in (9, 1, 1, 1)])

@@ -205,7 +205,7 @@ def test_triton_rnn_gates_have_right_second_derivatives(cell, dtype):
     from hetkern.ops.rnn_derivatives import gates_by
     from hetkern.reference.rnn import rnn_gates
     from hetkern.testing import assert_close_to_exact
-    from hetkern.testing.recurrent import torch_gates
+    from hetkern.testing.cases.recurrent import torch_gates
 
     B, H = 5, 40
     shapes = [(B, GATES[cell] * H)] * 2 + [(B, H)] * (cell in ("lstm", "gru"))
@@ -233,7 +233,7 @@ def test_triton_sequences_have_right_second_derivatives_and_batch_under_vmap(cel
     from hetkern.ops.rnn import CELLS, GATES, OPS
     from hetkern.reference.rnn import rnn_sequence
     from hetkern.testing import assert_close_to_exact
-    from hetkern.testing.recurrent import by_torch
+    from hetkern.testing.cases.recurrent import by_torch
 
     B, H, lengths = 3, 6, torch.tensor([3, 1, 0])
     columns = GATES[cell] * H
