@@ -81,17 +81,19 @@ def differentiable(
             raise NotImplementedError(f"{op.name()}: forward-mode derivatives are not implemented")
         return jvp(ctx, *tangents_and_mode[:-1])
 
-    # What Function.apply does where no transform is active, without what it asks anew each time.
-    # Inside the kernel that is right too: there a transform's tensors are tensors like any other.
-    def apply_of(**body: Any) -> Callable[..., Any]:
-        methods = {k: staticmethod(v) for k, v in body.items()}
-        function = type(op.name(), (torch.autograd.Function,), methods)
-        return super(torch.autograd.Function, function).apply  # type: ignore[misc]
+    def function(base: type, **body: Any) -> Any:
+        return type(op.name(), (base,), {k: staticmethod(v) for k, v in body.items()})
 
-    apply = apply_of(forward=forward, backward=backward)
-    apply_in_kernel = apply_of(
-        forward=forward_in_kernel, backward=backward_in_kernel, jvp=jvp_in_kernel
-    )
+    # What Function.apply does where no transform is active, without what it asks anew each time.
+    eager = function(torch.autograd.Function, forward=forward, backward=backward)
+    apply = super(torch.autograd.Function, eager).apply
+    # Inside the kernel a transform's tensors are tensors like any other, of one level.
+    apply_in_kernel = function(
+        torch.autograd.function._SingleLevelFunction,
+        forward=forward_in_kernel,
+        backward=backward_in_kernel,
+        jvp=jvp_in_kernel,
+    ).apply
     is_compiling = torch.compiler.is_compiling
     transforms_active = torch._C._are_functorch_transforms_active
     is_grad_enabled = torch.is_grad_enabled
