@@ -152,7 +152,7 @@ def states_before(cell, y, h0, lengths, batch_sizes, h_mask, reset, reverse):
     """The state that each row's product with W_hh reads, in the layout of y."""
     rows = None
     if batch_sizes is not None:
-        rows = PackedRows(batch_sizes, h0.shape[0], y.device)
+        rows = PackedRows(batch_sizes, y.shape[0], h0.shape[0], y.device)
         y, lengths = rows.padded(y), rows.lengths
         reset = None if reset is None else rows.padded(reset)
     if not reverse:

@@ -94,7 +94,7 @@ def _layers(ops, cell, x, h0, c0, weights, at, B, options):
         if options.variational_dropout > 0:
             shape = B, x.shape[-1]
             mask = philox.keep_mask(seed, shape, options.variational_dropout, 2 * layer, x)
-            x = x * (mask if at.packed is None else mask[at.packed.steps(x.shape[0])[1]])
+            x = x * (mask if at.packed is None else mask[at.packed.steps()[1]])
         outputs = []
         for direction in range(directions):
             k = layer * directions + direction
@@ -173,7 +173,7 @@ def _rows(x, B, lengths, batch_sizes, reset, options) -> Rows:
     if batch_sizes is not None:
         batch_sizes = batch_sizes.to(torch.int64)
         if reset is not None or options.variational_dropout > 0:
-            packed = PackedRows(batch_sizes, B, x.device)
+            packed = PackedRows(batch_sizes, x.shape[0], B, x.device)
     if lengths is not None:
         lengths = lengths.to(torch.int64)
     if reset is not None:

@@ -94,7 +94,7 @@ def rnn_sequence(
         ``y`` in the layout of ``x_gates``, and h and c after each row's last step.
     """
     if batch_sizes is not None:
-        rows = PackedRows(batch_sizes, h0.shape[0], x_gates.device)
+        rows = PackedRows(batch_sizes, x_gates.shape[0], h0.shape[0], x_gates.device)
         x_gates, lengths = rows.padded(x_gates), rows.lengths
         reset = None if reset is None else rows.padded(reset)
         b_hh = rows.padded(b_hh) if b_hh is not None and b_hh.dim() > 1 else b_hh
@@ -131,17 +131,17 @@ def rnn_sequence(
 class PackedRows:
     """Where the rows of a packed tensor belong: row (t, b) is ``offset_t + b``."""
 
-    def __init__(self, batch_sizes: Tensor, B: int, device: torch.device) -> None:
+    def __init__(self, batch_sizes: Tensor, rows: int, B: int, device: torch.device) -> None:
         ends = batch_sizes.cumsum(0)
         b = torch.arange(B)
-        self._batch_sizes, self._ends, self._device = batch_sizes, ends, device
+        self._batch_sizes, self._ends, self._device, self._rows = batch_sizes, ends, device, rows
         self._from = ((ends - batch_sizes)[:, None] + b).to(device)  # (T, B)
         self._there = (b < batch_sizes[:, None]).to(device)
         self.lengths = self._there.sum(0)
 
-    def steps(self, rows: int) -> tuple[Tensor, Tensor]:
-        """The step and the sequence of each of so many rows."""
-        row = torch.arange(rows)
+    def steps(self) -> tuple[Tensor, Tensor]:
+        """The step and the sequence of each row."""
+        row = torch.arange(self._rows)
         t = torch.searchsorted(self._ends, row, right=True)
         b = row - (self._ends - self._batch_sizes)[t]
         return t.to(self._device), b.to(self._device)
@@ -156,7 +156,7 @@ class PackedRows:
 
     def packed(self, padded: Tensor) -> Tensor:
         """The rows of a (T, B, …) tensor."""
-        return padded[self.steps(int(self._batch_sizes.sum()))]
+        return padded[self.steps()]
 
 
 def accumulator_of(dtype: torch.dtype) -> torch.dtype:
