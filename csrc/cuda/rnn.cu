@@ -20,7 +20,7 @@ __device__ __forceinline__ T* row_at(const RowsOf& rows, int64_t b) {
 // ---- Forward. -------------------------------------------------------------------------------------------------------------
 
 template <class C, class T>
-__global__ void __launch_bounds__(kUnitThreads)
+__global__ void __launch_bounds__(kUnitThreads, 1)
     gates_kernel(const __grid_constant__ GatesForward p, const __grid_constant__ UnitShares shares) {
   using A = typename C::A;
   constexpr int V = Units<A>::V;
@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(kUnitThreads)
 // ---- Backward. ------------------------------------------------------------------------------------------------------------
 
 template <class C, class T>
-__global__ void __launch_bounds__(kUnitThreads)
+__global__ void __launch_bounds__(kUnitThreads, 1)
     gates_backward_kernel(const __grid_constant__ GatesBackward p, const __grid_constant__ UnitShares shares) {
   using A = typename C::A;
   constexpr int V = Units<A>::V;
@@ -83,7 +83,7 @@ __global__ void __launch_bounds__(kUnitThreads)
 // ---- Double backward. -----------------------------------------------------------------------------------------------------
 
 template <class C, class T>
-__global__ void __launch_bounds__(kUnitThreads)
+__global__ void __launch_bounds__(kUnitThreads, 1)
     gates_double_backward_kernel(const __grid_constant__ GatesDoubleBackward p,
                                  const __grid_constant__ UnitShares shares) {
   using A = typename C::A;

@@ -50,7 +50,7 @@ __device__ __forceinline__ int64_t length_of(const Params& p, int64_t b) {
 }
 
 // A kernel of its own, before the walk: a check's message costs registers.
-__global__ void __launch_bounds__(kUnitThreads)
+__global__ void __launch_bounds__(kUnitThreads, 1)
     lengths_kernel(const int64_t* const lengths, const int64_t B, const int64_t T, const bool backward) {
   for (int64_t b = int64_t{blockIdx.x} * kUnitThreads + threadIdx.x; b < B; b += int64_t{gridDim.x} * kUnitThreads)
     HETKERN_DEVICE_CHECK_VALUE(lengths[b] >= 0 && lengths[b] <= T,
@@ -151,7 +151,7 @@ struct ForwardStep {
 };
 
 template <class C, class T>
-__global__ void __launch_bounds__(kUnitThreads)
+__global__ void __launch_bounds__(kUnitThreads, 1)
     step_kernel(const __grid_constant__ SequenceForward p, const __grid_constant__ SequenceStep s,
                 const __grid_constant__ UnitShares shares) {
   const ForwardStep<C, T> step{p, s, C(p.cell)};
@@ -235,7 +235,7 @@ struct BackwardStep {
 };
 
 template <class C, class T>
-__global__ void __launch_bounds__(kUnitThreads)
+__global__ void __launch_bounds__(kUnitThreads, 1)
     step_backward_kernel(const __grid_constant__ SequenceBackward p, const __grid_constant__ SequenceStep s,
                          const __grid_constant__ UnitShares shares) {
   const BackwardStep<C, T> step{p, s, C(p.cell)};

@@ -206,11 +206,11 @@ def _in_one_dtype(cell, x, states, weights, B, options):
 
 def plan(impl: str, x: Tensor, *args: Any, cell: str, weights: Weights, **named: Any) -> dict:
     """The plan of the first layer's forward pass."""
-    if impl != "cpu" or _impl.native is None:
+    if impl not in ("cpu", "cuda") or _impl.native is None:
         return {}
-    w_hh = weights[0][1]
+    w_hh, isa = weights[0][1], {"isa": _impl.native.isa()} if impl == "cpu" else {}
     if w_hh is None or len(weights[0]) > 4:
-        return {"isa": _impl.native.isa(), "path": "step_by_step"}
+        return isa | {"path": "step_by_step"}
     packed, lengths = named.get("batch_sizes"), named.get("lengths")
     if packed is not None:
         T, B = packed.shape[0], int(packed[0]) if packed.shape[0] else 0
@@ -221,4 +221,5 @@ def plan(impl: str, x: Tensor, *args: Any, cell: str, weights: Weights, **named:
     ragged = packed is not None or lengths is not None
     dtype = str(x.dtype).removeprefix("torch.")
     native = _impl.native
-    return {"isa": native.isa(), **native.rnn_plan(*shape, dtype, ragged, False)}
+    plan_of = native.rnn_plan if impl == "cpu" else native.rnn_plan_cuda
+    return isa | plan_of(*shape, dtype, ragged, False)
