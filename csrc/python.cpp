@@ -136,5 +136,6 @@ PYBIND11_MODULE(_C, m) {
       },
       py::arg("cell"), py::arg("T"), py::arg("B"), py::arg("H"), py::arg("x"), py::arg("ragged") = false,
       py::arg("backward") = false, py::arg("capability") = 0, py::arg("processors") = 0, py::arg("shared_bytes") = 0,
-      "A GPU's plan for a sequence of T steps and B rows; zeros stand for the current GPU, or an H100 where there is none.");
+      "A GPU's plan for a sequence of T steps and B rows; zeros stand for the current GPU, or an H100 where there is "
+      "none.");
 }

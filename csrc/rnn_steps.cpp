@@ -116,8 +116,7 @@ void run_steps_backward(const SequenceBackward& p, const RnnKernels& kernels, co
   for (int64_t s = 0; p.T > 0 && s <= p.T; ++s) {  // the last one: rows that are left give dh0
     step.before = walk[s - 1], step.now = walk[s], step.after = walk[s + 1];
     kernels.step_backward(p, step, stream);
-    if (step.now.rows > 0)
-      multiply(m.rows_of(p.dgates, step.now, columns), w, m.of(step.product, step.now.rows, H, H));
+    if (step.now.rows > 0) multiply(m.rows_of(p.dgates, step.now, columns), w, m.of(step.product, step.now.rows, H, H));
   }
 }
 

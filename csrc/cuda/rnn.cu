@@ -75,7 +75,8 @@ __global__ void __launch_bounds__(kUnitThreads, 1)
       }
     }
     units.store_blocks(row_at<T>(p.dx_gates, b), dx);
-    if constexpr (C::reads_h) units.store_blocks(row_at<T>(p.dh_gates, b), dh_gates), units.store(row_at<T>(p.dh, b), dh);
+    if constexpr (C::reads_h)
+      units.store_blocks(row_at<T>(p.dh_gates, b), dh_gates), units.store(row_at<T>(p.dh, b), dh);
     if constexpr (C::has_c) units.store(row_at<A>(p.dc, b), dc);
   });
 }
@@ -144,8 +145,8 @@ void launch_forward(const GatesForward& p, void* stream) {
     using C = std::remove_pointer_t<decltype(of_cell)>;
     using T = decltype(of_type);
     const auto s = shares_of<T, typename C::A>(p.B, p.H, {p.x_gates, p.h_gates, p.h, p.h_next}, {p.c, p.c_next});
-    HETKERN_LAUNCH((gates_kernel<C, T>), unit_blocks(p.B, p.H, sizeof(typename C::A), gpu().processors), kUnitThreads, 0,
-                   stream, p, s);
+    HETKERN_LAUNCH((gates_kernel<C, T>), unit_blocks(p.B, p.H, sizeof(typename C::A), gpu().processors), kUnitThreads,
+                   0, stream, p, s);
   });
 }
 void launch_backward(const GatesBackward& p, void* stream) {
@@ -154,21 +155,20 @@ void launch_backward(const GatesBackward& p, void* stream) {
     using T = decltype(of_type);
     const auto s = shares_of<T, typename C::A>(
         p.B, p.H, {p.dh_next, p.x_gates, p.h_gates, p.h, p.dx_gates, p.dh_gates, p.dh}, {p.dc_next, p.c, p.dc});
-    HETKERN_LAUNCH((gates_backward_kernel<C, T>), unit_blocks(p.B, p.H, sizeof(typename C::A), gpu().processors), kUnitThreads, 0,
-                   stream, p, s);
+    HETKERN_LAUNCH((gates_backward_kernel<C, T>), unit_blocks(p.B, p.H, sizeof(typename C::A), gpu().processors),
+                   kUnitThreads, 0, stream, p, s);
   });
 }
 void launch_double_backward(const GatesDoubleBackward& p, void* stream) {
   with_cell_and_type(p.cell, p.type, [&](auto* of_cell, auto of_type) {
     using C = std::remove_pointer_t<decltype(of_cell)>;
     using T = decltype(of_type);
-    const auto s = shares_of<T, typename C::A>(
-        p.B, p.H,
-        {p.g_dx_gates, p.g_dh_gates, p.g_dh, p.dh_next, p.x_gates, p.h_gates, p.h, p.by_dh_next, p.by_x_gates,
-         p.by_h_gates, p.by_h},
-        {p.g_dc, p.dc_next, p.c, p.by_dc_next, p.by_c});
-    HETKERN_LAUNCH((gates_double_backward_kernel<C, T>), unit_blocks(p.B, p.H, sizeof(typename C::A), gpu().processors), kUnitThreads, 0,
-                   stream, p, s);
+    const auto s = shares_of<T, typename C::A>(p.B, p.H,
+                                               {p.g_dx_gates, p.g_dh_gates, p.g_dh, p.dh_next, p.x_gates, p.h_gates,
+                                                p.h, p.by_dh_next, p.by_x_gates, p.by_h_gates, p.by_h},
+                                               {p.g_dc, p.dc_next, p.c, p.by_dc_next, p.by_c});
+    HETKERN_LAUNCH((gates_double_backward_kernel<C, T>), unit_blocks(p.B, p.H, sizeof(typename C::A), gpu().processors),
+                   kUnitThreads, 0, stream, p, s);
   });
 }
 
@@ -181,8 +181,8 @@ void rnn_step(const SequenceForward& p, const SequenceStep& step, void* stream);
 void rnn_step_backward(const SequenceBackward& p, const SequenceStep& step, void* stream);
 
 const RnnKernels& rnn_kernels() {
-  static const RnnKernels kernels{plan,    launch_forward, launch_backward, launch_double_backward, nullptr,
-                                  nullptr, rnn_step,       rnn_step_backward};
+  static const RnnKernels kernels{plan,    launch_forward, launch_backward, launch_double_backward,
+                                  nullptr, nullptr,        rnn_step,        rnn_step_backward};
   return kernels;
 }
 
