@@ -151,7 +151,9 @@ struct Sequence {
 };
 
 template <GetRnnKernels kernels>
-constexpr bool host_reads_lengths = kernels == cpu::rnn_kernels;
+constexpr bool host_reads_lengths = false;
+template <>
+constexpr bool host_reads_lengths<cpu::rnn_kernels> = true;
 
 }  // namespace
 
