@@ -125,7 +125,7 @@ def recurrent(dtypes, sizes):
         shapes = [(gates, 3), (gates, H), (gates,), (gates,)]
 
         def total(y):
-            return y if torch.is_tensor(y) else torch.cat([t.flatten() for t in y])
+            return y.flatten() if torch.is_tensor(y) else torch.cat([total(t) for t in y])
 
         weights = [leaf(*s, dtype=dtype) for s in shapes]
         step = [leaf(B, H, dtype=dtype) for _ in range(states)]
