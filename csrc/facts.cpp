@@ -101,4 +101,6 @@ CrossEntropyPlan cross_entropy_plan_cuda(const CrossEntropyShape& shape, const A
   return cuda::cross_entropy_plan(shape, completed(gpu));
 }
 
+RnnPlan rnn_plan_cuda(const RnnShape& shape, const AnyGpu& gpu) { return cuda::rnn_plan(shape, completed(gpu)); }
+
 }  // namespace hetkern

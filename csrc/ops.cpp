@@ -14,5 +14,7 @@ STABLE_TORCH_LIBRARY_IMPL(hetkern, CPU, m) {
 STABLE_TORCH_LIBRARY_IMPL(hetkern, CUDA, m) {
   serve_softmax<cuda::softmax_kernels>(m);
   serve_cross_entropy<cuda::cross_entropy_kernels>(m);
+  serve_rnn_gates<cuda::rnn_kernels>(m);
+  serve_rnn_sequence<cuda::rnn_kernels>(m);
 }
 #endif

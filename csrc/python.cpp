@@ -127,4 +127,15 @@ PYBIND11_MODULE(_C, m) {
       py::arg("M"), py::arg("N"), py::arg("columns"), py::arg("x"), py::arg("capability") = 0,
       py::arg("processors") = 0, py::arg("shared_bytes") = 0,
       "A GPU's plan for M rows of N; zeros stand for the current GPU, or an H100 where there is none.");
+  m.def(
+      "rnn_plan_cuda",
+      [](const std::string& cell, int64_t T, int64_t B, int64_t H, const std::string& x, bool ragged, bool backward,
+         int capability, int processors, int64_t shared_bytes) {
+        return dict_of(rnn_plan_cuda({cell_of(cell), dtype_of(x), T, B, H, ragged, backward},
+                                     {capability, processors, shared_bytes}));
+      },
+      py::arg("cell"), py::arg("T"), py::arg("B"), py::arg("H"), py::arg("x"), py::arg("ragged") = false,
+      py::arg("backward") = false, py::arg("capability") = 0, py::arg("processors") = 0, py::arg("shared_bytes") = 0,
+      "A GPU's plan for a sequence of T steps and B rows; zeros stand for the current GPU, or an H100 where there is "
+      "none.");
 }

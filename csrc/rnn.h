@@ -133,6 +133,24 @@ struct SequenceBackward {
   void* workspace;
 };
 
+// ---- A sequence step by step: what stands between the products, for which the host file asks torch (rnn_steps.cpp). ---------
+
+// The rows of one step.
+struct StepRows {
+  int64_t t;       // -1: no step
+  int64_t rows;    // B, or where rows are packed those of the step
+  int64_t offset;  // packed rows before them
+};
+
+// Three steps in the order of the walk, which goes backwards for the gradient. Neither before nor now: the walk begins; before
+// and no now: it ends (backward alone).
+struct SequenceStep {
+  StepRows before, now, after;
+  const void* product;  // T: forward W_hh h~ of now, gates H a row; backward dgates W_hh of before, H a row; contiguous
+  void* left;           // T (B, H): h~ of after; absent where the product reads y. Forward
+  void* passed;         // A (B, H): what of dh does not pass W_hh; gru. Backward
+};
+
 // How a sequence is shared out.
 enum class RnnPath : int8_t {
   one_task,
@@ -165,8 +183,10 @@ struct RnnKernels {
   void (*gates)(const GatesForward&, void* stream);
   void (*gates_backward)(const GatesBackward&, void* stream);
   void (*gates_double_backward)(const GatesDoubleBackward&, void* stream);
-  void (*sequence)(const SequenceForward&, RnnPlan, void* stream);
+  void (*sequence)(const SequenceForward&, RnnPlan, void* stream);  // null where every plan is step_by_step
   void (*sequence_backward)(const SequenceBackward&, RnnPlan, void* stream);
+  void (*step)(const SequenceForward&, const SequenceStep&, void* stream) = nullptr;  // null where no plan is
+  void (*step_backward)(const SequenceBackward&, const SequenceStep&, void* stream) = nullptr;
 };
 namespace cpu {
 const RnnKernels& rnn_kernels();

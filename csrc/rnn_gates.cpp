@@ -149,5 +149,8 @@ void serve_rnn_gates(StableLibrary& m) {
   m.impl("rnn_gates_double_backward", TORCH_BOX((&rnn_gates_double_backward<kernels>)));
 }
 template void serve_rnn_gates<cpu::rnn_kernels>(StableLibrary&);
+#ifdef HETKERN_WITH_CUDA
+template void serve_rnn_gates<cuda::rnn_kernels>(StableLibrary&);
+#endif
 
 }  // namespace hetkern

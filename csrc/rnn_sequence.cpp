@@ -6,6 +6,7 @@
 #include "common/operands.h"
 #include "ops.h"
 #include "rnn.h"
+#include "rnn_steps.h"
 
 namespace hetkern {
 namespace {
@@ -35,7 +36,8 @@ struct Sequence {
   OptionalTensor b_hh, h0, c0, lengths, batch_sizes, h_mask, reset;
 
   Sequence(const char* op, int64_t number, const Tensor& x_gates, const Tensor& w, OptionalTensor b, const Tensor& h,
-           OptionalTensor c, OptionalTensor lengths_, OptionalTensor sizes_, OptionalTensor mask, OptionalTensor reset_)
+           OptionalTensor c, OptionalTensor lengths_, OptionalTensor sizes_, OptionalTensor mask, OptionalTensor reset_,
+           bool host_reads_lengths)
       : op(op),
         packed(sizes_.has_value()),
         x(x_gates),
@@ -71,7 +73,7 @@ struct Sequence {
       check_like(op, "reset", *reset, x, ScalarType::Bool);
       check_shape(op, "reset", *reset, {sizes.data(), sizes.size() - 1});
     }
-    check_lengths();
+    check_lengths(host_reads_lengths);
 
     w_hh = torch::stable::contiguous(w_hh);
     for (OptionalTensor* t : {&b_hh, &h0, &c0, &h_mask})
@@ -98,11 +100,11 @@ struct Sequence {
     return steps;
   }
 
-  void check_lengths() {
+  void check_lengths(bool host_reads_lengths) {
     if (!lengths) return;
     check_like(op, "lengths", *lengths, x, ScalarType::Long), check_shape(op, "lengths", *lengths, {&B, 1});
     lengths = torch::stable::contiguous(*lengths);
-    if (!x.is_cpu()) return;  // a GPU's are checked by the kernel: the host does not wait for them
+    if (!host_reads_lengths) return;  // a GPU's are checked by the kernel: the host does not wait for them
     const auto* n = static_cast<const int64_t*>(lengths->const_data_ptr());
     for (int64_t b = 0; b < B; ++b)
       if (n[b] < 0 || n[b] > T) value_error(op, ": lengths: wanted values in [0, ", T, "], got ", n[b], " for row ", b);
@@ -148,6 +150,11 @@ struct Sequence {
   }
 };
 
+template <GetRnnKernels kernels>
+constexpr bool host_reads_lengths = false;
+template <>
+constexpr bool host_reads_lengths<cpu::rnn_kernels> = true;
+
 }  // namespace
 
 template <GetRnnKernels kernels>
@@ -156,7 +163,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rnn_sequence(int64_t cell, co
                                                                 OptionalTensor c0, OptionalTensor lengths,
                                                                 OptionalTensor batch_sizes, OptionalTensor h_mask,
                                                                 OptionalTensor reset, bool reverse, bool save) {
-  const Sequence s("hetkern::rnn_sequence", cell, x_gates, w_hh, b_hh, h0, c0, lengths, batch_sizes, h_mask, reset);
+  const Sequence s("hetkern::rnn_sequence", cell, x_gates, w_hh, b_hh, h0, c0, lengths, batch_sizes, h_mask, reset,
+                   host_reads_lengths<kernels>);
 
   // Guard, allocate, return if empty.
   const OnDevice on(x_gates);
@@ -177,9 +185,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rnn_sequence(int64_t cell, co
   // Plan and launch.
   const RnnKernels& k = kernels();
   const RnnPlan plan = k.plan(s.shape(false));
-  const Tensor workspace = s.workspace(plan);
-  p.workspace = workspace.mutable_data_ptr();
-  k.sequence(p, plan, on.stream);
+  if (plan.path == RnnPath::step_by_step) {
+    run_steps(p, k, x_gates, on.stream);
+  } else {
+    const Tensor workspace = s.workspace(plan);
+    p.workspace = workspace.mutable_data_ptr();
+    k.sequence(p, plan, on.stream);
+  }
   return {y, h_n, c_n, gates, cells};
 }
 
@@ -191,7 +203,8 @@ std::tuple<Tensor, Tensor, Tensor> rnn_sequence_backward(int64_t cell, OptionalT
                                                          OptionalTensor lengths, OptionalTensor batch_sizes,
                                                          OptionalTensor h_mask, OptionalTensor reset, bool reverse) {
   constexpr const char* op = "hetkern::rnn_sequence_backward";
-  const Sequence s(op, cell, x_gates, w_hh, b_hh, h0, c0, lengths, batch_sizes, h_mask, reset);
+  const Sequence s(op, cell, x_gates, w_hh, b_hh, h0, c0, lengths, batch_sizes, h_mask, reset,
+                   host_reads_lengths<kernels>);
 
   // Check.
   s.check_by_row("y", y, s.H, s.storage);
@@ -223,9 +236,13 @@ std::tuple<Tensor, Tensor, Tensor> rnn_sequence_backward(int64_t cell, OptionalT
   // Plan and launch.
   const RnnKernels& k = kernels();
   const RnnPlan plan = k.plan(s.shape(true));
-  const Tensor workspace = s.workspace(plan);
-  p.workspace = workspace.mutable_data_ptr();
-  k.sequence_backward(p, plan, on.stream);
+  if (plan.path == RnnPath::step_by_step) {
+    run_steps_backward(p, k, x_gates, on.stream);
+  } else {
+    const Tensor workspace = s.workspace(plan);
+    p.workspace = workspace.mutable_data_ptr();
+    k.sequence_backward(p, plan, on.stream);
+  }
   return {dgates, dh0, dc0};
 }
 
@@ -235,5 +252,8 @@ void serve_rnn_sequence(StableLibrary& m) {
   m.impl("rnn_sequence_backward", TORCH_BOX((&rnn_sequence_backward<kernels>)));
 }
 template void serve_rnn_sequence<cpu::rnn_kernels>(StableLibrary&);
+#ifdef HETKERN_WITH_CUDA
+template void serve_rnn_sequence<cuda::rnn_kernels>(StableLibrary&);
+#endif
 
 }  // namespace hetkern

@@ -85,6 +85,7 @@ def main_cuda():
     with emulated_cuda(), hetkern.use("cuda"), hetkern.record() as log:
         softmaxes(dtypes, CUDA_SHAPES)
         cross_entropies(dtypes, [(7, 1), (33, 31), (2, 1003), (3, 65, 18), (1, 16900)])
+        recurrent(dtypes, [(3, 8), (2, 17)])
         os.environ |= {
             "HETKERN_EMULATED_CAPABILITY": "80",
             "HETKERN_EMULATED_SHARED_BYTES": "16384",
@@ -174,6 +175,53 @@ def cross_entropies(dtypes, shapes):
                 leaf(*shape, dtype=dtype),
                 soft,
             )
+
+
+def recurrent(dtypes, sizes):
+    """Cells, and sequences with every feature; of B rows and H units."""
+    from hetkern.testing.cases.recurrent import CELLS, GATES, cell_op, rnn_op
+
+    for dtype, cell, (B, H) in itertools.product(dtypes, CELLS, sizes):
+        gates, states = GATES[cell] * H, 2 if cell == "lstm" else 1
+        shapes = [(gates, 3), (gates, H), (gates,), (gates,)]
+
+        def total(y):
+            return y.flatten() if torch.is_tensor(y) else torch.cat([total(t) for t in y])
+
+        weights = [leaf(*s, dtype=dtype) for s in shapes]
+        step = [leaf(B, H, dtype=dtype) for _ in range(states)]
+        both_ways(
+            lambda *t, c=cell: total(cell_op("auto")(*t, cell=c)),
+            leaf(B, 3, dtype=dtype),
+            *step,
+            *weights,
+        )
+        both = [leaf(*s, dtype=dtype) for s in shapes * 2]
+        first = [leaf(2, B, H, dtype=dtype) for _ in range(states)]
+        lengths = torch.arange(B) % 5  # a row of length 0
+        sizes_of = torch.tensor([B, B, B - 1, 1])
+        reset = torch.rand(B, 4) < 0.3
+        for options in (
+            {},
+            {"lengths": lengths, "reset": reset, "recurrent_dropout": 0.3},
+            {"batch_sizes": sizes_of},
+        ):
+            rows = (int(sizes_of.sum()), 3) if "batch_sizes" in options else (4, B, 3)
+            call_sequence(
+                lambda *t, c=cell, o=options, f=total: f(
+                    rnn_op("auto")(*t, cell=c, bidirectional=True, **o)
+                ),
+                leaf(*rows, dtype=dtype),
+                *first,
+                *both,
+            )
+
+
+def call_sequence(f, *inputs):
+    """Forward and backward; double backward goes by way of cells."""
+    global calls
+    torch.autograd.grad(f(*inputs).float().square().sum(), inputs)
+    calls += 1
 
 
 if __name__ == "__main__":

@@ -105,6 +105,16 @@ def test_a_loss_keeps_nothing():
         assert p["shared_bytes"] < 4096 and "keep" not in p
 
 
+def test_a_sequence_goes_step_by_step_and_a_thread_takes_16_bytes_of_its_state():
+    for gpu in GPUS:
+        for dtype, units in (("float32", 4), ("bfloat16", 4), ("float64", 2)):
+            for B, H in ((1, 1), (3, 17), (32, 512), (2**20, 2**14)):
+                p = _C.rnn_plan_cuda("lstm", 7, B, H, dtype, **gpu)
+                assert p["path"] == "step_by_step" and p["threads"] == 128
+                assert p["lanes"] == -(-H // units) and p["shared_bytes"] == 0
+                assert p["tasks"] == min(-(-B * p["lanes"] // 128), 16 * gpu["processors"])
+
+
 # ---- What runs by each plan. ---------------------------------------------------------------------
 
 needs_emulation = pytest.mark.skipif(why_no_emulation() is not None, reason=str(why_no_emulation()))
@@ -193,3 +203,56 @@ def test_every_path_of_a_loss_is_within_budget(shape, capability, monkeypatch):
     torch_loss = torch.nn.functional.cross_entropy
     assert_close_to_exact(loss, lambda dtype: gradient(torch_loss, dtype)[0])
     assert_close_to_exact(dx, lambda dtype: gradient(torch_loss, dtype)[1])
+
+
+# ---- An RNN's units. -----------------------------------------------------------------------------
+
+
+@needs_emulation
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("cell", ["tanh", "relu", "lstm", "gru"])
+def test_bits_of_a_step_do_not_depend_on_how_units_lie(cell, dtype):
+    """Side by side on a boundary, beside one, and more rows than the launch has threads."""
+    from hetkern.reference.rnn import CELLS, GATES, accumulator_of
+
+    generator = torch.Generator().manual_seed(0)
+    B, H, G = 5, 8, GATES[cell]
+
+    def twice(columns, kind=dtype):
+        drawn = torch.randn(B, columns, generator=generator).to(kind)
+        beside = torch.empty(B * columns + 1, dtype=kind)[1:].view(B, columns)
+        return drawn, beside.copy_(drawn)
+
+    x, h_gates, h = twice(G * H), twice(G * H), twice(H)
+    c = twice(H, accumulator_of(dtype)) if cell == "lstm" else (None, None)
+    h = h if cell == "gru" else (None, None)
+    seen = []
+    with emulated_cuda():
+        step = torch.ops.hetkern_emulated.rnn_gates
+        for i in (0, 1):
+            seen.append(step(CELLS.index(cell), x[i], h_gates[i], h[i], c[i]))
+        alone = [
+            step(
+                CELLS.index(cell),
+                *(None if t[0] is None else t[0][2:3] for t in (x, h_gates, h, c)),
+            )
+        ]
+    for whole, apart, one in zip(*seen, *alone, strict=True):
+        assert torch.equal(whole, apart) and (whole.numel() == 0 or torch.equal(whole[2:3], one))
+
+
+@needs_emulation
+@pytest.mark.parametrize("wrong", [-1, 4, 2**40, -(2**62)])
+@pytest.mark.parametrize("backward", [False, True])
+def test_lengths_out_of_range_are_caught_on_the_device(wrong, backward):
+    x, w, h0 = torch.zeros(3, 2, 15), torch.zeros(15, 5), torch.zeros(2, 5)
+    lengths, rest = torch.tensor([1, wrong]), (None, None, None, False)
+    message = rf"lengths: wanted values in \[0, 3\], got {wrong} for row 1"
+    with emulated_cuda(), pytest.raises(ValueError, match=message):
+        if backward:
+            y, gates = torch.zeros(3, 2, 5), torch.zeros(3, 2, 20)
+            torch.ops.hetkern_emulated.rnn_sequence_backward(
+                3, y, None, None, y, gates, gates, x, w, None, h0, None, lengths, *rest
+            )
+        else:
+            torch.ops.hetkern_emulated.rnn_sequence(3, x, w, None, h0, None, lengths, *rest, True)

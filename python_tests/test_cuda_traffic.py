@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import rnn_traffic
 
 from hetkern.testing.traffic.counting import traffic_library
 
@@ -144,6 +145,7 @@ def counted() -> dict[str, Any]:
                         for (way, traffic), plan in zip(ways.items(), plans, strict=True):
                             name = f"{family}, {path}, {M}x{N}, {dtype}, {way}"
                             told[name] = {"plan": plan} | _summary(traffic)
+        told |= rnn_traffic.count(watch, _summary)
     return told
 
 
@@ -204,7 +206,7 @@ def traffic() -> dict[str, Any]:
     done = subprocess.run([sys.executable, __file__, "--count"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     told = json.loads(done.stdout)
-    assert told.keys() == CASES.keys()
+    assert told.keys() == CASES.keys() | rnn_traffic.CASES.keys()
     return told
 
 
@@ -254,7 +256,13 @@ def test_a_kernel_moves_what_its_equations_say(traffic, case):
 
 
 @needs_counter
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", rnn_traffic.CASES)
+def test_a_kernel_of_the_rnn_moves_what_its_equations_say(traffic, case):
+    rnn_traffic.check_claims(case, traffic[case])
+
+
+@needs_counter
+@pytest.mark.parametrize("case", [*CASES, *rnn_traffic.CASES])
 def test_a_kernel_keeps_its_traffic_budget(traffic, case):
     told = {what: value for what, value in traffic[case].items() if what != "plan"}
     assert told == json.loads(BUDGET.read_text())[case]
@@ -295,6 +303,6 @@ if __name__ == "__main__":
         print(json.dumps(told))
     else:
         for case in told.values():
-            del case["plan"]
+            case.pop("plan", None)
         lines = [f"{json.dumps(name)}: {json.dumps(case)}" for name, case in told.items()]
         BUDGET.write_text("{\n" + ",\n".join(lines) + "\n}\n")

@@ -4,6 +4,7 @@
 // same N add up in the same order.
 #pragma once
 #include "../cross_entropy.h"
+#include "../rnn.h"
 #include "../softmax.h"
 
 namespace hetkern::cuda {
@@ -27,6 +28,9 @@ constexpr int kBackwardVectors = 4;  // of a row that a thread of a loss's backw
 constexpr int kBackwardBlocks = 16;  // a multiprocessor
 constexpr int kMostWords = 24;       // of a total that threads exchange
 constexpr int kExchangeHeader = 2 * kMostWords * (kMaxWarps + 1) * 4;  // bytes
+
+constexpr int kUnitThreads = 128;  // of a block that takes units of an RNN's states
+constexpr int kUnitBlocks = 16;    // a multiprocessor, at most
 
 constexpr int kMaxThreads = 256;  // of a block; with three of them on a multiprocessor a thread has 80 registers
 
@@ -108,6 +112,22 @@ inline CrossEntropyPlan cross_entropy_plan(const CrossEntropyShape& shape, const
   CrossEntropyPlan plan{s.path, s.tasks, s.block};
   plan.block.shared = shape.columns ? kMostWords * 4 * s.block.threads : kExchangeHeader;
   return plan;
+}
+
+// Blocks for `rows` of H units, of which a thread takes 16 bytes of the accumulator.
+inline int64_t unit_blocks(int64_t rows, int64_t H, int64_t accumulator, int processors) {
+  const int64_t wanted = divided_up(rows * divided_up(H, vector_of(accumulator)), kUnitThreads);
+  const int64_t most = int64_t{kUnitBlocks} * processors;
+  return wanted < most ? wanted : most;
+}
+
+// A step's kernel.
+inline RnnPlan rnn_plan(const RnnShape& shape, const Gpu& gpu) {
+  const int64_t A = shape.type == DType::f64 ? 8 : 4;
+  BlockShape block;
+  block.threads = kUnitThreads, block.lanes = static_cast<int>(divided_up(shape.H, vector_of(A)));
+  return {
+      RnnPath::step_by_step, static_cast<int>(unit_blocks(shape.B, shape.H, A, gpu.processors)), 1, false, 0, block};
 }
 
 }  // namespace hetkern::cuda

@@ -218,11 +218,13 @@ def plan(impl: str, x: Tensor, *args: Any, cell: str, weights: Weights, **named:
 
         return {"path": "step_by_step", **tiles(B, w_hh.shape[0] // GATES[cell], x.dtype)}
     native = _impl.native
-    if impl != "cpu" or native is None:
+    if impl not in ("cpu", "cuda") or native is None:
         return {}
+    isa = {"isa": native.isa()} if impl == "cpu" else {}
     if w_hh is None or len(weights[0]) > 4:
-        return {"isa": native.isa(), "path": "step_by_step"}
+        return isa | {"path": "step_by_step"}
     shape = cell, T, B, w_hh.shape[1]
     ragged = packed is not None or lengths is not None
     dtype = str(x.dtype).removeprefix("torch.")
-    return {"isa": native.isa(), **native.rnn_plan(*shape, dtype, ragged, False)}
+    plan_of = native.rnn_plan if impl == "cpu" else native.rnn_plan_cuda
+    return isa | plan_of(*shape, dtype, ragged, False)

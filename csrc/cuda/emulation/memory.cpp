@@ -169,14 +169,33 @@ void fail(Site site, const char* format, ...) {
   abandon_launch(std::make_exception_ptr(std::runtime_error(text + "]")));
 }
 
+namespace {
+
+// Without the line's end, which an exception does not want.
+std::string message(const char* format, va_list values) {
+  std::string text = formatted(format, values);
+  while (!text.empty() && text.back() == '\n') text.pop_back();
+  return text;
+}
+
+}  // namespace
+
 void fail_check(const char* format, ...) {
   Quiet quiet;
   va_list values;
   va_start(values, format);
-  std::string text = formatted(format, values);
+  const std::string text = message(format, values);
   va_end(values);
-  while (!text.empty() && text.back() == '\n') text.pop_back();
   abandon_launch(std::make_exception_ptr(std::out_of_range(text)));
+}
+
+void fail_value(const char* format, ...) {
+  Quiet quiet;
+  va_list values;
+  va_start(values, format);
+  const std::string text = message(format, values);
+  va_end(values);
+  abandon_launch(std::make_exception_ptr(std::invalid_argument(text)));
 }
 
 }  // namespace hetkern::emulation

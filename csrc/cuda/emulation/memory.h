@@ -39,5 +39,7 @@ void check_shared(const void* p, unsigned bytes, const char* what, Site site);  
 
 // std::out_of_range: the text alone.
 [[noreturn]] void fail_check(const char* format, ...) __attribute__((format(printf, 1, 2)));
+// std::invalid_argument: the text alone.
+[[noreturn]] void fail_value(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
 }  // namespace hetkern::emulation

@@ -6,4 +6,6 @@ using namespace hetkern;
 STABLE_TORCH_LIBRARY_IMPL(hetkern_emulated, CPU, m) {
   serve_softmax<cuda::softmax_kernels>(m);
   serve_cross_entropy<cuda::cross_entropy_kernels>(m);
+  serve_rnn_gates<cuda::rnn_kernels>(m);
+  serve_rnn_sequence<cuda::rnn_kernels>(m);
 }
