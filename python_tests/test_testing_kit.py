@@ -15,10 +15,10 @@ from hetkern.testing import (
     assert_stays_inside,
     check_op,
     check_seed,
-    inputs,
     layouts,
     repro,
 )
+from hetkern.testing.cases import inputs
 from hetkern.testing.cases.mutants import planted, spoiled_value, zeros
 from hetkern.testing.cases.random_cases import FAMILIES
 from hetkern.testing.values.calls import same_bits
