@@ -14,6 +14,7 @@ from hetkern.nn import convert
 from hetkern.testing.devices import normal
 
 pytestmark = [
+    pytest.mark.any_level,
     pytest.mark.filterwarnings("ignore::hetkern.impl.Fallback"),
     pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated"),
 ]

@@ -10,6 +10,8 @@ from hetkern.ops.rnn import OPS
 from hetkern.testing.cases.recurrent import GATES, cell_op
 from hetkern.testing.devices import normal
 
+pytestmark = pytest.mark.any_level
+
 F64 = torch.float64
 B, COLUMNS, H = 3, 2, 3
 

@@ -7,6 +7,8 @@ from recurrent import CELLS, call, module, weights_of
 import hetkern
 from hetkern.ops.rnn import OPS
 
+pytestmark = pytest.mark.any_level
+
 T, B, COLUMNS, H = 3, 2, 4, 5
 X = torch.zeros(T, B, COLUMNS)
 

@@ -12,7 +12,10 @@ common = pytest.importorskip("torch.testing._internal.common_modules")
 
 NAMES = ("RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell")
 INFOS = [info for info in common.module_db if info.module_cls in [getattr(nn, n) for n in NAMES]]
-pytestmark = pytest.mark.filterwarnings("ignore::hetkern.impl.Fallback")
+pytestmark = [
+    pytest.mark.any_level,
+    pytest.mark.filterwarnings("ignore::hetkern.impl.Fallback"),
+]
 
 
 def ours(info):

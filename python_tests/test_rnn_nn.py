@@ -15,7 +15,10 @@ from torch.utils._pytree import tree_leaves
 import hetkern
 from hetkern.testing.devices import here, normal
 
-pytestmark = pytest.mark.filterwarnings("ignore::hetkern.impl.Fallback")
+pytestmark = [
+    pytest.mark.any_level,
+    pytest.mark.filterwarnings("ignore::hetkern.impl.Fallback"),
+]
 SEQUENCES, CELLS = ("RNN", "LSTM", "GRU"), ("RNNCell", "LSTMCell", "GRUCell")
 T, B, COLUMNS, H = 4, 3, 2, 5
 

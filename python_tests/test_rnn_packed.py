@@ -16,7 +16,10 @@ from torch.nn.utils.rnn import (
 import hetkern
 from hetkern.testing.devices import here, normal
 
-pytestmark = pytest.mark.filterwarnings("ignore::hetkern.impl.Fallback")
+pytestmark = [
+    pytest.mark.any_level,
+    pytest.mark.filterwarnings("ignore::hetkern.impl.Fallback"),
+]
 T, B, COLUMNS, H = 4, 3, 2, 5
 LENGTHS = {"sorted": [4, 2, 1], "unsorted": [1, 4, 2], "lengths": [2, 4, 1], "dense": [4, 4, 4]}
 SHAPES = list(itertools.product((1, 2, 3), (False, True), (True, False), (False, True)))

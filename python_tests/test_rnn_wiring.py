@@ -9,6 +9,8 @@ from hetkern.testing.cases.recurrent import GATES, cell_op
 from hetkern.testing.devices import normal
 from hetkern.testing.values.dispatched import dispatched
 
+pytestmark = pytest.mark.any_level
+
 T, B, COLUMNS, H = 3, 4, 5, 6
 ROWS = {
     "dense": {},
