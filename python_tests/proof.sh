@@ -34,7 +34,7 @@ for level in "${levels[@]}"; do
 done
 rung "all tests of the families in CUDA, emulated" python -m pytest -q -n 2 --at-least 1400 --impl cuda -m "proof or not proof" python_tests
 rung "all tests of the families in Triton, interpreted" python -m pytest -q -n 2 -p hetkern.testing.triton_interpreter --at-least 1000 --impl triton -m "proof or not proof" python_tests
-rung "kernels under sanitizers, planted bugs" python -m pytest -q -n 2 --dist loadfile --at-least 15 python_tests/test_sanitizers.py python_tests/test_cuda_sanitizers.py
+rung "kernels under sanitizers, planted bugs" env HETKERN_WORKLOAD=all python -m pytest -q -n 2 --dist loadfile --at-least 15 python_tests/test_sanitizers.py python_tests/test_cuda_sanitizers.py
 configurations() {  # every family in a process of one thread, side by side
   local running=() result=0
   for family in softmax cross_entropy rnn; do

@@ -10,7 +10,7 @@ from hetkern.ops.rnn import OPS
 from hetkern.testing.cases.recurrent import GATES, cell_op
 from hetkern.testing.devices import normal
 
-pytestmark = pytest.mark.any_level
+pytestmark = [pytest.mark.any_level, pytest.mark.proof]
 
 F64 = torch.float64
 B, COLUMNS, H = 3, 2, 3

@@ -16,7 +16,7 @@ from hetkern.testing.cases.mutants import (
 )
 from hetkern.testing.cases.recurrent import by_torch, check_rnn, rnn_op, sequence_case
 
-pytestmark = pytest.mark.any_level
+pytestmark = [pytest.mark.any_level, pytest.mark.proof]
 
 # A mutant that is caught has cost every draw of torch's error: one dtype a cell.
 DTYPE = {

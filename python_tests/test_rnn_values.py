@@ -7,7 +7,7 @@ from recurrent import CELLS
 from hetkern.testing import check_seed
 from hetkern.testing.cases.recurrent import cell_case, check_cell, check_rnn, sequence_case
 
-pytestmark = pytest.mark.any_level
+pytestmark = [pytest.mark.any_level, pytest.mark.proof]
 
 # Units: fewer than a vector, one, one and a part, several of each width of panel.
 UNITS = [1, 5, 16, 17, 40, 64, 100]

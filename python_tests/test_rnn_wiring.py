@@ -9,7 +9,7 @@ from hetkern.testing.cases.recurrent import GATES, cell_op
 from hetkern.testing.devices import normal
 from hetkern.testing.values.dispatched import dispatched
 
-pytestmark = pytest.mark.any_level
+pytestmark = [pytest.mark.any_level, pytest.mark.proof]
 
 T, B, COLUMNS, H = 3, 4, 5, 6
 ROWS = {
