@@ -17,7 +17,8 @@ ALLOWED = re.compile(
     r"(aoti_)?torch_dtype_\w+"
     r"|aoti_torch_(abi_version|empty_strided|new_tensor_handle|get_current_cuda_stream|library_init_impl)"
     r"|aoti_torch_(create_device_guard|delete_(device_guard|library_object|tensor_object))"
-    r"|aoti_torch_(device_type_(cpu|cuda)|layout_strided|memory_format_contiguous_format)"
+    r"|aoti_torch_(create_tensor_from_blob_v2|new_uninitialized_tensor)"
+    r"|aoti_torch_(device_type_(cpu|cuda|meta|mps|privateuse1|xpu)|layout_strided|memory_format_contiguous_format)"
     r"|aoti_torch_get_(device_(index|type)|dim|dtype|numel|sizes?|strides?)"
     r"|torch_(call_dispatcher|library_impl|get_num_threads|parallel_for|from_blob|get_(const|mutable)_data_ptr)"
 )

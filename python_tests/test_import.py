@@ -125,7 +125,9 @@ print(hetkern.__file__)
 def test_every_public_name_exists_and_has_a_docstring(module):
     module = importlib.import_module(module)
     assert module.__doc__
-    assert module.__all__ == sorted(module.__all__, key=lambda name: (not name[0].isupper(), name))
+    assert module.__all__ == sorted(
+        module.__all__, key=lambda name: (not name.isupper(), not name[0].isupper(), name)
+    )
     for name in module.__all__:
         thing = getattr(module, name)
         assert inspect.getdoc(thing) and thing.__doc__, f"{module.__name__}.{name} has no docstring"
