@@ -282,9 +282,23 @@ class LSTM(_Sequences):
         )
 
     # torch's own, for whoever calls or overrides them: they ask for no nn.LSTM.
-    get_expected_cell_size = nn.LSTM.get_expected_cell_size
-    check_forward_args = nn.LSTM.check_forward_args  # type: ignore[assignment]
-    permute_hidden = nn.LSTM.permute_hidden  # type: ignore[assignment]
+    def get_expected_cell_size(
+        self, input: Tensor, batch_sizes: Tensor | None
+    ) -> tuple[int, int, int]:
+        """The shape that ``c_0`` must have, as torch's method of this name says."""
+        return nn.LSTM.get_expected_cell_size(self, input, batch_sizes)  # type: ignore[arg-type]
+
+    def check_forward_args(  # type: ignore[override]
+        self, input: Tensor, hidden: tuple[Tensor, Tensor], batch_sizes: Tensor | None
+    ) -> None:
+        """Raise as torch's method of this name does, if a shape does not fit."""
+        nn.LSTM.check_forward_args(self, input, hidden, batch_sizes)  # type: ignore[arg-type]
+
+    def permute_hidden(  # type: ignore[override]
+        self, hx: tuple[Tensor, Tensor], permutation: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Both states with their rows in the order of ``permutation``."""
+        return nn.LSTM.permute_hidden(self, hx, permutation)  # type: ignore[arg-type]
 
     def _function(self) -> Any:
         return ops.lstm
