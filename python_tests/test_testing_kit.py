@@ -174,6 +174,7 @@ def test_random_configurations_reach_every_dtype_layout_and_option(family):
         "softmax": {"dim", "log", "scale", "softcap", "bias", "mask", "causal", "sink", "dtype"},
         "cross_entropy": {"reduction", "weight", "ignore_index", "label_smoothing"}
         | {"scale", "softcap", "z_loss", "return_stats"},
+        "rnn": {"cell", "bias", "bidirectional", "lengths", "batch_sizes", "batch_first", "reset"},
     }[family]
     assert options == wanted
     assert {d.layout for d in drawn} == set(layouts.LAYOUTS)
