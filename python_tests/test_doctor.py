@@ -13,7 +13,7 @@ import hetkern
 from hetkern import impl
 
 ROOT = Path(__file__).parents[1]
-FACTS = "compiler", "isa_levels", "isa", "threads"
+FACTS = "compiler", "isa_levels", "isa", "threads", "bf16_product"
 needs_facts = pytest.mark.skipif(impl.native is None, reason="hetkern._C is not built")
 
 
