@@ -1,10 +1,10 @@
 """One wiring of an op's derivatives for eager calls, torch.ops, torch.compile and torch.func.
 
-Two ways lead to one ``autograd.Function``. An eager call applies it and runs the op below the
-Autograd key. Everything else (a direct call of ``torch.ops``, a traced graph, a torch.func
-transform, forward mode) calls the op, whose kernel for the Autograd key applies it there, as
-torch's own operators do: that serves every transform and every order of them. ``register_autograd``
-would not: it knows no forward mode, and drops a tangent without a word.
+One set of derivatives, two ``autograd.Function``s. An eager call applies the lean one and runs the
+op below the Autograd key. Everything else (a direct call of ``torch.ops``, a traced graph, a
+torch.func transform, forward mode) calls the op, whose kernel for the Autograd key applies the
+other, as torch's own operators do: that serves every transform and every order of them.
+``register_autograd`` would not: it knows no forward mode, and drops a tangent without a word.
 """
 
 from __future__ import annotations
