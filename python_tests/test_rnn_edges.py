@@ -65,6 +65,23 @@ def test_a_row_of_length_0_ends_where_it_began_and_passes_its_gradient_on(impl, 
         assert torch.equal(gradients[1 + i][:, 1], upstream[:, 1])
 
 
+@pytest.mark.parametrize("reverse", [False, True], ids=["one way", "both ways"])
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf])
+@pytest.mark.parametrize("cell", CELLS)
+def test_what_the_state_of_a_row_of_length_0_holds_reaches_no_weight(impl, cell, poison, reverse):
+    layers = 2 if reverse else 1
+    made = module(cell, COLUMNS, H, bidirectional=reverse, dtype=torch.float32)
+    x, clean = normal(T, B, COLUMNS), states(cell, layers)
+    held = tuple(s.clone() for s in clean)
+    for s in held:
+        s[:, 1] = poison
+    options = {"bidirectional": reverse, "lengths": LENGTHS}
+    wanted = outputs(cell, x, clean, weights_of(made), **options)[1]
+    gradients = outputs(cell, x, held, weights_of(made), **options)[1]
+    for got, want in zip(gradients, wanted, strict=True):
+        assert same_bits(got, want)
+
+
 @pytest.mark.parametrize("cell", CELLS)
 def test_rows_by_their_lengths_are_the_rows_one_by_one(impl, cell):
     made = module(cell, COLUMNS, H, bidirectional=True)

@@ -155,6 +155,8 @@ def states_before(cell, y, h0, lengths, batch_sizes, h_mask, reset, reverse):
         rows = PackedRows(batch_sizes, y.shape[0], h0.shape[0], y.device)
         y, lengths = rows.padded(y), rows.lengths
         reset = None if reset is None else rows.padded(reset)
+    if lengths is not None:  # a row without a step multiplies nothing, whatever it began with
+        h0 = torch.where((lengths > 0)[:, None], h0, 0.0)
     if not reverse:
         h = torch.cat([h0.unsqueeze(0), y[:-1]])
     else:

@@ -107,6 +107,9 @@ def rnn_sequence(
     h, c, outputs = h0, c0, [x_gates.new_empty(0)] * T
     for t in reversed(range(T)) if reverse else range(T):
         h_before, c_before = h, c
+        if inside is not None:  # a row without this step multiplies nothing, whatever it holds
+            h = torch.where(inside[t], h, 0.0)
+            c = c if c is None else torch.where(inside[t], c, 0.0)
         if reset is not None:
             h = torch.where(reset[t, :, None], 0.0, h)
             c = c if c is None else torch.where(reset[t, :, None], 0.0, c)
