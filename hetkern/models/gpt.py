@@ -186,6 +186,13 @@ class GPT(nn.Module):
             x = block(x)
         return F.linear(self.norm(x), self.token_embedding.weight)
 
+    def describe(self) -> str:
+        """The sizes in words."""
+        shape = self.shape
+        return (
+            f"{shape.layers} layers of {shape.width}, {shape.heads} heads, context {shape.context}"
+        )
+
     def parameter_count(self) -> int:
         """The number of weights that are trained."""
         return sum(p.numel() for p in self.parameters())
@@ -196,7 +203,7 @@ class GPT(nn.Module):
         Args:
             tokens: (B, T) int64.
             targets: (B, T) int64, the token that follows each.
-            reduction: ``"mean"``, or ``"none"`` for one loss a target, (B·T,).
+            reduction: ``"mean"``, ``"sum"``, or ``"none"`` for one loss a target, (B·T,).
         """
         logits = self(tokens)
         return self.kernels.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction)

@@ -20,7 +20,7 @@ class Kernels:
         softmax_causal: ``(scores (..., Lq, Lk), scale) -> weights (..., Lq, Lk)``; query ``i`` sees
             keys ``j <= i + Lk - Lq``.
         cross_entropy: ``(logits (M, V), targets (M,), reduction) -> nats``; reduction is ``"mean"``
-            (a scalar) or ``"none"`` (``(M,)``).
+            or ``"sum"`` (a scalar) or ``"none"`` (``(M,)``).
     """
 
     name: str

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import codecs
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ class Data:
             then uint16, then int32. What a batch takes is widened to int64.
         val: ``(N,)``, likewise; all but the first are targets of the validation.
         val_bytes: bytes of text that the validation's targets stand for.
+        train_bytes: bytes of text that ``train[1:]`` stands for.
     """
 
     documents: Documents
@@ -38,6 +40,7 @@ class Data:
     train: Tensor
     val: Tensor
     val_bytes: int
+    train_bytes: int
 
 
 def load_data(path: str | None, tokens: str, context: int) -> Data:
@@ -120,7 +123,7 @@ def _bytes(corpus: Corpus) -> Data:
         train, val = train[:cut], train[cut:]
     else:
         val = _joined(corpus.held_out)
-    return Data(corpus.documents, Bytes(), train, val, max(0, len(val) - 1))
+    return Data(corpus.documents, Bytes(), train, val, max(0, len(val) - 1), max(0, len(train) - 1))
 
 
 def _joined(text: Text) -> Tensor:
@@ -142,6 +145,7 @@ def _characters(corpus: Corpus) -> Data:
         cut, val_text = 0, held_out
         end = len(main)
     val_bytes = len(val_text) - _offset(val_text, cut + 1)
+    train_bytes = end - _offset(main, 1)
     tokenizer = Characters.of_texts(_decoded(main.pieces(0, end)))
     if held_out is None:
         tokens = _encoded(tokenizer, main, count)
@@ -149,7 +153,7 @@ def _characters(corpus: Corpus) -> Data:
     else:
         train = _encoded(tokenizer, main, count)
         val = _encoded(tokenizer, held_out, _count_characters(held_out))
-    return Data(corpus.documents, tokenizer, train, val, val_bytes)
+    return Data(corpus.documents, tokenizer, train, val, val_bytes, train_bytes)
 
 
 def _encoded(tokenizer: Characters, text: Text, count: int) -> Tensor:
@@ -194,14 +198,19 @@ class RandomWindows:
 
     def __init__(self, tokens: Tensor, context: int, batch: int, seed: int) -> None:
         """``tokens``: (N,) with N > context; the same seed draws the same windows."""
-        self.tokens = tokens
         self.batch = batch
-        self.offsets = torch.arange(context + 1)
+        self.places = len(tokens) - context
+        self.steps_per_epoch = max(1, len(tokens) // (batch * context))
         self.generator = torch.Generator().manual_seed(seed)
 
-    def draw(self) -> tuple[Tensor, Tensor]:
-        """Inputs and, one token on, targets: each (batch, context) int64."""
-        last = len(self.tokens) - len(self.offsets)
-        starts = torch.randint(last + 1, (self.batch, 1), generator=self.generator)
-        windows = self.tokens[starts + self.offsets].long()
-        return windows[:, :-1], windows[:, 1:]
+    def draw(self) -> Tensor:
+        """Where the windows of a step begin: (batch,) int64."""
+        return torch.randint(self.places, (self.batch,), generator=self.generator)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The generator's state."""
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where ``state_dict`` was called."""
+        self.generator.set_state(state["generator"])
