@@ -14,7 +14,7 @@ class Stepping(Protocol):
     to rounding.
     """
 
-    window: int | None  # the longest sequence that a state can hold; None for any
+    longest: int | None  # the longest sequence that a state can hold; None for any
 
     def start(self, rows: int) -> Any:
         """The state before the first token of ``rows`` sequences."""

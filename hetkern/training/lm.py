@@ -127,6 +127,11 @@ def build_gpt(config: TrainConfig, vocabulary: int, kernels: Kernels) -> GPT:
         width=config.width,
         dropout=config.dropout,
         positions=config.positions,
+        kv_heads=config.kv_heads,
+        norm=config.norm,
+        mlp=config.mlp,
+        tied=config.tied,
+        window=config.window,
     )
     return GPT(shape, kernels)
 

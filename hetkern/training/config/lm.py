@@ -33,6 +33,11 @@ class TrainConfig(RunConfig):
     layers: int = setting(4, "Number of Transformer blocks")
     heads: int = setting(4, "Attention heads a block; divides the width")
     width: int = setting(128, "Size of the residual stream")
+    kv_heads: int = setting(0, "Heads of keys and values; divides heads; 0 for as many as heads")
+    norm: str = setting("layer", "layer (LayerNorm) or rms (RMSNorm)")
+    mlp: str = setting("gelu", "gelu or swiglu")
+    tied: bool = setting(True, "Whether output and embedding share their weights")
+    window: int = setting(0, "Tokens back that a token sees; 0 for its whole context")
     positions: str = setting("rotary", "How the model knows them: rotary or learned")
     context: int = setting(128, "Longest stretch of text the model sees, in tokens")
     dropout: float = setting(0.0, "Probability of dropping an activation while training")
@@ -49,10 +54,14 @@ class TrainConfig(RunConfig):
         self.one_of("model", "gpt")
         self.one_of("tokens", "bytes", "characters")
         self.at_least(1, "layers", "heads", "width", "context")
-        self.at_least(0, "eval_tokens", "sample_length")
+        self.at_least(0, "eval_tokens", "sample_length", "kv_heads", "window")
         super().check()
         self.one_of("positions", "rotary", "learned")
+        self.one_of("norm", "layer", "rms")
+        self.one_of("mlp", "gelu", "swiglu")
         if not 0.0 <= self.dropout < 1.0:
             raise UserError(f"dropout must be in [0, 1), got {self.dropout}")
         if self.width % self.heads:
             raise UserError(f"width {self.width} must be a multiple of heads {self.heads}")
+        if self.kv_heads and self.heads % self.kv_heads:
+            raise UserError(f"heads {self.heads} must be a multiple of kv_heads {self.kv_heads}")
