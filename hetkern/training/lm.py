@@ -14,6 +14,7 @@ from hetkern.training.config import RunConfig, TrainConfig
 from hetkern.training.data import Data, RandomWindows, load_data
 from hetkern.training.evaluate import evaluate, targets_within
 from hetkern.training.generate import sample
+from hetkern.training.ngram import ngram_losses
 from hetkern.training.task import Batch, Carried, Evaluation, Kind, LoadedRun, Watch
 from hetkern.training.tokenizer import tokenizer_from_json
 from hetkern.training.workers import Workers
@@ -103,6 +104,12 @@ class LanguageModel:
         size = data.val_bytes if split == "val" else data.train_bytes
         limit = self.config.eval_tokens if limit is None else limit
         return evaluate(model, tokens, size, batch_size, limit, watch, workers)
+
+    def floors(self) -> dict[str, float]:
+        """Nats a token of the best n-gram up to six, counted in the training text."""
+        losses = ngram_losses(self.data.train, self.data.val, self.data.tokenizer.vocabulary)
+        best = min(range(len(losses)), key=losses.__getitem__)
+        return {f"{best + 1}-gram, nats": losses[best]}
 
     def finish(self, model: nn.Module) -> str:
         """A text that the model writes."""
