@@ -52,7 +52,7 @@ def train(task: str, file: str | None, given: Changes, script: str) -> None:
 def resume(run: str, checkpoint: str, changes: Changes, script: str) -> None:
     """``hetkern resume``."""
     changes = _given(changes)
-    if launch.hand_over(config_of(Path(run), **changes), script):
+    if launch.hand_over(loop_module.resumed_config(Path(run), changes), script):
         return
     loop_module.resume(run, checkpoint, **changes)
 

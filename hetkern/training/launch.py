@@ -73,7 +73,7 @@ def run_processes(number: int, command: list[str]) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     before = dict(os.environ)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // number)))
     os.environ[LAUNCHER] = "1"
@@ -133,6 +133,11 @@ def lost_another(error: Exception) -> bool:
         return False
     words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "timed out")
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
+def processes_now(config: RunConfig) -> int:
+    """How many processes train: those that torchrun started, or those that a config asks for."""
+    return int(os.environ["WORLD_SIZE"]) if launched() else processes_wanted(config)
 
 
 @contextlib.contextmanager
