@@ -16,6 +16,7 @@ import inspect
 import io
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -133,6 +134,8 @@ def _clean_errors(debug: bool) -> Iterator[None]:
         _drop_unwritable_output()
         if line:
             _say(line)
+        else:
+            time.sleep(3)  # the process that knows why ends first, and is heard
         raise typer.Exit(2) from error
 
 

@@ -95,7 +95,7 @@ def run_processes(number: int, command: list[str]) -> None:
     try:
         elastic_launch(launch_config, sys.executable)(*command)
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
+        rank, failure = _cause(error)
         if failure.exitcode == 130:
             raise StoppedAll from None
         raise ProcessFailed(_why(rank, failure)) from None
@@ -105,6 +105,14 @@ def run_processes(number: int, command: list[str]) -> None:
         logging.disable(logging.NOTSET)
         os.environ.clear()
         os.environ.update(before)
+
+
+def _cause(error: Any) -> tuple[int, Any]:
+    """The first failure that has something to say; without one, the first of all."""
+    failures = sorted(error.failures.items(), key=lambda item: item[1].timestamp)
+    told = [item for item in failures if isinstance(item[1].message, dict)]
+    rank, failure = (told or failures)[0]
+    return rank, failure
 
 
 def _message(failure: Any) -> str:
