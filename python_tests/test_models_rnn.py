@@ -1,4 +1,4 @@
-"""RNN classifier, Transformer classifier, RNN LM: what they see, and the same on torch's kernels."""
+"""RNN classifier, Transformer classifier, RNN LM: what they see, and that kernels agree."""
 
 import pytest
 import torch

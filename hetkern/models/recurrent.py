@@ -6,6 +6,7 @@ same weights, and a checkpoint of one loads into the other.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -77,7 +78,7 @@ def detached(state: State | None) -> State | None:
 
 
 def last_states(state: State, bidirectional: bool) -> Tensor:
-    """h of the last layer where each row ends, (B, H); of both directions, (B, 2H)."""
+    """Each row's h at its end, of the last layer: (B, H), of both directions (B, 2H)."""
     h = state[0] if isinstance(state, tuple) else state
     return torch.cat([h[-2], h[-1]], -1) if bidirectional else h[-1]
 
@@ -115,8 +116,8 @@ class _OnTorch(nn.RNNBase):
             return self._walk(input, hx, masks)
         # No state passes a step where some row starts anew: the columns between go one by one.
         begins = [0, *(reset[:, 1:].any(0).nonzero()[:, 0] + 1).tolist(), input.shape[1]]
-        outputs = []
-        for begin, end in zip(begins[:-1], begins[1:], strict=True):
+        outputs: list[Tensor] = []
+        for begin, end in itertools.pairwise(begins):
             kept = (~reset[:, begin])[:, None]
             hx = tuple(s * kept for s in hx) if isinstance(hx, tuple) else hx * kept  # type: ignore[assignment]
             y, hx = self._walk(input[:, begin:end], hx, masks)
@@ -136,7 +137,7 @@ class _OnTorch(nn.RNNBase):
         if masks is None:
             return super().forward(x, hx)  # type: ignore[misc]
         # Layer by layer, since each layer's input has its mask.
-        walk = {"LSTM": torch.lstm, "GRU": torch.gru, "RNN_TANH": torch.rnn_tanh}[self.mode]
+        walk: Any = {"LSTM": torch.lstm, "GRU": torch.gru, "RNN_TANH": torch.rnn_tanh}[self.mode]
         directions = 2 if self.bidirectional else 1
         ends = []
         for layer, mask in enumerate(masks):
@@ -153,15 +154,15 @@ class _OnTorch(nn.RNNBase):
         return x, joined if len(joined) > 1 else joined[0]  # type: ignore[return-value]
 
 
-class _TorchRNN(_OnTorch, nn.RNN):
+class _TorchRNN(_OnTorch, nn.RNN):  # type: ignore[misc]
     pass
 
 
-class _TorchLSTM(_OnTorch, nn.LSTM):
+class _TorchLSTM(_OnTorch, nn.LSTM):  # type: ignore[misc]
     pass
 
 
-class _TorchGRU(_OnTorch, nn.GRU):
+class _TorchGRU(_OnTorch, nn.GRU):  # type: ignore[misc]
     pass
 
 

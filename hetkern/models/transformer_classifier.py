@@ -4,9 +4,9 @@ x_0     = dropout(E[text])                                   E: (V, C), row 0 (p
 x_{l+1} = h + MLP(norm(h)),  h = x_l + Attention(norm(x_l))
 logits  = W dropout(mean over the true tokens of norm(x_L)) + b
 
-Shapes: B texts of up to T tokens, their true lengths beside them; C the width, Hq heads of D = C/Hq.
-Every token sees every true token of its text, and no padding. Rotary positions: scores depend on
-how far apart two tokens are.
+Shapes: B texts of up to T tokens, their true lengths beside them; C the width, Hq heads of
+D = C / Hq. Every token sees every true token of its text, and no padding. Rotary positions: scores
+depend on how far apart two tokens are.
 
 Source: Devlin et al. (2019), "BERT", for the bidirectional encoder; Su et al. (2021) for rotary.
 """
