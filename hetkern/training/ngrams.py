@@ -54,6 +54,7 @@ class KneserNey:
         while self.order > 1 and self.vocabulary**self.order > 1 << 62:
             self.order -= 1
         text = _wide(tokens[-_MOST:])
+        self.order = min(self.order, len(text))
         self._orders: list[_Order] = []
         grams, counts = np.unique(self._codes(text, self.order), return_counts=True)
         for n in range(self.order, 0, -1):
