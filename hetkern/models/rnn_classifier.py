@@ -35,6 +35,8 @@ class RNNClassifier(nn.Module):
             last states.
         cell: "rnn" (tanh), "lstm" or "gru".
         embedding_dim: I.
+        longest: tokens after which texts were cut in training, for who prepares texts; the model
+            itself reads any.
         kernels: whose kernels it runs on; hetkern's own if None.
     """
 
@@ -49,11 +51,13 @@ class RNNClassifier(nn.Module):
         *,
         cell: str = "rnn",
         embedding_dim: int | None = None,
+        longest: int | None = None,
         kernels: Kernels | None = None,
     ) -> None:
         super().__init__()
         self.kernels = kernels if kernels is not None else choose_kernels()
         self.bidirectional = bidirectional
+        self.longest = longest
         self.dropout = dropout
         width = hidden_dim if embedding_dim is None else embedding_dim
         self.embedding = nn.Embedding(input_dim, width, padding_idx=PAD)

@@ -92,6 +92,7 @@ class TransformerClassifier(nn.Module):
             raise ValueError(f"hidden_dim {hidden_dim} is not a multiple of heads {heads}")
         self.kernels = kernels if kernels is not None else choose_kernels()
         self.dropout = dropout
+        self.longest = longest
         self.embedding = nn.Embedding(input_dim, hidden_dim, padding_idx=PAD)
         self.rotary = Rotary(longest, hidden_dim // heads)
         self.blocks = nn.ModuleList(
@@ -102,6 +103,11 @@ class TransformerClassifier(nn.Module):
 
     def forward(self, text: Tensor, lengths: Tensor) -> Tensor:
         """Logits of the classes, as :meth:`RNNClassifier.forward`."""
+        if text.shape[1] > self.longest:
+            raise ValueError(
+                f"TransformerClassifier: text must be at most {self.longest} long, "
+                f"got {text.shape[1]}"
+            )
         p = self.dropout if self.training else 0.0
         x = F.dropout(self.embedding(text), p)
         for block in self.blocks:
