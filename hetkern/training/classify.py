@@ -47,12 +47,17 @@ class Classification:
         counts = dict(data.counts)
         train, val = counts.pop("training texts"), counts.pop("validation texts")
         told = "; ".join(f"{number:,} {reason}" for reason, number in counts.items())
+        kinds = f"{data.tokenizer.vocabulary:,} different {self.config.tokens}"
         return [
-            f"data    {data.name}: {len(data.labels)} classes, {train:,} texts to train on, "
-            f"{val:,} to validate on, {data.tokenizer.vocabulary:,} different {self.config.tokens}",
+            (
+                f"data    {data.name}: {len(data.labels)} classes, {train:,} texts to train on, "
+                f"{val:,} to validate on, {kinds}"
+            ),
             f"        {told}",
-            f"floors  the most frequent class is right {self.majority.accuracy:.1%} of the time, "
-            f"naive Bayes {self.naive_bayes.accuracy:.1%}",
+            (
+                f"floors  the most frequent class is right {self.majority.accuracy:.1%} of the "
+                f"time, naive Bayes {self.naive_bayes.accuracy:.1%}"
+            ),
         ]
 
     def facts(self) -> dict[str, Any]:
@@ -107,9 +112,7 @@ class Classification:
     ) -> Evaluation:  # fmt: skip
         """Loss, accuracy, macro-F1 and confusion over a split, its floors beside them."""
         texts = self.data.val if split == "val" else self.data.train
-        loss, confusion = evaluate(
-            model, texts, len(self.data.labels), batch_size, workers, watch
-        )
+        loss, confusion = evaluate(model, texts, len(self.data.labels), batch_size, workers, watch)
         scores = scores_of(confusion)
         metrics = {"macro_f1": scores.macro_f1}
         if split == "val":

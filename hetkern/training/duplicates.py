@@ -22,8 +22,13 @@ _WORDS = re.compile(r"\w+")
 
 
 def normalised(text: str) -> str:
-    """Unicode's normal form C: one spelling for what looks the same."""
-    return text if text.isascii() else unicodedata.normalize("NFC", text)
+    """Unicode's normal form C: one spelling for what looks the same.
+
+    Lone surrogates, which JSON can spell and no encoding can, become question marks.
+    """
+    if text.isascii():
+        return text
+    return unicodedata.normalize("NFC", text.encode("utf-8", "replace").decode())
 
 
 def digest(text: str) -> bytes:

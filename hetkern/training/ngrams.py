@@ -18,7 +18,7 @@ Source: Kneser & Ney (1995), "Improved backing-off for M-gram language modeling"
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -41,11 +41,11 @@ class _Order(NamedTuple):
 class KneserNey:
     """The model; see the head of this file."""
 
-    def __init__(self, tokens: Tensor, vocabulary: int, order: int = 5) -> None:
+    def __init__(self, tokens: Any, vocabulary: int, order: int = 5) -> None:
         """Count ``tokens``, (N,), N at least 1.
 
         Args:
-            tokens: the last four million of them are counted.
+            tokens: a tensor, or what is sliced like one; the last four million are counted.
             vocabulary: V.
             order: the longest n-gram; a shorter one where V^order does not fit into 63 bits.
         """

@@ -19,7 +19,7 @@ class Streams:
     """
 
     def __init__(self, tokens: int, context: int, rows: int, seed: int) -> None:
-        """``tokens``: of the text, more than ``context``; where it is too short, streams overlap."""
+        """``tokens``: of the text, more than ``context``; of too short a text streams overlap."""
         self.rows, self.context = rows, context
         targets = tokens - 1
         self.steps_per_epoch = max(1, targets // (rows * context))
@@ -76,7 +76,7 @@ def is_among(numbers: Tensor, wanted: Tensor) -> Tensor:
     """Whether each of ``wanted`` is among the sorted ``numbers``."""
     if not len(numbers):
         return torch.zeros(wanted.shape, dtype=torch.bool)
-    at = torch.searchsorted(numbers, wanted).clamp_max(len(numbers) - 1)
+    at = torch.searchsorted(numbers, wanted.contiguous()).clamp_max(len(numbers) - 1)
     return numbers[at] == wanted
 
 

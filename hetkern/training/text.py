@@ -21,7 +21,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from hetkern.training.config import UserError
-from hetkern.training.duplicates import NearDuplicates
+from hetkern.training.duplicates import NearDuplicates, normalised
 
 PIECE = 1 << 18  # bytes read, decoded or encoded at a time
 JSON_LINES = (".jsonl", ".ndjson")
@@ -77,7 +77,8 @@ class Text:
 
     def keep(self, spans: list[tuple[int, int]]) -> list[int]:
         """Keep these spans alone, in order, a line end between them; returns where each begins."""
-        at, begins = 0, []
+        at = 0
+        begins: list[int] = []
         for begin, end in spans:
             if begins:
                 at = self._write(at, b"\n")
@@ -143,7 +144,7 @@ class Corpus(NamedTuple):
     held_out_begins: list[int]
 
 
-class _Unreadable(Exception):
+class Unreadable(Exception):
     """Why a file is no text; a folder leaves it out, alone it is an error."""
 
     def __init__(self, message: str, kind: str) -> None:
@@ -192,7 +193,7 @@ def read_corpus(
             if reason is None and near is not None:
                 whole = b"".join(text.pieces(begin)).decode("utf-8", "replace")
                 reason = "near-duplicates" if near.seen(whole) else None
-        except _Unreadable as error:
+        except Unreadable as error:
             if not folder and document.alone:
                 raise UserError(f"{document.path} {error}") from error
             reason = error.kind
@@ -211,7 +212,8 @@ def read_corpus(
         return Corpus(documents, text, None, [begin for begin, _ in spans], [])
     order = sorted(range(len(spans)), key=lambda i: (digests[i], i))
     chosen = set(order[: round(len(spans) / _FEWEST_TO_HOLD_OUT)])
-    held_out, begins = Text(), []
+    held_out = Text()
+    begins: list[int] = []
     for i in sorted(chosen):
         if begins:
             held_out.append(b"\n")
@@ -264,7 +266,7 @@ def json_texts(path: Path, text_column: str) -> Iterator[str]:
                         f"{path} line {number} is no JSON object with a text under {text_column!r} "
                         "(--text-column)"
                     )
-                yield unicodedata.normalize("NFC", row[text_column])
+                yield normalised(row[text_column])
     except (ValueError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
@@ -277,7 +279,7 @@ def _append(text: Text, pieces: Iterator[bytes]) -> bytes:
     """Append a document; returns a digest of it.
 
     Raises:
-        _Unreadable: it is binary, blank, or not in the encoding that its mark says.
+        Unreadable: it is binary, blank, or not in the encoding that its mark says.
         UserError: it is not UTF-8 and has to be.
     """
     digest = hashlib.blake2b(digest_size=32)
@@ -287,7 +289,7 @@ def _append(text: Text, pieces: Iterator[bytes]) -> bytes:
         digest.update(piece)
         text.append(piece)
     if blank:
-        raise _Unreadable("holds no text to train on", "empty")
+        raise Unreadable("holds no text to train on", "empty")
     return digest.digest()
 
 
@@ -295,7 +297,7 @@ def file_pieces(path: Path, utf8: bool) -> Iterator[bytes]:
     """The bytes of a text file in Unicode's normal form C, whatever UTF its mark says.
 
     Raises:
-        _Unreadable: it is binary, or not in the encoding that its mark says.
+        Unreadable: it is binary, or not in the encoding that its mark says.
         UserError: it is not UTF-8 and has to be.
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
@@ -303,7 +305,7 @@ def file_pieces(path: Path, utf8: bool) -> Iterator[bytes]:
     normalise = _Normaliser()
     for piece in _pieces(path):
         if read < _LOOKED_AT and b"\0" in piece[: _LOOKED_AT - read]:
-            raise _Unreadable(
+            raise Unreadable(
                 "is binary: there is a zero byte near its beginning "
                 "(UTF-16 text is read if it begins with a byte-order mark)",
                 "binary",
@@ -364,7 +366,7 @@ def _pieces(path: Path) -> Iterator[bytes]:
                 if decoder and not piece:
                     decoder.decode(b"", final=True)
             except UnicodeDecodeError as error:
-                raise _Unreadable(
+                raise Unreadable(
                     f"begins with the mark of {encoding[:6].upper()} text and is none "
                     f"({error.reason}); save it as UTF-8",
                     "in another encoding than their mark says",

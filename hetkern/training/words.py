@@ -103,6 +103,10 @@ class BPE:
             ids += self._trained.encode(part, add_special_tokens=False).ids
         return torch.tensor(ids, dtype=torch.int64)
 
+    def size_of(self, token: int) -> int:
+        """Bytes of text that a token stands for."""
+        return len(self._trained.id_to_token(token))  # one character a byte
+
     def decode(self, tokens: Tensor) -> str:
         """The text of ``tokens``; broken UTF-8 shows as U+FFFD."""
         return self._trained.decode(tokens.tolist())
