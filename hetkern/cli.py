@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
@@ -65,7 +65,10 @@ def _flags_of_train_config(command: Callable[..., None]) -> Callable[..., None]:
     for f in fields(config_class):
         # The default is only described: a flag that is not given must not hide the config file's.
         option = typer.Option(help=f.metadata["help"], show_default=False)
-        flags[f.name] = (Annotated[kinds[f.name] | None, option], None)
+        kind = str if get_args(kinds[f.name]) == (int, str) else kinds[f.name]  # a number or a word
+        flags[f.name] = (Annotated[kind | None, option], None)
+    for former in config_class.RENAMED:
+        flags[former] = (Annotated[str | None, typer.Option(hidden=True)], None)
     flags["debug"] = (Debug, False)
     parameters = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
@@ -82,9 +85,11 @@ def _config_module() -> ModuleType:
     assert package is not None and package.submodule_search_locations
     # An editable install has two folders: one with the sources, one with the built library.
     folders = package.submodule_search_locations
-    paths = [Path(folder, "training", "config.py") for folder in folders]
+    paths = [Path(folder, "training", "config", "__init__.py") for folder in folders]
     path = next(path for path in paths if path.exists())
-    spec = importlib.util.spec_from_file_location("hetkern_cli_config", path)
+    spec = importlib.util.spec_from_file_location(
+        "hetkern_cli_config", path, submodule_search_locations=[str(path.parent)]
+    )
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up there
@@ -159,7 +164,13 @@ def sample(
 
         loaded = training.load(run, kernels)
         text = training.sample(
-            loaded.model, loaded.tokenizer, prompt, length, temperature, top_k, seed
+            loaded.model,  # type: ignore[arg-type]
+            loaded.tokenizer,
+            prompt,
+            length,
+            temperature,
+            top_k,
+            seed,
         )
         print(text)
 

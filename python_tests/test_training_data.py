@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from hetkern.models import GPT, GPTShape, choose_kernels
-from hetkern.training import UserError, evaluate
-from hetkern.training.data import RandomWindows, load_data, read_standard_library
+from hetkern.training import TrainConfig, UserError, evaluate
+from hetkern.training.data import Data, load_data, read_standard_library
 from hetkern.training.evaluate import targets_within, windows
+from hetkern.training.lm import LanguageModel
 from hetkern.training.tokenizer import Bytes, Characters, tokenizer_from_json
 
 
@@ -112,8 +113,9 @@ def test_tokenizers_round_trip_text_and_json(tokenizer):
 
 
 def test_batches_are_windows_of_the_text_and_reach_both_ends():
-    windows_of = RandomWindows(torch.arange(12), context=8, batch=64, seed=0)
-    inputs, targets = windows_of.draw()
+    data = Data(None, Bytes(), torch.arange(12), torch.arange(2), 1, 11)
+    task = LanguageModel(TrainConfig(context=8), data)
+    inputs, targets = task.fetch(task.order(64, seed=0).draw())
     assert torch.equal(inputs + 1, targets)
     assert torch.equal(inputs - inputs[:, :1], torch.arange(8).expand(64, 8))
     assert inputs[:, 0].unique().tolist() == [0, 1, 2, 3]

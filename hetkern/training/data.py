@@ -204,7 +204,7 @@ def _is_hidden(path: Path) -> bool:
 class RandomWindows:
     """Endless batches of windows at random places of a text, drawn from a generator of its own."""
 
-    def __init__(self, tokens: Tensor, context: int, batch: int, seed: int) -> None:
+    def __init__(self, tokens: Tensor | Tokens, context: int, batch: int, seed: int) -> None:
         """``tokens``: (N,) with N > context; the same seed draws the same windows."""
         self.batch = batch
         self.places = len(tokens) - context

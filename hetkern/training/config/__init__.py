@@ -1,0 +1,31 @@
+"""What a training run is told: one dataclass a task, filled from a TOML file and then from flags.
+
+These files import nothing but the standard library and each other, relatively. The command reads
+its flags from here before it loads torch, so that ``hetkern --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from .common import RunConfig
+from .lm import TrainConfig
+from .settings import UserError, read_toml
+
+__all__ = ["CONFIGS", "RunConfig", "TrainConfig", "UserError", "config_from_file"]
+
+# A task by the name that `hetkern train NAME` takes and that config.toml holds as `task`.
+CONFIGS: dict[str, type[RunConfig]] = {"lm": TrainConfig}
+
+
+def config_from_file(path: str | os.PathLike[str], **flags: Any) -> RunConfig:
+    """The settings in a TOML file, of the task that it names; ``lm`` where it names none.
+
+    Raises:
+        UserError: the file cannot be read, is not TOML, or a key in it is unknown.
+    """
+    task = read_toml(path).get("task", "lm")
+    if task not in CONFIGS:
+        raise UserError(f"{path}: task must be one of {', '.join(CONFIGS)}, got {task!r}")
+    return CONFIGS[task].from_file(path, **flags)
