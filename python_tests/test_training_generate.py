@@ -27,7 +27,19 @@ def test_generate_keeps_the_prompt_and_runs_past_the_context(model):
 @pytest.mark.parametrize("options", [{"temperature": 0.0}, {"top_k": 1}, {"temperature": 1e-6}])
 def test_temperature_0_and_top_1_take_the_likeliest_token(model, options):
     tokens = torch.tensor([4])
-    for seen in (1, 2, 3, 4, 5, 6, 3, 4, 5, 6, 3):  # of a context of 6, half is kept when it is full
+    for seen in (
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+        3,
+        4,
+        5,
+        6,
+        3,
+    ):  # of a context of 6, half is kept when it is full
         likeliest = model(tokens[None, -seen:])[0, -1].argmax(keepdim=True)
         tokens = torch.cat([tokens, likeliest])
     assert generate(model, torch.tensor([4]), 11, **options).equal(tokens)
@@ -54,7 +66,9 @@ def test_the_same_generator_state_draws_the_same_text(model):
 
 @pytest.mark.parametrize("options", [{}, {"top_p": 0.7}, {"repetition_penalty": 2.0, "top_k": 5}])
 @pytest.mark.parametrize(
-    "changes", [{}, {"positions": "learned"}, {"kv_heads": 1, "window": 3, "mlp": "swiglu"}], ids=str
+    "changes",
+    [{}, {"positions": "learned"}, {"kv_heads": 1, "window": 3, "mlp": "swiglu"}],
+    ids=str,
 )
 def test_cached_and_uncached_draw_the_same_text(changes, options):
     torch.manual_seed(0)
@@ -96,7 +110,9 @@ def test_each_prompt_gives_the_same_text_alone_and_among_others(model):
     assert many[0] != many[3] and [len(text) for text in many] == [18, 16, 18, 18]
 
 
-@pytest.mark.parametrize("tokenizer", [Characters("abcdefghij"), Bytes()], ids=["characters", "bytes"])
+@pytest.mark.parametrize(
+    "tokenizer", [Characters("abcdefghij"), Bytes()], ids=["characters", "bytes"]
+)
 def test_a_stream_gives_the_text_in_pieces(tokenizer):
     torch.manual_seed(0)
     model = GPT(GPTShape(tokenizer.vocabulary, 6, 1, 2, 8), choose_kernels("torch"))

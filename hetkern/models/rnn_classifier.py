@@ -93,6 +93,11 @@ class RNNClassifier(nn.Module):
         """Cross-entropy of ``labels``, (B,), in nats: the mean, or ``"none"`` for one a text."""
         return self.kernels.cross_entropy(self(text, lengths), labels, reduction)
 
+    def describe(self) -> str:
+        """The sizes in words."""
+        layers, directions = self.rnn.num_layers, "both ways" if self.bidirectional else "one way"
+        return f"{layers} layers of {self.rnn.hidden_size}, {directions}"
+
     def parameter_count(self) -> int:
         """The number of weights that are trained."""
         return sum(p.numel() for p in self.parameters())

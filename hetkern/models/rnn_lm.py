@@ -58,7 +58,9 @@ class RNNShape:
 
 
 class RNNLM(nn.Module):
-    """The model; see the head of this file."""
+    """The model; see the head of this file. Sampling takes it as a ``Stepping``."""
+
+    longest: int | None = None  # a state goes on for ever
 
     def __init__(self, shape: RNNShape, kernels: Kernels) -> None:
         """Draw the weights from torch's generator: seed it first for the same ones again."""
@@ -112,8 +114,11 @@ class RNNLM(nn.Module):
         y = F.dropout(y, shape.dropout, self.training)
         if self.training and shape.variational_dropout:
             y = y * F.dropout(y.new_ones(y.shape[0], 1, y.shape[2]), shape.variational_dropout)
+        return self._logits(y), state
+
+    def _logits(self, y: Tensor) -> Tensor:
         weight = self.token_embedding.weight if self.output_weight is None else self.output_weight
-        return F.linear(y, weight, self.output_bias), state
+        return F.linear(y, weight, self.output_bias)
 
     def loss(
         self,
@@ -135,6 +140,20 @@ class RNNLM(nn.Module):
         logits, state = self(tokens, state, reset)
         loss = self.kernels.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction)
         return loss, state
+
+    def start(self, rows: int) -> State | None:
+        """The state before the first token of ``rows`` sequences."""
+        return None
+
+    @torch.no_grad()
+    def extend(self, tokens: Tensor, state: State | None) -> tuple[Tensor, State]:
+        """The logits (B, V) after the last of ``tokens`` (B, T), and the state there."""
+        y, state = self.rnn(self.token_embedding(tokens), state)
+        return self._logits(y[:, -1]), state
+
+    def describe(self) -> str:
+        """The sizes in words."""
+        return f"{self.shape.layers} layers of {self.shape.width}"
 
     def parameter_count(self) -> int:
         """The number of weights that are trained."""

@@ -122,6 +122,11 @@ class TransformerClassifier(nn.Module):
         """Cross-entropy of ``labels``, (B,), in nats: the mean, or ``"none"`` for one a text."""
         return self.kernels.cross_entropy(self(text, lengths), labels, reduction)
 
+    def describe(self) -> str:
+        """The sizes in words."""
+        width = self.embedding.embedding_dim
+        return f"{len(self.blocks)} layers of {width}, texts of up to {self.longest} tokens"
+
     def parameter_count(self) -> int:
         """The number of weights that are trained."""
         return sum(p.numel() for p in self.parameters())

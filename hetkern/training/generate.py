@@ -219,7 +219,9 @@ def sample_stream(
         text = tokenizer.decode(tokens)
         waiting += 1
         # The bytes of a character may come one by one.
-        if text.startswith(shown) and (not text.endswith("\N{REPLACEMENT CHARACTER}") or waiting > 3):
+        if text.startswith(shown) and (
+            not text.endswith("\N{REPLACEMENT CHARACTER}") or waiting > 3
+        ):
             yield text[len(shown) :]
             shown, waiting = text, 0
     text = tokenizer.decode(tokens)
