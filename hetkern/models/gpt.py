@@ -109,7 +109,7 @@ class Cache:
         self.length = 0  # tokens held
         D = shape.width // shape.heads
         size = (2, shape.layers, rows, shape.kv_heads or shape.heads, shape.context, D)
-        self.keys, self.values = like.new_empty(size)
+        self.keys, self.values = torch.empty(size, dtype=like.dtype, device=like.device)
 
     def put(self, block: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Hold the keys and values of new tokens too; returns those of all."""

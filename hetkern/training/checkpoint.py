@@ -177,7 +177,8 @@ def read_checkpoint(run: Path, step: int, weights_only: bool = False) -> Checkpo
         manifest = _manifest(folder)
         wanted = (MODEL,) if weights_only else (MODEL, STATE, REST)
         contents = {name: _checked(folder / name, manifest["sha256"][name]) for name in wanted}
-        model = safetensors.torch.load(contents[MODEL])
+        # In one order: safetensors has another in each process, and shards go out one by one.
+        model = dict(sorted(safetensors.torch.load(contents[MODEL]).items()))
         if weights_only:
             return Checkpoint(step, model, {})
         state = unpack(json.loads(contents[REST]), safetensors.torch.load(contents[STATE]))

@@ -17,7 +17,7 @@ from hetkern.training.classification import (
     scores_of,
 )
 from hetkern.training.config import ClassifyConfig, RunConfig, UserError
-from hetkern.training.predict import predict
+from hetkern.training.predict import predict, probabilities
 from hetkern.training.task import Batch, Carried, Evaluation, Kind, LoadedRun, Watch
 from hetkern.training.texts import LabelledData, LengthBuckets, Texts, by_length, load_labelled
 from hetkern.training.tokenizer import tokenizer_from_json
@@ -110,23 +110,27 @@ class Classification:
         self, model: nn.Module, workers: Workers, batch_size: int, watch: Watch | None = None,
         split: str = "val", limit: int | None = None,
     ) -> Evaluation:  # fmt: skip
-        """Loss, accuracy, macro-F1 and confusion over a split, its floors beside them."""
+        """Loss, accuracy, macro-F1 and confusion over a split."""
         texts = self.data.val if split == "val" else self.data.train
         loss, confusion = evaluate(model, texts, len(self.data.labels), batch_size, workers, watch)
         scores = scores_of(confusion)
-        metrics = {"macro_f1": scores.macro_f1}
-        if split == "val":
-            metrics["majority_accuracy"] = self.majority.accuracy
-            metrics["naive_bayes_accuracy"] = self.naive_bayes.accuracy
         return Evaluation(
             loss=loss,
             bits_per_byte=None,
             targets=len(texts.labels),
             available=len(texts.labels),
             accuracy=scores.accuracy,
-            metrics=metrics,
+            metrics={"macro_f1": scores.macro_f1},
             tables={"labels": self.data.labels, "confusion": confusion.tolist()},
         )
+
+    def floors(self) -> dict[str, float]:
+        """The accuracy of the most frequent class and of naive Bayes, and the latter's macro-F1."""
+        return {
+            "majority, accuracy": self.majority.accuracy,
+            "naive Bayes, accuracy": self.naive_bayes.accuracy,
+            "naive Bayes, macro F1": self.naive_bayes.macro_f1,
+        }
 
     def finish(self, model: nn.Module) -> str:
         """What the model says of three validation texts."""
@@ -235,4 +239,4 @@ def _restore(config: RunConfig, files: Mapping[str, bytes], kernels: Kernels) ->
     return LoadedRun(model, tokenizer, labels)
 
 
-KIND = Kind(_prepare, _restore, (VOCABULARY, LABELS))
+KIND = Kind(_prepare, _restore, (VOCABULARY, LABELS), probabilities)

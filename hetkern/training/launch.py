@@ -1,16 +1,30 @@
-"""One process or several: ``--nproc`` runs the command itself again, through torchrun."""
+"""One process or several: ``--nproc`` runs the command itself again, through torchrun's launcher.
+
+The processes write what went wrong into torchrun's error files and say nothing; the launching
+process says it once: the first failure's own sentence.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import json
+import logging
 import os
+import signal
+import sys
+import time
+import uuid
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from hetkern.training.config import RunConfig, UserError
 from hetkern.training.workers import Workers
+
+LAUNCHER = "HETKERN_LAUNCHER"  # set for processes whose failures the launching one says
 
 
 def launched() -> bool:
@@ -30,6 +44,100 @@ def processes_wanted(config: RunConfig) -> int:
     if not gpus:
         raise UserError("--nproc gpu: torch finds no GPU here; give a number")
     return gpus
+
+
+class ProcessFailed(UserError):
+    """One of several processes ended early; the message is its own."""
+
+
+def hand_over(config: RunConfig, script: str) -> bool:
+    """Run this command in as many processes as ``config`` wants; False where that is this one.
+
+    Args:
+        config: the settings, which the processes read again from this process's arguments.
+        script: the command's file.
+
+    Raises:
+        ProcessFailed: one of them failed.
+        KeyboardInterrupt: they were stopped by Ctrl-C.
+    """
+    if launched() or processes_wanted(config) == 1:
+        return False
+    run_processes(processes_wanted(config), [script, *sys.argv[1:]])
+    return True
+
+
+def run_processes(number: int, command: list[str]) -> None:
+    """Run ``python COMMAND…`` in so many processes, through torchrun's launcher."""
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    before = dict(os.environ)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // number)))
+    os.environ[LAUNCHER] = "1"
+    os.environ["PYTHONSAFEPATH"] = "1"  # the command's folder holds no modules of its own
+    launch_config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=number,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        monitor_interval=0.1,
+    )
+    try:
+        elastic_launch(launch_config, sys.executable)(*command)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode == 130:
+            raise KeyboardInterrupt(_message(failure)) from None
+        raise ProcessFailed(_why(rank, failure)) from None
+    except SignalException as error:
+        raise KeyboardInterrupt("stopped; hetkern resume goes on") from error
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _message(failure: Any) -> str:
+    message = failure.message
+    return str(message.get("message", "") if isinstance(message, dict) else message)
+
+
+def _why(rank: int, failure: Any) -> str:
+    if failure.exitcode < 0:
+        name = signal.Signals(-failure.exitcode).name
+        return (
+            f"process {rank} was killed by {name}, and the others were stopped; "
+            "the last checkpoint can be used: hetkern resume goes on"
+        )
+    return _message(failure) or f"process {rank} ended with exit status {failure.exitcode}"
+
+
+def report_failure(message: str) -> bool:
+    """Leave a sentence for the launching process; False where there is none to say it."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not path or LAUNCHER not in os.environ:
+        return False
+    error = {"message": {"message": message, "extraInfo": {"timestamp": str(int(time.time()))}}}
+    Path(path).write_text(json.dumps(error), encoding="utf-8")
+    return True
+
+
+def lost_another(error: Exception) -> bool:
+    """Whether an error only says that another process has ended, which says why itself."""
+    if not launched():
+        return False
+    words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "timed out")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
+def processes_now(config: RunConfig) -> int:
+    """How many processes train: those that torchrun started, or those that a config asks for."""
+    return int(os.environ["WORLD_SIZE"]) if launched() else processes_wanted(config)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -107,14 +106,11 @@ class LanguageModel:
         tokens = data.val if split == "val" else data.train
         size = data.val_bytes if split == "val" else data.train_bytes
         limit = self.config.eval_tokens if limit is None else limit
-        evaluation = evaluate(model, tokens[:], size, batch_size, limit, watch, workers)
-        return self.beside_floor(evaluation, split)
+        return evaluate(model, tokens[:], size, batch_size, limit, watch, workers)
 
-    def beside_floor(self, evaluation: Evaluation, split: str) -> Evaluation:
-        """The evaluation with what counting n-grams loses on the same text, if it was held out."""
-        if split != "val":
-            return evaluation
-        return replace(evaluation, metrics={"n_gram_loss": self.data.n_gram_loss})
+    def floors(self) -> dict[str, float]:
+        """Nats a token of 5-grams, counted in the training text."""
+        return {"Kneser-Ney 5-grams, nats": self.data.n_gram_loss}
 
     def finish(self, model: nn.Module) -> str:
         """A text that the model writes."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,12 @@ from hetkern.training import report, session
 from hetkern.training.checkpoint import find_checkpoint, read_checkpoint, remove_parts, saved_steps
 from hetkern.training.config import RunConfig, TrainConfig, UserError
 from hetkern.training.interrupt import stop_on_interrupt
-from hetkern.training.launch import join, launched
+from hetkern.training.launch import join, processes_now, processes_wanted
 from hetkern.training.loading import choose_kernels_or_explain
 from hetkern.training.progress import OutputLost, TrainingProgress
 from hetkern.training.randomness import own_random_states
 from hetkern.training.result import TrainResult
-from hetkern.training.run import Lock, config_of, create_run
+from hetkern.training.run import SUMMARY, Lock, config_of, create_run, rewrite_config
 from hetkern.training.task import Task, kind_of
 from hetkern.training.trainer import Trainer
 from hetkern.training.workers import Workers
@@ -55,7 +57,27 @@ def resume(run: str | Path, checkpoint: str = "last", **changes: Any) -> TrainRe
         KeyboardInterrupt: as :func:`train`.
     """
     run = Path(run)
-    return _in_this_process(config_of(run, **changes), run, checkpoint)
+    return _in_this_process(resumed_config(run, changes), run, checkpoint)
+
+
+def resumed_config(run: Path, changes: Mapping[str, Any]) -> RunConfig:
+    """The settings with which a run goes on: its own, with ``changes``.
+
+    In other numbers of processes each accumulates more or less, so that a step stays what it was.
+
+    Raises:
+        UserError: there is no run, or its batches cannot be shared among so many processes.
+    """
+    saved, config = config_of(run), config_of(run, **changes)
+    before, now = processes_wanted(saved), processes_now(config)
+    if before == now:
+        return config
+    if saved.accumulate * before % now:
+        raise UserError(
+            f"a step of this run is {saved.accumulate * before} batches of {saved.batch_size}, "
+            f"which {now} processes cannot share evenly; resume it with --nproc {before}"
+        )
+    return replace(config, accumulate=saved.accumulate * before // now, nproc=now)
 
 
 def _in_this_process(config: RunConfig, run: Path | None, checkpoint: str) -> TrainResult:
@@ -75,6 +97,7 @@ def _train(config: RunConfig, workers: Workers, run: Path | None, checkpoint: st
         if not fresh:
             _check_data(task, run, workers)
             said = _restored(trainer, run, checkpoint)
+            _refuse_if_finished(trainer, run)
         progress = TrainingProgress(
             trainer.steps, trainer.task.count(torch.zeros(trainer.rows, dtype=torch.long)),
             unit=task.unit, quiet=not workers.first, done=trainer.step,
@@ -110,10 +133,13 @@ def _folder(
 
     def make() -> None:
         if run is None:
-            made.append(create_run(config, task.files()))
+            kept = replace(config, nproc=workers.size)
+            made.append(create_run(kept, task.files()))
         else:
             made.append((run, Lock(run)))
             remove_parts(run)
+            with session.written(run, "write the settings"):
+                rewrite_config(run, config)
 
     workers.first_does(make)
     path = workers.told(str(made[0][0]) if made else "")
@@ -129,6 +155,19 @@ def _restored(trainer: Trainer, run: Path, which: str) -> dict[str, Any]:
         return {}
     checkpoint = read_checkpoint(run, find_checkpoint(run, which))
     return trainer.restore(checkpoint)
+
+
+def _refuse_if_finished(trainer: Trainer, run: Path) -> None:
+    step, steps = trainer.step, trainer.steps
+    try:
+        ended = json.loads((run / SUMMARY).read_text(encoding="utf-8"))["steps"] == step
+    except (OSError, ValueError, KeyError, TypeError):
+        ended = False
+    if step > steps or (step == steps and ended):
+        raise UserError(
+            f"{run} is finished: it has made {step} steps of {steps}; "
+            "hetkern resume RUN --steps N (or --epochs N) trains it further"
+        )
 
 
 def _check_data(task: Task, run: Path, workers: Workers) -> None:
@@ -170,6 +209,3 @@ def _stopped_in_order(
             rescue[0]()
         why = error.strerror or str(error)
         raise session.RunStopped(report.output_lost(why, session.saved_step(run), run)) from error
-
-
-__all__ = ["launched", "prepared", "resume", "train"]

@@ -33,7 +33,7 @@ def pack(value: Any, tensors: dict[str, Tensor], name: str = "") -> Any:
         if all(isinstance(key, str) and not key.startswith("$") for key, _ in packed):
             return dict(packed)
         return {"$items": [[key, v] for key, v in packed]}
-    raise TypeError(f"a checkpoint cannot hold {name}, a {type(value).__name__}")
+    raise TypeError(f"a checkpoint cannot hold {name.lstrip('.')}, a {type(value).__name__}")
 
 
 def unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:

@@ -34,7 +34,9 @@ def wrap(losses: nn.Module, config: RunConfig, workers: Workers) -> nn.Module:
             for block in blocks:
                 fully_shard(block)
     fully_shard(model)
-    register_fsdp_forward_method(model, "loss")
+    for method in ("loss", "extend"):  # forward passes by other names
+        if hasattr(model, method):
+            register_fsdp_forward_method(model, method)
     return losses
 
 

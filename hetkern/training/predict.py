@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,25 +47,31 @@ def predict(
     labels = run.labels
     if labels is None:
         raise UserError("this run is a language model's: it has no labels to predict")
+    remaining = iter(texts)
+    while some := list(itertools.islice(remaining, batch_size)):
+        for row in probabilities(run, some):
+            best = max(range(len(row)), key=row.__getitem__)
+            yield Prediction(labels[best], row[best], dict(zip(labels, row, strict=True)))
+
+
+def probabilities(run: LoadedRun, texts: Sequence[str]) -> list[list[float]]:
+    """Of each text, the probability of each of the run's labels."""
+    if not texts:
+        return []
     model = run.model
     device = next(model.parameters()).device
+    text, lengths = encode(run, texts)
     was_training = model.training
     model.eval()
     try:
-        remaining = iter(texts)
-        while some := list(itertools.islice(remaining, batch_size)):
-            text, lengths = encode(run, some)
-            with torch.no_grad():
-                logits = model(text.to(device), lengths.to(device))
-            for row in logits.double().softmax(-1).cpu():
-                best = int(row.argmax())
-                named = dict(zip(labels, row.tolist(), strict=True))
-                yield Prediction(labels[best], row[best].item(), named)
+        with torch.no_grad():
+            logits = model(text.to(device), lengths.to(device))
     finally:
         model.train(was_training)
+    return logits.double().softmax(-1).tolist()
 
 
-def encode(run: LoadedRun, texts: list[str]) -> tuple[Tensor, Tensor]:
+def encode(run: LoadedRun, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Texts as a classifier reads them: (B, T) int64 padded with 0, and their lengths (B,)."""
     longest = run.model.longest
     rows = [run.tokenizer.encode(normalised(text))[:longest] for text in texts]

@@ -57,10 +57,9 @@ class RecurrentLanguageModel(LanguageModel):
         else:
             tokens, begins, size = data.train[:], data.train_begins, data.train_bytes
         limit = self.config.eval_tokens if limit is None else limit
-        evaluation = evaluate_streams(
+        return evaluate_streams(
             model, tokens, begins, size, self.config.context, batch_size, limit, watch, workers
         )
-        return self.beside_floor(evaluation, split)
 
 
 def evaluate_streams(

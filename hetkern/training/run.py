@@ -94,6 +94,13 @@ def create_run(config: RunConfig, files: dict[str, bytes]) -> tuple[Path, Lock]:
     return run, lock
 
 
+def rewrite_config(run: Path, config: RunConfig) -> None:
+    """Keep settings that a resume has changed: more steps, another number of processes."""
+    contents = config.to_toml().encode("utf-8", "replace")
+    if (run / CONFIG).read_bytes() != contents:
+        write_atomically(run / CONFIG, contents)
+
+
 def _fresh_folder(parent: Path, name: str) -> Path:
     number = 1
     while True:

@@ -281,13 +281,8 @@ class Session:
         self._written("write the plan", lambda: write_json(self.run / ENVIRONMENT, facts))
 
     def _written(self, what: str, write: Callable[[], None]) -> None:
-        """A disk that fills up stops the run, and says what is left."""
-        try:
+        with written(self.run, what):
             write()
-        except OSError as error:
-            raise RunStopped(
-                f"could not {what} in {self.run}: {error.strerror}; {what_is_saved(self.run)}"
-            ) from error
 
     def _not_a_number(self, loss: float) -> str:
         """Keep the batch, and say what happened."""
@@ -311,6 +306,17 @@ class Session:
             write_atomically(self.run / SAMPLE, result.sample.encode("utf-8", "replace"))
         summary = asdict(result) | {"run": str(result.run), "parameters": self.trainer.parameters}
         write_json(self.run / SUMMARY, summary | self.trainer.task.facts())
+
+
+@contextlib.contextmanager
+def written(run: Path, what: str) -> Iterator[None]:
+    """A disk that fills up stops the run, and says what is left."""
+    try:
+        yield
+    except OSError as error:
+        raise RunStopped(
+            f"could not {what} in {run}: {error.strerror}; {what_is_saved(run)}"
+        ) from error
 
 
 def as_json(evaluation: Evaluation) -> dict[str, Any]:

@@ -21,7 +21,7 @@ nothing of text. What must hold, so that the loop can resume exactly, accumulate
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -122,6 +122,12 @@ class Task(Protocol):
     def evaluation_targets(self) -> int:
         """How many targets a validation while training has."""
 
+    def floors(self) -> dict[str, float]:
+        """What simple methods reach on the validation split, by name: nats a token, or accuracy.
+
+        It may take some seconds: `hetkern eval` asks for it.
+        """
+
     def finish(self, model: nn.Module) -> str:
         """What the run shows at its end, such as a sample of text; "" for nothing."""
 
@@ -146,6 +152,8 @@ class Kind(NamedTuple):
     prepare: Callable[[RunConfig], Task]  # reads the data
     restore: Callable[[RunConfig, Mapping[str, bytes], Kernels], LoadedRun]  # weights not loaded
     files: Iterable[str]  # the names that Task.files gives
+    # Of a classifier: the probabilities of each text's labels, in the order of LoadedRun.labels.
+    predict: Callable[[LoadedRun, Sequence[str]], list[list[float]]] | None = None
 
 
 def kind_of(config: RunConfig) -> Kind:

@@ -170,6 +170,7 @@ class Trainer:
         self.carried = parallel.moved(state["carried"][mine], self.workers.device)
         set_random_states(state["random"][mine])
         self.step = checkpoint.step
+        self.rate = learning_rate(self.step, self.steps, self.config)
         return state["loop"]
 
     def _check_processes(self, state: Mapping[str, Any]) -> None:

@@ -27,13 +27,18 @@ __all__ = [
 CONFIGS: dict[str, type[RunConfig]] = {"lm": TrainConfig, "classify": ClassifyConfig}
 
 
-def config_from_file(path: str | os.PathLike[str], **flags: Any) -> RunConfig:
-    """The settings in a TOML file, of the task that it names; ``lm`` where it names none.
+def config_from_file(
+    path: str | os.PathLike[str], wanted: str | None = None, **flags: Any
+) -> RunConfig:
+    """The settings in a TOML file, of the task that it names; of ``wanted`` where it names none.
 
     Raises:
-        UserError: the file cannot be read, is not TOML, or a key in it is unknown.
+        UserError: the file cannot be read, is not TOML, or a key in it is unknown; or it names
+            another task than ``wanted``, which is not ``lm``.
     """
-    task = read_toml(path).get("task", "lm")
+    task = read_toml(path).get("task", wanted or "lm")
     if task not in CONFIGS:
         raise UserError(f"{path}: task must be one of {', '.join(CONFIGS)}, got {task!r}")
+    if wanted not in (None, "lm", task):
+        raise UserError(f"{path} has settings of {task!r}, not of {wanted!r}")
     return CONFIGS[task].from_file(path, **flags)
