@@ -23,14 +23,17 @@ def test_a_single_text_is_split_at_nine_tenths(tmp_path):
     assert data.val_bytes == 100
 
 
-def test_of_many_files_every_tenth_is_for_validation(tmp_path):
-    texts = [f"<{i:02}>" for i in range(25)]
-    for text in texts:
-        (tmp_path / text).write_text(text)
-    data = load_data(str(tmp_path), "bytes", context=8)
-    assert data.tokenizer.decode(data.val) == "<09>\n<19>"
-    train = data.tokenizer.decode(data.train).split("\n")
-    assert train == [text for text in texts if text not in ("<09>", "<19>")]
+def test_of_many_files_a_tenth_is_for_validation_by_what_is_in_them(tmp_path):
+    texts = [f"<{i:02}>" for i in range(31)]
+    for folder, names in (("a", texts), ("b", texts[::-1])):
+        (tmp_path / folder).mkdir()
+        for name, text in zip(names, texts, strict=True):
+            (tmp_path / folder / name).write_text(text)
+    one, other = (load_data(str(tmp_path / folder), "bytes", context=8) for folder in "ab")
+    val = one.tokenizer.decode(one.val).split("\n")
+    assert len(val) == 3
+    assert one.tokenizer.decode(one.train).split("\n") == [t for t in texts if t not in val]
+    assert sorted(other.tokenizer.decode(other.val).split("\n")) == sorted(val)  # whatever its name
 
 
 def test_a_folder_is_read_in_order_without_hidden_binary_and_copied_files(tmp_path):

@@ -1,6 +1,6 @@
 """Train small language models: ``hetkern train`` from a shell, :func:`train` from Python."""
 
-from hetkern.training.config import RunConfig, TrainConfig, UserError
+from hetkern.training.config import ClassifyConfig, RunConfig, TrainConfig, UserError
 from hetkern.training.evaluate import evaluate
 from hetkern.training.generate import generate, sample
 from hetkern.training.loading import load
@@ -10,6 +10,7 @@ from hetkern.training.result import TrainResult
 from hetkern.training.task import Evaluation, LoadedRun, Task
 
 __all__ = [
+    "ClassifyConfig",
     "Evaluation",
     "LoadedRun",
     "Row",

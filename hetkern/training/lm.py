@@ -14,7 +14,7 @@ from hetkern.training.config import RunConfig, TrainConfig
 from hetkern.training.data import Data, RandomWindows, load_data
 from hetkern.training.evaluate import evaluate, targets_within
 from hetkern.training.generate import sample
-from hetkern.training.ngram import ngram_losses
+from hetkern.training.preparing import preparing
 from hetkern.training.task import Batch, Carried, Evaluation, Kind, LoadedRun, Watch
 from hetkern.training.tokenizer import tokenizer_from_json
 from hetkern.training.workers import Workers
@@ -41,6 +41,7 @@ class LanguageModel:
         train, val, tokens = len(data.train), len(data.val), self.config.tokens
         on = f"{train:,} {tokens} to train on, {val:,} to validate on"
         lines = [f"data    {documents.name}: {files}, {on}"]
+        lines.append(f"floor   counting 5-grams loses {data.n_gram_loss:.4f} nats a token")
         targets = self.evaluation_targets()
         if targets < len(data.val) - 1:
             lines.append(
@@ -58,8 +59,10 @@ class LanguageModel:
             "vocabulary_sha256": hashlib.sha256(self.files()[VOCABULARY]).hexdigest(),
             "files": documents.files,
             "files_left_out": documents.skipped,
+            "left_out": dict(documents.left_out),
             "train_tokens": len(self.data.train),
             "val_tokens": len(self.data.val),
+            "n_gram_loss": self.data.n_gram_loss,
         }
 
     def files(self) -> dict[str, bytes]:
@@ -103,13 +106,11 @@ class LanguageModel:
         tokens = data.val if split == "val" else data.train
         size = data.val_bytes if split == "val" else data.train_bytes
         limit = self.config.eval_tokens if limit is None else limit
-        return evaluate(model, tokens, size, batch_size, limit, watch, workers)
+        return evaluate(model, tokens[:], size, batch_size, limit, watch, workers)
 
     def floors(self) -> dict[str, float]:
-        """Nats a token of the best n-gram up to six, counted in the training text."""
-        losses = ngram_losses(self.data.train, self.data.val, self.data.tokenizer.vocabulary)
-        best = min(range(len(losses)), key=losses.__getitem__)
-        return {f"{best + 1}-gram, nats": losses[best]}
+        """Nats a token of 5-grams, counted in the training text."""
+        return {"Kneser-Ney 5-grams, nats": self.data.n_gram_loss}
 
     def finish(self, model: nn.Module) -> str:
         """A text that the model writes."""
@@ -117,7 +118,6 @@ class LanguageModel:
         if not config.sample_length:
             return ""
         # A function of the library, where nothing else was asked for.
-        assert isinstance(model, GPT)
         prompt = config.prompt or ("\n" if config.data else "\ndef ")
         # Near enough to the likeliest to be read, after a minute of training.
         length, seed = config.sample_length, config.seed
@@ -145,13 +145,29 @@ def build_gpt(config: TrainConfig, vocabulary: int, kernels: Kernels) -> GPT:
 
 def _prepare(config: RunConfig) -> LanguageModel:
     assert isinstance(config, TrainConfig)
-    return LanguageModel(config, load_data(config.data, config.tokens, config.context))
+    from hetkern.training.recurrent_lm import RecurrentLanguageModel
+
+    with preparing() as watch:
+        data = load_data(
+            config.data,
+            config.tokens,
+            config.context,
+            text_column=config.text_column,
+            duplicates=config.duplicates,
+            vocabulary=config.vocabulary,
+            shards=config.shards,
+            watch=watch,
+        )
+    return (LanguageModel if config.model == "gpt" else RecurrentLanguageModel)(config, data)
 
 
 def _restore(config: RunConfig, files: Mapping[str, bytes], kernels: Kernels) -> LoadedRun:
     assert isinstance(config, TrainConfig)
+    from hetkern.training.recurrent_lm import build_rnn
+
     tokenizer = tokenizer_from_json(files[VOCABULARY].decode())
-    return LoadedRun(build_gpt(config, tokenizer.vocabulary, kernels), tokenizer)
+    build = build_gpt if config.model == "gpt" else build_rnn
+    return LoadedRun(build(config, tokenizer.vocabulary, kernels), tokenizer)
 
 
 KIND = Kind(_prepare, _restore, (VOCABULARY,))

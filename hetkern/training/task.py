@@ -158,7 +158,7 @@ class Kind(NamedTuple):
 
 def kind_of(config: RunConfig) -> Kind:
     """The task of a config. A new one has its line here and in ``config.CONFIGS``."""
-    from hetkern.training import lm
+    from hetkern.training import classify, lm
 
-    kinds = {"lm": lm.KIND}
+    kinds = {"lm": lm.KIND, "classify": classify.KIND}
     return kinds[config.TASK]

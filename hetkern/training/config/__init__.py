@@ -9,14 +9,22 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from .classify import ClassifyConfig
 from .common import RunConfig
 from .lm import TrainConfig
 from .settings import UserError, read_toml
 
-__all__ = ["CONFIGS", "RunConfig", "TrainConfig", "UserError", "config_from_file"]
+__all__ = [
+    "CONFIGS",
+    "ClassifyConfig",
+    "RunConfig",
+    "TrainConfig",
+    "UserError",
+    "config_from_file",
+]
 
 # A task by the name that `hetkern train NAME` takes and that config.toml holds as `task`.
-CONFIGS: dict[str, type[RunConfig]] = {"lm": TrainConfig}
+CONFIGS: dict[str, type[RunConfig]] = {"lm": TrainConfig, "classify": ClassifyConfig}
 
 
 def config_from_file(
