@@ -129,7 +129,7 @@ def test_two_processes_train_evaluate_save_and_resume(tmp_path, text):
     assert result.steps == 6
     kept = TrainConfig.from_file(tmp_path / "two/config.toml")
     assert (kept.nproc, kept.batch_size, kept.accumulate) == (1, 1, 2)
-    with pytest.raises(UserError, match="which 4 processes cannot share evenly; .*--nproc 1"):
+    with pytest.raises(UserError, match=r"which 4 processes cannot share evenly; .*--nproc 1"):
         resume(tmp_path / "two", steps=8, nproc=4)
 
 

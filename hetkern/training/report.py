@@ -86,7 +86,8 @@ def covered(evaluation: Evaluation) -> str:
 
 def finished(result: TrainResult, trainer: Trainer) -> str:
     """The sample, the final loss, and where the run lies."""
-    shown = f"\n--- the model writes ---\n{result.sample}\n---\n" if result.sample else ""
+    does = "writes" if result.accuracy is None else "says"
+    shown = f"\n--- the model {does} ---\n{result.sample}\n---\n" if result.sample else ""
     run = typed(result.run)
     if result.accuracy is not None:
         loss = f"{result.val_loss:.4f} nats an example, accuracy {result.accuracy:.4f}"
