@@ -200,6 +200,16 @@ def test_a_loss_that_is_no_number_leaves_its_batch(text, tmp_path, monkeypatch):
     assert torch.equal(batch["batch.0"][:, 1:], batch["batch.1"][:, :-1])
 
 
+def test_out_of_memory_names_a_batch_to_try(text, tmp_path, monkeypatch):
+    def loss(*arguments, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(GPT, "loss", loss)
+    settings = TINY | {"data": text, "batch_size": 6, "accumulate": 2}
+    with pytest.raises(UserError, match="with --batch-size 6; try --batch-size 3 --accumulate 4"):
+        train(TrainConfig(**settings, out=tmp_path / "run"))
+
+
 def test_epochs_count_passes_and_say_a_line_each(text, tmp_path, capsys):
     config = TrainConfig(**TINY | {"data": text, "epochs": 2, "batch_size": 32}, out=tmp_path / "r")
     result = train(config)

@@ -12,6 +12,7 @@ from hetkern.training.loading import choose_kernels_or_explain
 from hetkern.training.loop import prepared
 from hetkern.training.session import check_data
 from hetkern.training.task import Evaluation
+from hetkern.training.trainer import autocast
 from hetkern.training.workers import Workers
 
 
@@ -37,5 +38,6 @@ def evaluate_run(
             error
         )
     size = config.batch_size if isinstance(config.batch_size, int) else 8
-    evaluation = task.evaluate(model.to(workers.device), workers, size, split=split, limit=0)
+    with autocast(config, workers.device):
+        evaluation = task.evaluate(model.to(workers.device), workers, size, split=split, limit=0)
     return step, evaluation, task.floors() if floors and workers.first else {}

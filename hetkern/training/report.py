@@ -135,6 +135,19 @@ def typed(path: Path) -> str:
     return shlex.quote(str(path))
 
 
+def out_of_memory(config: RunConfig, run: Path) -> str:
+    """A batch that does not fit, and one that may."""
+    size = config.batch_size
+    assert isinstance(size, int)
+    if size == 1:
+        return "out of memory with a batch of one; a smaller model or --recompute may fit"
+    smaller, parts = -(-size // 2), 2 * config.accumulate
+    return (
+        f"out of memory with --batch-size {size}; "
+        f"try --batch-size {smaller} --accumulate {parts}, which makes the same steps"
+    )
+
+
 def not_a_number(loss: float, step: int, batch: Path, saved: str) -> str:
     """A loss of NaN or infinity, and what may help."""
     return (

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 
 import hetkern
 from hetkern.training import report
@@ -26,7 +27,7 @@ from hetkern.training.checkpoint import (
 )
 from hetkern.training.config import UserError
 from hetkern.training.interrupt import Interrupt
-from hetkern.training.metrics import Row, keep_rows, read_metrics, write_row
+from hetkern.training.metrics import Row, keep_rows, read_metrics, sync_rows, write_row
 from hetkern.training.progress import TrainingProgress
 from hetkern.training.result import TrainResult
 from hetkern.training.run import (
@@ -147,8 +148,13 @@ class Session:
 
     def _one_step(self) -> Row | None:
         trainer = self.trainer
-        with self._planned():
-            loss, count, stopping = trainer.make_step(lambda: self.interrupt.requested)
+        try:
+            with self._planned():
+                loss, count, stopping = trainer.make_step(lambda: self.interrupt.requested)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise RunStopped(report.out_of_memory(self.config, self.run)) from error
+            raise
         if not math.isfinite(loss):
             raise RunStopped(self._not_a_number(loss))
         self.losses.append(loss)
@@ -205,6 +211,7 @@ class Session:
             )
 
     def _write(self, checkpoint: Checkpoint) -> None:
+        sync_rows(self.run)  # those before the checkpoint's step are there if it is
         write_checkpoint(self.run, checkpoint)
         prune(self.run, self.config.keep)
 
@@ -317,6 +324,13 @@ def written(run: Path, what: str) -> Iterator[None]:
         raise RunStopped(
             f"could not {what} in {run}: {error.strerror}; {what_is_saved(run)}"
         ) from error
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an allocation failed, on any device."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def as_json(evaluation: Evaluation) -> dict[str, Any]:
