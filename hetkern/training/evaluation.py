@@ -29,7 +29,7 @@ def evaluate_run(
     task = prepared(config, workers)
     check_data(task.facts(), run)
     with torch.random.fork_rng(devices=[]):
-        model = task.build_model(choose_kernels_or_explain(config.kernels))
+        model = task.build_model(choose_kernels_or_explain(config.kernels, workers.device))
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

@@ -29,13 +29,12 @@ from hetkern.training.config import UserError
 from hetkern.training.interrupt import Interrupt
 from hetkern.training.metrics import Row, keep_rows, read_metrics, sync_rows, write_row
 from hetkern.training.progress import TrainingProgress
-from hetkern.training.result import TrainResult
+from hetkern.training.result import SUMMARY, TrainResult
 from hetkern.training.run import (
     DATA,
     ENVIRONMENT,
     EVALUATION,
     SAMPLE,
-    SUMMARY,
     environment,
     plan_of,
     write_json,

@@ -187,7 +187,7 @@ def _judged(config: TrainConfig, found: dict[str, Tensor], device: str, what: st
 def _gradients(config: RunConfig, workers: Workers, double: bool = False) -> dict[str, Tensor]:
     """The gradients of a first step, on the CPU."""
     with own_random_states(config.seed):
-        kernels = choose_kernels_or_explain(config.kernels)
+        kernels = choose_kernels_or_explain(config.kernels, workers.device)
         trainer = Trainer(prepared(config, workers), config, kernels, workers)
         if double:
             trainer.model.double()
