@@ -16,6 +16,7 @@ import inspect
 import io
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -115,7 +116,10 @@ def _clean_errors(debug: bool) -> Iterator[None]:
         if sys.stdout is not None:
             sys.stdout.flush()  # here a full disk is still an error like another
     except KeyboardInterrupt as error:
-        _say(str(error) or "stopped")
+        from hetkern.training.launch import StoppedAll
+
+        if not isinstance(error, StoppedAll):
+            _say(str(error) or "stopped", stopped=True)
         raise typer.Exit(130) from error
     except BrokenPipeError:
         raise  # `hetkern … | head`: typer exits quietly
@@ -130,15 +134,17 @@ def _clean_errors(debug: bool) -> Iterator[None]:
         _drop_unwritable_output()
         if line:
             _say(line)
+        else:
+            time.sleep(3)  # the process that knows why ends first, and is heard
         raise typer.Exit(2) from error
 
 
-def _say(line: str) -> None:
+def _say(line: str, stopped: bool = False) -> None:
     """Say a sentence, or leave it to the process that launched this one and others."""
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
         from hetkern.training.launch import report_failure
 
-        if report_failure(line):
+        if report_failure(line, stopped):
             return
     print(f"hetkern: {line}", file=sys.stderr)
 

@@ -162,7 +162,7 @@ def test_packing_is_undone_by_unpacking():
     again = unpack(packed, tensors)
     assert again["a"] == value["a"] and again["nan"] == value["nan"]
     assert again[3]["$odd"].equal(value[3]["$odd"]) and again["t"][1][0].shape == (0,)
-    with pytest.raises(TypeError, match="cannot hold x.y, a set"):
+    with pytest.raises(TypeError, match=r"cannot hold x\.y, a set"):
         pack({"x": {"y": {1}}}, {})
 
 

@@ -46,6 +46,10 @@ def processes_wanted(config: RunConfig) -> int:
     return gpus
 
 
+class StoppedAll(KeyboardInterrupt):
+    """Ctrl-C stopped several processes, of which the first has said what it left."""
+
+
 class ProcessFailed(UserError):
     """One of several processes ended early; the message is its own."""
 
@@ -73,7 +77,7 @@ def run_processes(number: int, command: list[str]) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    logging.disable(logging.ERROR)  # the launcher's own account of what failed
     before = dict(os.environ)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // number)))
     os.environ[LAUNCHER] = "1"
@@ -91,15 +95,24 @@ def run_processes(number: int, command: list[str]) -> None:
     try:
         elastic_launch(launch_config, sys.executable)(*command)
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
+        rank, failure = _cause(error)
         if failure.exitcode == 130:
-            raise KeyboardInterrupt(_message(failure)) from None
+            raise StoppedAll from None
         raise ProcessFailed(_why(rank, failure)) from None
     except SignalException as error:
-        raise KeyboardInterrupt("stopped; hetkern resume goes on") from error
+        raise StoppedAll from error
     finally:
+        logging.disable(logging.NOTSET)
         os.environ.clear()
         os.environ.update(before)
+
+
+def _cause(error: Any) -> tuple[int, Any]:
+    """The first failure that has something to say; without one, the first of all."""
+    failures = sorted(error.failures.items(), key=lambda item: item[1].timestamp)
+    told = [item for item in failures if isinstance(item[1].message, dict)]
+    rank, failure = (told or failures)[0]
+    return rank, failure
 
 
 def _message(failure: Any) -> str:
@@ -117,8 +130,13 @@ def _why(rank: int, failure: Any) -> str:
     return _message(failure) or f"process {rank} ended with exit status {failure.exitcode}"
 
 
-def report_failure(message: str) -> bool:
-    """Leave a sentence for the launching process; False where there is none to say it."""
+def report_failure(message: str, stopped: bool) -> bool:
+    """Leave a sentence for the launching process; False where this process has to say it.
+
+    The launcher hears of no failure where Ctrl-C has stopped it as well: the first process speaks.
+    """
+    if stopped and LAUNCHER in os.environ:
+        return os.environ.get("RANK") != "0"
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if not path or LAUNCHER not in os.environ:
         return False

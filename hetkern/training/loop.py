@@ -18,6 +18,7 @@ from hetkern.training.config import RunConfig, TrainConfig, UserError
 from hetkern.training.interrupt import stop_on_interrupt
 from hetkern.training.launch import join, processes_now, processes_wanted
 from hetkern.training.loading import choose_kernels_or_explain
+from hetkern.training.probe import probed
 from hetkern.training.progress import OutputLost, TrainingProgress
 from hetkern.training.randomness import own_random_states
 from hetkern.training.result import TrainResult
@@ -89,6 +90,10 @@ def _train(config: RunConfig, workers: Workers, run: Path | None, checkpoint: st
     started = time.perf_counter()
     kernels = choose_kernels_or_explain(config.kernels)
     task = prepared(config, workers)
+    if config.batch_size == "auto":
+        with own_random_states(config.seed):
+            say = TrainingProgress(1, 1, quiet=not workers.first).say
+            config = probed(config, task, kernels, workers, say)
     trainer = Trainer(task, config, kernels, workers)
     fresh = run is None
     run, lock = _folder(config, task, workers, run)

@@ -167,7 +167,9 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         self.order.load_state_dict(state["order"])
         mine = self.workers.rank if state["processes"] == self.workers.size else 0
-        self.carried = parallel.moved(state["carried"][mine], self.workers.device)
+        carried = parallel.moved(state["carried"][mine], self.workers.device)
+        if any(part is not None for part in carried):
+            self.carried = carried
         set_random_states(state["random"][mine])
         self.step = checkpoint.step
         self.rate = learning_rate(self.step, self.steps, self.config)
@@ -176,6 +178,11 @@ class Trainer:
     def _check_processes(self, state: Mapping[str, Any]) -> None:
         saved, now = state["processes"], self.workers.size
         carries = any(part is not None for carried in state["carried"] for part in carried)
+        if carries and len(state["carried"][0]) != len(self.carried):
+            raise UserError(
+                f"this run carries its state through {len(state['carried'][0])} accumulated "
+                "batches: resume it with as many processes as it had"
+            )
         matters = carries or getattr(self.config, "dropout", 0.0) > 0
         if saved != now and matters:
             why = "what it carries from step to step" if carries else "its dropout"
