@@ -86,6 +86,21 @@ def test_a_model_around_packed_rows_compiles_in_one_graph(kind, state):
     torch.testing.assert_close(*results)
 
 
+@pytest.mark.parametrize(
+    "backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.proof)]
+)
+def test_a_state_of_more_rows_than_sorted_packed_ones_is_refused_compiled_too(backend):
+    torch._dynamo.reset()
+    made = here(hetkern.nn.LSTM(COLUMNS, H))
+    compiled = torch.compile(made, backend=backend, fullgraph=True)
+    packed = as_packed(made, normal(T, B, COLUMNS), "sorted")
+    right, wrong = ((normal(1, rows, H), normal(1, rows, H)) for rows in (B, B + 1))
+    torch.testing.assert_close(compiled(packed, right)[1], made(packed, right)[1])
+    for module in (made, compiled):
+        with pytest.raises(RuntimeError, match=r"LSTM: hx.*: wanted"):
+            module(packed, wrong)
+
+
 @pytest.mark.parametrize("name", SEQUENCES + CELLS)
 def test_a_module_exports_and_runs_on_other_sizes(name):
     made = here(getattr(hetkern.nn, name)(COLUMNS, H))
