@@ -10,7 +10,7 @@ from hetkern.ops.rnn import OPS
 from hetkern.testing.cases.recurrent import GATES, cell_op
 from hetkern.testing.devices import normal
 
-pytestmark = [pytest.mark.any_level, pytest.mark.proof]
+pytestmark = pytest.mark.any_level
 
 F64 = torch.float64
 B, COLUMNS, H = 3, 2, 3
@@ -57,6 +57,7 @@ WALKS = {
 }
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("both", [False, True], ids=["one way", "both ways"])
 @pytest.mark.parametrize("options", WALKS.values(), ids=WALKS)

@@ -7,7 +7,7 @@ from recurrent import CELLS, call, module, weights_of
 from hetkern.testing.devices import normal
 from hetkern.testing.values.calls import same_bits
 
-pytestmark = pytest.mark.proof
+pytestmark = pytest.mark.any_level
 
 T, B, COLUMNS, H = 6, 4, 3, 20
 LENGTHS = torch.tensor([2, 0, 6, 1])

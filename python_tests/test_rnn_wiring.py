@@ -9,7 +9,7 @@ from hetkern.testing.cases.recurrent import GATES, cell_op
 from hetkern.testing.devices import normal
 from hetkern.testing.values.dispatched import dispatched
 
-pytestmark = [pytest.mark.any_level, pytest.mark.proof]
+pytestmark = pytest.mark.any_level
 
 T, B, COLUMNS, H = 3, 4, 5, 6
 ROWS = {
@@ -53,6 +53,7 @@ def check_ops(calls):
     return {name.split("::")[1] for name in seen}
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("cell", CELLS)
 def test_the_gates_ops_pass_opcheck(native, cell):
     leaves = [t.requires_grad_() for t in flat_cell(cell)]
@@ -65,6 +66,7 @@ def test_the_gates_ops_pass_opcheck(native, cell):
     assert names == {"rnn_gates", "rnn_gates_backward", "rnn_gates_double_backward"}
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("kind", ROWS)
 @pytest.mark.parametrize("cell", CELLS)
 def test_the_sequence_ops_pass_opcheck(native, cell, kind):
@@ -129,6 +131,7 @@ def test_slices_and_indices_find_the_same_packed_rows(sizes, reverse):
     assert torch.equal(slices.before(x, first, reverse), indices.before(x, first, reverse))
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("cell", CELLS)
 def test_a_sequence_compiles_whole_with_its_gradients(impl, cell, dynamic):
