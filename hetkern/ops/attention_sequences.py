@@ -14,11 +14,11 @@ from .attention import OPS, plan, run
 
 
 def _lengths(op: str, name: str, t: Any) -> Tensor:
-    """``t`` as int32."""
+    """``t`` as int32, elements side by side."""
     arguments.tensor(op, name, t)
     if t.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"{op}: {name}: wanted int32 or int64, got {t.dtype}")
-    return t.to(torch.int32)
+    return t.to(torch.int32).contiguous()
 
 
 @_impl.explainable("hetkern.attention_varlen", OPS, plan)

@@ -117,6 +117,7 @@ def attention(
         ValueError: ranks, head counts, shapes or values do not fit.
     """
     _check(q, k, v, 4, softcap, mask, window, dropout_p)
+    _check_heads(q, q.shape[0], alibi_slopes, sink)
     slopes = None
     if alibi_slopes is not None:
         slopes = (alibi_slopes if alibi_slopes.dim() == 2 else alibi_slopes[None])[..., None, None]
@@ -176,6 +177,7 @@ def attention_varlen(
         ``out`` ``(total_q, Hq, Dv)`` and ``lse`` ``(Hq, total_q)``.
     """
     _check(q, k, v, 3, softcap, None, window, dropout_p)
+    _check_heads(q, cu_seqlens_q.shape[0] - 1, alibi_slopes, sink)
     places = packed_places(q, k, cu_seqlens_q, cu_seqlens_k)
     out, lse = attend(
         q.transpose(0, 1).unsqueeze(0),
@@ -235,7 +237,7 @@ def attend(
         q, k, v = (t.to(dtype) for t in (q, k, v))
         if (group := q.shape[1] // max(k.shape[1], 1)) > 1:
             k, v = (t.unsqueeze(2).expand(-1, -1, group, -1, -1).flatten(1, 2) for t in (k, v))
-        keep = _kept(places, causal, window, mask)
+        keep = kept(places, causal, window, mask)
 
         z = _products(q, k, keep) * scale
         if keep is not None:  # before the cap, whose slope at NaN is NaN
@@ -255,8 +257,11 @@ def attend(
 
         nothing = z.isneginf().all(-1, keepdim=True)
         z = torch.where(nothing, 0.0, z)
-        p = torch.where(nothing, 0.0, z.softmax(-1))[..., :-1]
-        lse = torch.where(nothing[..., 0], -torch.inf, z.logsumexp(-1))
+        m = z.amax(-1, keepdim=True).detach()  # kept apart: lse's gradient is exact beside any m
+        e = (z - m).exp()
+        d = e.sum(-1, keepdim=True)
+        p = torch.where(nothing, 0.0, e / d)[..., :-1]
+        lse = torch.where(nothing, -torch.inf, m + d.log()).squeeze(-1)
         if keep is not None:  # a row of NaN has NaN where it sees nothing as well
             p = torch.where(keep, p, 0.0)
         if dropout_p > 0.0:
@@ -283,9 +288,7 @@ def kept_by_dropout(places: Places, p: Tensor, dropout_p: float, seed: Tensor) -
     return word >= int(dropout_p * 2**32)
 
 
-def _kept(
-    places: Places, causal: bool, window: Window | None, mask: Tensor | None
-) -> Tensor | None:
+def kept(places: Places, causal: bool, window: Window | None, mask: Tensor | None) -> Tensor | None:
     """Which keys each query sees; None for all."""
     keep = places.inside
     left, right = (None if w is None or w < 0 else w for w in window or (None, None))
@@ -365,6 +368,17 @@ def _check(
             refuse("window", "(left, right), each 0 or above, or -1 or None for no bound", window)
     if not 0.0 <= dropout_p < 1.0:
         refuse("dropout_p", "a probability in [0, 1)", dropout_p)
+
+
+def _check_heads(q: Tensor, sequences: int, slopes: Tensor | None, sink: Tensor | None) -> None:
+    Hq = q.shape[1]
+    for name, t, shapes in (
+        ("alibi_slopes", slopes, ((Hq,), (sequences, Hq))),
+        ("sink", sink, ((Hq,),)),
+    ):
+        if t is not None and tuple(t.shape) not in shapes:
+            wanted = " or ".join(map(str, shapes))
+            raise ValueError(f"attention: {name}: wanted shape {wanted}, got {tuple(t.shape)}")
 
 
 def _broadcast(name: str, t: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
