@@ -327,7 +327,7 @@ def attention(seed: int) -> Configuration:
         options["dropout_p"] = draw.choice([0.1, 0.5])
     options["return_lse"] = draw.random() < 0.5
     kind, dtype, layout = draw.choice(KINDS), draw.choice(DTYPES), draw.choice(list(LAYOUTS))
-    more = {"kind": kind, "seed": seed, "repro": f"{REPRO} --seed {seed}"}
+    more: dict[str, Any] = {"kind": kind, "seed": seed, "repro": f"{REPRO} --seed {seed}"}
     if mode == "packed":
         lengths_k = [draw.choice([0, *lengths]) for _ in range(B)]
         same = draw.random() < 0.5
@@ -339,11 +339,11 @@ def attention(seed: int) -> Configuration:
         if mode == "decode":
             Lq = draw.choice([1, 1, 2, 5])
             options["cache_seqlens"] = torch.randint(Lk + 1, (B,), generator=generator)
-        shape = tuple(draw.choice([size, 1]) for size in (B, Hq, Lq))
+        broadcast = tuple(draw.choice([size, 1]) for size in (B, Hq, Lq))
         if draw.random() < 0.3:
-            options["bias"] = torch.randn(*shape, Lk, generator=generator)
+            options["bias"] = torch.randn(*broadcast, Lk, generator=generator)
         if draw.random() < 0.3:
-            options["mask"] = torch.rand(*shape, Lk, generator=generator) < 0.7
+            options["mask"] = torch.rand(*broadcast, Lk, generator=generator) < 0.7
         case = dense_case(B, (Hq, Hkv), Lq, Lk, D, Dv, **more, **options)
     return Configuration(case, dtype, layout, seed)
 
