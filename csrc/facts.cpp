@@ -1,6 +1,7 @@
 #include "facts.h"
 
 #include "common/check.h"
+#include "cpu/attention_plan.h"
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
 #include "cpu/plan.h"
@@ -75,6 +76,10 @@ CrossEntropyPlan cross_entropy_plan_cpu(const CrossEntropyShape& shape, const An
 
 RnnPlan rnn_plan_cpu(const RnnShape& shape, const AnyMachine& machine) {
   return cpu::rnn_plan(shape, completed(machine), cpu::vectors_in_force());
+}
+
+AttentionPlan attention_plan_cpu(const AttentionShape& shape, const AnyMachine& machine) {
+  return cpu::attention_plan(shape, completed(machine), cpu::vectors_in_force());
 }
 
 namespace {
