@@ -71,7 +71,7 @@ def test_a_panel_takes_no_more_vectors_than_its_tasks_have_units():
     lanes = {"base": 4, "avx2": 8, "avx512": 16}[native.isa()]
     for units, wide in [(1, 1), (2, 2), (3, 1), (4, 4), (5, 1), (6, 2), (8, 4)]:
         assert plan("tanh", 1, 1, units * lanes)["unit_vectors"] == wide
-    assert plan("tanh", 1000, 1, 32 * lanes, threads=16)["unit_vectors"] == 2
+    assert plan("tanh", 1000, 8, 32 * lanes, threads=16)["unit_vectors"] == 2
 
 
 def test_the_product_of_bfloat16_is_a_fixed_choice_that_can_be_overruled():
