@@ -194,6 +194,26 @@ def test_the_last_checkpoints_and_the_best_are_kept(settings, monkeypatch):
         load(result.run, checkpoint="9")
 
 
+def test_a_resume_from_an_earlier_checkpoint_forgets_the_later_ones(
+    settings, tmp_path, interrupted
+):
+    straight = train(TrainConfig(**settings | {"out": str(tmp_path / "straight"), "keep": 9})).run
+    settings |= {"keep": 9}
+    run = train(TrainConfig(**settings)).run
+    assert best_of(run)[0] == 24
+    (run / "checkpoints/step-00000024/model.safetensors").write_bytes(b"broken")
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        stop_at(patch, 10)
+        resume(run, checkpoint="8")
+    signal.signal(signal.SIGINT, before)
+    assert saved_steps(run) == [8, 10] and best_of(run)[0] == 8
+    assert [row.step for row in read_metrics(run)] == [3, 6, 8, 9, 10]
+    resume(run)
+    assert contents(run) == contents(straight)
+
+
 def test_early_stopping_ends_after_patience_validations_without_a_better_one(settings):
     result = train(TrainConfig(**settings | {"eval_every": 2, "patience": 2, "learning_rate": 0.0}))
     assert result.steps == 6  # the first is the best, two more are not better
