@@ -9,6 +9,7 @@ import torch
 from hetkern.models import choose_kernels
 from hetkern.testing import assert_close_to_exact
 from hetkern.training import ClassifyConfig, UserError, load, read_metrics, resume, train
+from hetkern.training.checkpoint import saved_steps
 from hetkern.training.classify import KIND, build_classifier, evaluate
 from hetkern.training.predict import predict
 from hetkern.training.texts import load_labelled
@@ -16,7 +17,7 @@ from hetkern.training.texts import load_labelled
 SAID = {"good": ["great", "fine", "lovely"], "bad": ["awful", "poor", "dull"]}
 
 
-def reviews(count=240):
+def reviews(count):
     """Texts of filler in which one word says the class, told by another where it is negated."""
     draw = random.Random(0)
     rows = []
@@ -32,10 +33,19 @@ def reviews(count=240):
     return rows
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """These models are too small to share out."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def data(tmp_path):
     path = tmp_path / "reviews.tsv"
-    path.write_text("text\tlabel\n" + "".join(f"{t}\t{c}\n" for t, c in reviews()))
+    path.write_text("text\tlabel\n" + "".join(f"{t}\t{c}\n" for t, c in reviews(240)))
     return str(path)
 
 
@@ -55,10 +65,18 @@ def tiny(tmp_path, data):
     return run
 
 
-@pytest.mark.parametrize("model", ["rnn", "lstm", "gru", "transformer"])
-def test_every_model_learns_what_naive_bayes_cannot(tiny, model):
+@pytest.mark.parametrize(
+    ("model", "epochs", "rate"),
+    [("rnn", 12, 3e-3), ("lstm", 5, 1e-2), ("gru", 5, 1e-2), ("transformer", 8, 5e-3)],
+)
+def test_every_model_learns_what_naive_bayes_cannot(tiny, tmp_path, model, epochs, rate):
     """Each word stands in both classes as often: counting is no use, order is."""
-    result = tiny(model=model, kernels="hetkern", epochs=15, width=32, learning_rate=1e-2)
+    path = tmp_path / "more.tsv"
+    path.write_text("text\tlabel\n" + "".join(f"{t}\t{c}\n" for t, c in reviews(600)))
+    result = tiny(
+        data=str(path), model=model, kernels="hetkern", epochs=epochs, width=32,
+        learning_rate=rate, dropout=0.1,
+    )  # fmt: skip
     evaluation = json.loads((result.run / "evaluation.json").read_text())
     facts = json.loads((result.run / "data.json").read_text())
     assert facts["naive_bayes_accuracy"] <= 0.75 and facts["majority_accuracy"] == 0.5
@@ -67,13 +85,13 @@ def test_every_model_learns_what_naive_bayes_cannot(tiny, model):
     assert 0.9 <= evaluation["metrics"]["macro_f1"] <= 1
     rows = read_metrics(result.run)
     assert rows[-1].accuracy == result.accuracy and rows[-1].val_bits_per_byte is None
-    assert rows[-1].epoch == 15
+    assert rows[-1].epoch == epochs
 
     run = load(result.run)
     assert run.labels == ["bad", "good"]
-    texts = ["a great day", "not a great day, not great", "w3 awful", "w3 not awful", ""]
+    texts = ["w1 great w2", "w1 not great w2 w4", "w3 awful w1", "w3 not awful", ""]
     said = list(predict(run, texts, batch_size=2))
-    assert [p.label for p in said if p is not said[1]][:3] == ["good", "bad", "good"]
+    assert [p.label for p in said[:4]] == ["good", "bad", "bad", "good"]
     for p in said:
         assert p.probability == max(p.probabilities.values()) == p.probabilities[p.label]
         assert sum(p.probabilities.values()) == pytest.approx(1)
@@ -84,17 +102,12 @@ def test_every_model_learns_what_naive_bayes_cannot(tiny, model):
 
 
 @pytest.mark.parametrize("model", ["rnn", "gru", "transformer"])
-def test_a_stopped_run_goes_on_to_the_same_bits(tiny, monkeypatch, model):
+def test_a_stopped_run_goes_on_to_the_same_bits(tiny, model):
     straight = tiny(model=model, kernels="hetkern", save_every=5)
     stopped = tiny(model=model, kernels="hetkern", save_every=5)
-    steps = sorted(stopped.run.glob("checkpoints/*"))
-    again = resume(stopped.run, checkpoint=str(stopped.steps - 3)) if not steps else None
-    if again is None:
-        from hetkern.training.checkpoint import saved_steps
-
-        earlier = saved_steps(stopped.run)[0]
-        assert earlier < stopped.steps
-        again = resume(stopped.run, checkpoint=str(earlier))
+    earlier = saved_steps(stopped.run)[0]
+    assert earlier < stopped.steps
+    again = resume(stopped.run, checkpoint=str(earlier))
     ours, theirs = (load(r.run).model.state_dict() for r in (straight, again))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert again.val_loss == straight.val_loss and again.accuracy == straight.accuracy
@@ -134,7 +147,7 @@ def test_an_evaluation_is_the_same_for_any_batch_size(data):
 
 
 def test_counts_of_all_that_was_dropped_are_printed_and_saved(tiny, tmp_path, capsys):
-    rows = [*reviews(), *reviews()[:3], ("", "bad"), ("w " * 300, "good")]
+    rows = [*reviews(240), *reviews(3), ("", "bad"), ("w " * 300, "good")]
     path = tmp_path / "more.tsv"
     path.write_text("text\tlabel\n" + "".join(f"{t}\t{c}\n" for t, c in rows))
     result = tiny(data=str(path), epochs=1)
