@@ -263,6 +263,35 @@ def test_a_checkpoint_of_another_model_is_refused(settings, tmp_path):
             use(small)
 
 
+@pytest.mark.parametrize(
+    ("dropout", "carried", "message"),
+    [
+        (0.1, None, "2 processes, and its dropout belongs to each: resume it with --nproc 2"),
+        (0.0, torch.zeros(1), "2 processes, and what it carries from step to step belongs to"),
+        (0.0, None, None),
+    ],
+)
+def test_another_number_of_processes_is_refused_where_it_matters(
+    settings, monkeypatch, dropout, carried, message
+):
+    run = train(TrainConfig(**settings | {"dropout": dropout})).run
+    true = Trainer.restore
+
+    def restore(self, checkpoint):
+        state = checkpoint.state
+        state["processes"] = 2
+        state["random"] *= 2
+        state["carried"] = [[carried]] * 2
+        return true(self, checkpoint)
+
+    monkeypatch.setattr(Trainer, "restore", restore)
+    if message is None:
+        assert resume(run, steps=25).steps == 25
+    else:
+        with pytest.raises(UserError, match=message):
+            resume(run, steps=25)
+
+
 def test_a_run_in_use_is_refused(settings, tmp_path):
     run = train(TrainConfig(**settings)).run
     lock = Lock(run)
