@@ -289,7 +289,7 @@ def test_auto_is_kept_as_a_number(text, tmp_path):
         (PermissionError(13, "Permission denied", "x"), "[Errno 13] Permission denied: 'x'"),
         (torch.OutOfMemoryError("CUDA"), "out of memory; a smaller --batch-size"),
         (MemoryError(), "out of memory; a smaller --batch-size"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you"), "out of memory; a smal"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you"), "out of memory; a"),
         (OtherProcessFailed("it"), ""),
     ],
 )
