@@ -5,6 +5,7 @@ Packed batches and decoding are in attention_sequences.py, derivatives in attent
 
 from __future__ import annotations
 
+import pathlib
 from types import SimpleNamespace
 from typing import Any
 
@@ -77,6 +78,9 @@ OPS = register(
 )
 
 
+_TRITON_HAS_IT = (pathlib.Path(__file__).parents[1] / "triton" / "attention.py").exists()
+
+
 # ---- What the public functions share. ------------------------------------------------------------
 
 
@@ -126,6 +130,10 @@ def run(
     for name, t in (("q", q), ("k", k), ("v", v)):
         arguments.tensor(op, name, t)
     ops: SimpleNamespace | None = _impl.choose(op, OPS, q, impl)
+    if ops is OPS["triton"] and not _TRITON_HAS_IT:
+        raise NotImplementedError(
+            f"{op}: impl: 'triton' cannot run here: its kernels have no attention"
+        )
     lse: Tensor | None
     left, right = _sides(op, window)
     scale = default_scale(q) if scale is None else arguments.number(op, "scale", scale)
