@@ -10,5 +10,6 @@ done
 python bench_shapes.py "$@" --threads 1
 python bench_rnn.py "$@"
 python bench_rnn_error.py "$@"
+python bench_attention.py "$@"
 python speed_tables.py
 python plot.py

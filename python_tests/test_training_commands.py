@@ -183,9 +183,9 @@ def test_the_environment_says_which_implementation_each_op_took(run):
     facts = json.loads((run / "environment.json").read_text())
     assert facts["torch"] == torch.__version__ and facts["device"] == "cpu"
     ops = {row["op"]: row for row in facts["plan"]}
-    assert {"hetkern.softmax", "hetkern.cross_entropy"} <= ops.keys()
-    assert ops["hetkern.softmax"]["impl"] == "cpu" and ops["hetkern.softmax"]["plan"]
-    assert ops["hetkern.softmax"]["calls"] == TINY["layers"]
+    assert {"hetkern.attention", "hetkern.cross_entropy"} <= ops.keys()
+    assert ops["hetkern.attention"]["impl"] == "cpu" and ops["hetkern.attention"]["plan"]
+    assert ops["hetkern.attention"]["calls"] == TINY["layers"]
 
 
 def test_a_loss_that_is_no_number_leaves_its_batch(text, tmp_path, monkeypatch):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -65,14 +64,10 @@ def _hetkern_attention(
 ) -> Tensor:
     import hetkern
 
-    groups = q.shape[1] // k.shape[1]
-    if groups > 1:
-        k, v = (x.repeat_interleave(groups, 1) for x in (k, v))
-    scores = q @ k.transpose(-2, -1)  # (B, Hq, Lq, Lk)
-    mask = _in_window(q, k, window) if 0 < window < k.shape[2] else None
-    scale = 1.0 / math.sqrt(q.shape[-1])
-    weights = hetkern.softmax(scores, scale=scale, causal=True, mask=mask, impl=impl)
-    return F.dropout(weights, dropout) @ v if dropout else weights @ v
+    sides = (window - 1, None) if window else None
+    out = hetkern.attention(q, k, v, causal=True, window=sides, dropout_p=dropout, impl=impl)
+    assert isinstance(out, Tensor)  # a pair only with return_lse
+    return out
 
 
 def _hetkern_cross_entropy(logits: Tensor, targets: Tensor, reduction: str, *, impl: str) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -112,7 +113,7 @@ class MultiheadAttention(Options, nn.MultiheadAttention):
             attn_mask = None
         else:
             is_causal = False
-        mask, bias = self._masks(q, key_padding_mask, attn_mask, key.shape[1], added)
+        mask, bias = self._masks(q, key_padding_mask, attn_mask, key.shape[1], added, need_weights)
         dropout = self.dropout if self.training else 0.0
         weights = None
         if need_weights:
@@ -160,7 +161,13 @@ class MultiheadAttention(Options, nn.MultiheadAttention):
         return tuple(t.unflatten(-1, heads).transpose(1, 2) for t in (q, k, v))
 
     def _masks(
-        self, q: Tensor, padding: Tensor | None, mask: Tensor | None, S: int, added: int
+        self,
+        q: Tensor,
+        padding: Tensor | None,
+        mask: Tensor | None,
+        S: int,
+        added: int,
+        whole: bool,
     ) -> tuple[Tensor | None, Tensor | None]:
         """``mask`` (True keeps) and ``bias``, as :func:`hetkern.attention` takes them."""
         N, H, L, _ = q.shape
@@ -184,12 +191,15 @@ class MultiheadAttention(Options, nn.MultiheadAttention):
             else:
                 t = t.unflatten(0, (N, H)) if t.dim() == 3 else t[None, None]
             given.append(torch_functional.pad(t, (0, added)) if added else t)
-        booleans = [t for t in given if t.dtype == torch.bool]
+        booleans = [~t for t in given if t.dtype == torch.bool]
         floats = [t.to(q.dtype) for t in given if t.dtype != torch.bool]
-        if len(booleans) == 2:  # each in its own shape, rather than both in one of N L S
+        if whole:  # all scores are there: a row of -inf has to be one that is masked
+            booleans += [t > -torch.inf for t in floats]
+            booleans = [functools.reduce(torch.logical_and, booleans)] if booleans else []
+        elif len(booleans) == 2:  # each in its own shape, rather than both in one of N L S
             nothing = torch.zeros((), dtype=q.dtype, device=q.device)
-            floats.append(torch.where(booleans.pop(), -torch.inf, nothing))
+            floats.append(torch.where(booleans.pop(), nothing, -torch.inf))
         return (
-            ~booleans[0] if booleans else None,
-            sum(floats[1:], floats[0]) if floats else None,
+            booleans[0] if booleans else None,
+            functools.reduce(torch.add, floats) if floats else None,
         )
