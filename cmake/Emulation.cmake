@@ -45,7 +45,7 @@ function(add_emulated name mode)
   if(emulated_sources)
     add_library(${name}_kernels OBJECT ${emulated_sources} "${refused}")
     target_link_libraries(${name}_kernels PRIVATE hetkern_flags)
-    target_compile_options(${name}_kernels PRIVATE -O2 -gdwarf-4 -fno-tree-vectorize -fno-tree-slp-vectorize -ffp-contract=off -Wno-unknown-pragmas -Wno-maybe-uninitialized
+    target_compile_options(${name}_kernels PRIVATE $<IF:$<BOOL:${HETKERN_SANITIZE}>,-O1,-O2> -gdwarf-4 -fno-tree-vectorize -fno-tree-slp-vectorize -ffp-contract=off -Wno-unknown-pragmas -Wno-maybe-uninitialized
       ${arg_INSTRUMENT})
     target_include_directories(${name}_kernels SYSTEM PRIVATE "${HETKERN_CUDA_HEADERS}")
     target_link_libraries(${name} PRIVATE ${name}_kernels)

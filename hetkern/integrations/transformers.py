@@ -1,4 +1,4 @@
-"""``attn_implementation="hetkern"`` in transformers: :func:`register`, once, before a model is made.
+"""``attn_implementation="hetkern"`` in transformers: :func:`register`, before a model is made.
 
 transformers asks twice: for a mask, from a function of positions that says who sees whom, and for
 attention with that mask. The first answer here is a :class:`Structure`, what such a function is
@@ -36,8 +36,8 @@ def register(name: str = "hetkern", impl: str = "auto") -> None:
             f"'hetkern[transformers]'), got: {error}"
         ) from error
 
-    def attend(*args: Any, **kwargs: Any) -> tuple[Tensor, None]:
-        return attention_forward(*args, impl=impl, **kwargs)
+    def attend(module: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+        return attention_forward(module, *args, **{"impl": impl, **kwargs})
 
     AttentionInterface.register(name, attend)
     AttentionMaskInterface.register(name, structure_of)
@@ -334,11 +334,10 @@ def _packed(
     query: Tensor, key: Tensor, value: Tensor, known: Structure, options: dict[str, Any]
 ) -> Tensor:
     """Sequences in one row: each by itself, without the scores between them."""
-    for name in ("bias",):
-        if name in options:
-            raise NotImplementedError(
-                f"hetkern in transformers: position_{name}: not honoured in packed sequences"
-            )
+    if "bias" in options:
+        raise NotImplementedError(
+            "hetkern in transformers: position_bias: not honoured in packed sequences"
+        )
     assert known.sequences is not None
     B, _, L, _ = query.shape
     sequences = known.sequences.expand(B, L)
@@ -350,6 +349,9 @@ def _packed(
         ends = torch.cat([starts, starts.new_full((1,), B * L)])
     else:
         ends = torch.cat([first.flatten().nonzero()[:, 0], torch.tensor([B * L])])
-    flat = (t.transpose(1, 2).reshape(B * L, t.shape[1], t.shape[3]) for t in (query, key, value))
-    out = ops.attention_varlen(*flat, ends, ends, L, L, **options)
+
+    def flat(t: Tensor) -> Tensor:
+        return t.transpose(1, 2).reshape(B * L, t.shape[1], t.shape[3])
+
+    out = ops.attention_varlen(flat(query), flat(key), flat(value), ends, ends, L, L, **options)
     return out.view(B, L, *out.shape[1:])
