@@ -10,6 +10,7 @@ import sys
 from functools import partial
 
 import torch
+from attention_workload import attentions
 
 import hetkern
 from hetkern.testing.emulation import emulated_cuda
@@ -71,6 +72,7 @@ def main():
 
 def main_cuda():
     """All paths of an H100; of a GPU without clusters and with little memory rows read twice."""
+    global calls
     torch.manual_seed(0)
     native = hetkern.impl.native
     plans = [
@@ -87,6 +89,7 @@ def main_cuda():
     with emulated_cuda(), hetkern.use("cuda"), hetkern.record() as log:
         softmaxes(dtypes, CUDA_SHAPES)
         cross_entropies(dtypes, [(7, 1), (33, 31), (2, 1003), (3, 65, 18), (1, 16900)])
+        calls += attentions(dtypes, [(19, 37, 24, 17), (33, 17, 72, 130)])
         if RECURRENT:
             recurrent(dtypes, [(3, 8), (2, 17)])
         os.environ |= {
