@@ -8,11 +8,7 @@ import support_table as support
 import hetkern
 from hetkern.ops.family import NAMESPACES
 
-PUBLIC = {
-    "softmax": hetkern.softmax,
-    "cross_entropy": hetkern.cross_entropy,
-    "rnn": hetkern.lstm,
-}
+PUBLIC = {"softmax": hetkern.softmax, "cross_entropy": hetkern.cross_entropy}
 TORCHS = {"state", "dropout"}  # a part of every case; drawn by torch's own function
 
 
