@@ -94,6 +94,7 @@ def _killed(start, config: Path, run: Path, moment: float) -> tuple[int, int]:
     time.sleep(moment)
     os.killpg(process, signal.SIGKILL)
     os.waitpid(process, 0)
+    time.sleep(0.5)  # the processes that it launched die with it
     steps = [int(path.name[5:]) for path in run.glob("checkpoints/step-*")]
     metrics = run / "metrics.jsonl"
     lines = metrics.read_text().split("\n")[:-1] if metrics.exists() else []
