@@ -55,7 +55,8 @@ struct Backward : Gradients<A> {
     if (p.dslopes) add_slopes(panel.at, sight, j0, ds, dslope);
     if (p.softcap > 0 && wants_ds)
       each_score(t.tiles.ds, sight.from, sight.to, panel.at.vectors, [&](A* at, int, int) {
-        store<A>(at, load<A>(at) * load<A>(t.tiles.cap_slope + (at - t.tiles.ds)));
+        const Vec<A> d = load<A>(at);  // 0 where a key is not seen, whatever it holds
+        store<A>(at, d == A(0) ? d : d * load<A>(t.tiles.cap_slope + (at - t.tiles.ds)));
       });
     const bool all = f.all_seen(sight);
 
