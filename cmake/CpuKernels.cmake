@@ -19,7 +19,7 @@ foreach(level IN LISTS levels)
   add_library(cpu_${level} OBJECT ${kernel_sources})
   target_link_libraries(cpu_${level} PRIVATE hetkern_flags)
   target_compile_definitions(cpu_${level} PRIVATE HETKERN_ISA=${level})
-  target_compile_options(cpu_${level} PRIVATE ${${level}_flags} $<IF:$<BOOL:${HETKERN_SANITIZE}>,-O1,-O3> -ffp-contract=off -fno-math-errno -fno-trapping-math -Wno-psabi
+  target_compile_options(cpu_${level} PRIVATE ${${level}_flags} $<IF:$<BOOL:${HETKERN_SANITIZE}>,-O0,-O3> -ffp-contract=off -fno-math-errno -fno-trapping-math -Wno-psabi
     $<$<CXX_COMPILER_ID:GNU>:-Wno-ignored-attributes -Wno-uninitialized -Wno-maybe-uninitialized>)   # the last two: GCC 12's own intrinsics
   target_sources(cpu_kernels INTERFACE $<TARGET_OBJECTS:cpu_${level}>)
 endforeach()

@@ -177,6 +177,7 @@ struct Call {
     p.cu_seqlens_q = static_cast<const int32_t*>(data(s.cu_seqlens_q));
     p.cu_seqlens_k = static_cast<const int32_t*>(data(s.cu_seqlens_k));
     p.seqlens_k = static_cast<const int32_t*>(data(s.seqlens_k));
+    p.rows_q = packed ? q.size(0) : 0, p.rows_k = packed ? k.size(0) : 0;
     p.stat_batch = packed ? 0 : Hq * Lq, p.stat_head = packed ? q.size(0) : Lq;
   }
   AttentionShape shape() const {
@@ -301,5 +302,8 @@ void serve_attention(StableLibrary& m) {
   m.impl("attention_backward", TORCH_BOX((&attention_backward<kernels>)));
 }
 template void serve_attention<cpu::attention_kernels>(StableLibrary&);
+#ifdef HETKERN_WITH_CUDA
+template void serve_attention<cuda::attention_kernels>(StableLibrary&);
+#endif
 
 }  // namespace hetkern

@@ -47,6 +47,7 @@ struct AttentionProblem {
   const int64_t* seed;                // one number; present with dropout
   const int32_t* cu_seqlens_q;        // (B + 1): packed alone
   const int32_t* cu_seqlens_k;
+  int64_t rows_q, rows_k;             // of packed tensors, which cu_seqlens end with
   const int32_t* seqlens_k;           // (B): a cache alone
   int64_t stat_batch, stat_head;      // strides of row_max, log_sum, dlse, whose rows are neighbours; packed: 0, rows
 };

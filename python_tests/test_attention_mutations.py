@@ -13,6 +13,7 @@ from hetkern.testing.cases.attention import (
     torch_attention,
 )
 from hetkern.testing.cases.mutants import SPOILED, changed_argument, spoiled_gradient, spoiled_value
+from hetkern.testing.values import check
 
 pytestmark = pytest.mark.any_level
 
@@ -23,6 +24,12 @@ DTYPES = [torch.float32, torch.bfloat16]
 def best_level(impl):
     if impl.isa not in (None, _impl.native and _impl.native.isa_levels()[-1]):
         pytest.skip("the best instruction set has caught the same mutant")
+
+
+@pytest.fixture(autouse=True)
+def two_looks(monkeypatch):
+    """A mutant is looked at in all draws; fewer will do."""
+    monkeypatch.setattr(check, "DRAWS", (1, 4))
 
 
 def assert_caught(impl, case, dtype, mutant):

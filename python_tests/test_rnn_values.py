@@ -7,7 +7,7 @@ from recurrent import CELLS
 from hetkern.testing import check_seed
 from hetkern.testing.cases.recurrent import cell_case, check_cell, check_rnn, sequence_case
 
-pytestmark = [pytest.mark.any_level, pytest.mark.proof]
+pytestmark = [pytest.mark.any_level, pytest.mark.sample(4)]
 
 # Units: fewer than a vector, one, one and a part, several of each width of panel.
 UNITS = [1, 5, 16, 17, 40, 64, 100]
@@ -54,6 +54,7 @@ def test_a_sequence_is_within_budget_with_each_feature(native, cell, options, bo
     check_rnn(native.name, sequence_case(cell, 6, 4, 5, 18, **options, **more))
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("cell", CELLS)
 def test_a_sequence_is_within_budget_with_large_weights(native, cell):
     check_rnn(native.name, sequence_case(cell, 6, 3, 20, 20, scale=6.0))

@@ -231,7 +231,7 @@ inline RowSum<A> sum_exponentials(const A* z, int64_t n, A max) {
   Lanes<A> sum(0);
   Mask<A> equal[kVectors<A>] = {};
   for_each_score<A>(ScoresIn<A>{z}, n, [&](int64_t, int k, Vec<A> v) {
-    const Vec<A> e = exp(v - shift);
+    const Vec<A> e = exp_nonpositive(v - shift);
     const Mask<A> is_max = v == shift;
     sum.v[k] += is_max ? Vec<A>{} : e;
     equal[k] += is_max;  // counts down

@@ -60,7 +60,7 @@ struct ForwardColumns {
         store<A>(z + j * W<A>, e);
         return e;
       }
-      const Vec<A> e = exp(v - shift);
+      const Vec<A> e = exp_nonpositive(v - shift);
       const Mask<A> is_max = v == shift;
       equal += is_max;
       return is_max ? Vec<A>{} : e;

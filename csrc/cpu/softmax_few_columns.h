@@ -54,7 +54,7 @@ struct ForwardFewColumns {
         if constexpr (log) {
           const Mask<A> is_max = v == shift[u];
           equal[u] += is_max;
-          store<A>(e + j * stride + u * W<A>, is_max ? Vec<A>{} : exp(v - shift[u]));
+          store<A>(e + j * stride + u * W<A>, is_max ? Vec<A>{} : exp_nonpositive(v - shift[u]));
         } else {
           const Vec<A> share = exp_of_share<kCoarse<Y>>(v - shift[u]);
           store<A>(at, share), store<A>(e + j * stride + u * W<A>, share);

@@ -23,7 +23,7 @@ inline void short_forward(const SoftmaxForward& p, int64_t first, int count) {
 
   // Row sum, and the row.
   if constexpr (log) {
-    const LaneValues<A> logs(scores.log_sums([](Vec<A> s) { return exp(s); }, kept));
+    const LaneValues<A> logs(scores.log_sums([](Vec<A> s) { return exp_nonpositive(s); }, kept));
     for (int i = 0; i < count; ++i) {
       const Vec<A> m = splat(scores.shift.of[i]), d = splat(logs.of[i]);
       write_row<A, std::is_same_v<X, Y>>(

@@ -5,6 +5,7 @@ Packed batches and decoding are in attention_sequences.py, derivatives in attent
 
 from __future__ import annotations
 
+import pathlib
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +19,7 @@ from ..reference.scores import accumulation_dtype
 from . import arguments, philox
 from . import attention_derivatives as derivatives
 from .attention_batching import batch_attention
+from .attention_sharding import shard_backward, shard_forward
 from .family import Derivative, Op, register
 
 # ---- Schemas and shapes. -------------------------------------------------------------------------
@@ -65,6 +67,7 @@ OPS = register(
         _fake,
         Derivative(derivatives.save, derivatives.backward, constant=(1,)),
         batch_attention,
+        shard_forward,
     ),
     Op(
         "attention_backward(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, "
@@ -73,18 +76,36 @@ OPS = register(
         _fake_backward,
         Derivative(derivatives.save_backward, derivatives.double_backward),
         batch_attention,
+        shard_backward,
     ),
 )
+
+
+_TRITON_HAS_IT = (pathlib.Path(__file__).parents[1] / "triton" / "attention.py").exists()
 
 
 # ---- What the public functions share. ------------------------------------------------------------
 
 
-def plan(impl: str, q: Tensor, k: Tensor, v: Tensor, *args: Any, **features: Any) -> dict[str, Any]:
-    """Which path a call takes, as the native library says."""
-    if impl == "triton" or _impl.native is None or not hasattr(_impl.native, "attention_plan"):
+def plan(impl: str, q: Tensor, **named: Any) -> dict[str, Any]:
+    """Which path a call of a public function takes, as the native library says of the CPU."""
+    if impl != "cpu" or _impl.native is None:
         return {}
-    return {}
+    k, v = (named[name] if name in named else named[f"{name}_cache"] for name in "kv")
+    causal, sides = named.get("causal", False), named.get("window") or (None, None)
+    left, right = (-1 if side is None else side for side in sides)
+    if causal:
+        right = 0
+    dtype = str(q.dtype).removeprefix("torch.")
+    if "cu_seqlens_q" in named:
+        B, rows = named["cu_seqlens_q"].shape[0] - 1, q.shape[0]
+        Lq, Lk = named["max_seqlen_q"], named["max_seqlen_k"]
+    else:
+        (B, _, Lq, _), Lk, rows = q.shape, k.shape[2], 0
+    sizes = B, q.shape[1], k.shape[1], Lq, Lk, q.shape[-1], v.shape[-1]
+    window = left + right + 1 if left >= 0 and right >= 0 else 0
+    chosen = _impl.native.attention_plan(*sizes, dtype, causal, window, rows)
+    return {"isa": _impl.native.isa(), **chosen}
 
 
 def run(
@@ -112,6 +133,10 @@ def run(
     for name, t in (("q", q), ("k", k), ("v", v)):
         arguments.tensor(op, name, t)
     ops: SimpleNamespace | None = _impl.choose(op, OPS, q, impl)
+    if ops is OPS["triton"] and not _TRITON_HAS_IT:
+        raise NotImplementedError(
+            f"{op}: impl: 'triton' cannot run here: its kernels have no attention"
+        )
     lse: Tensor | None
     left, right = _sides(op, window)
     scale = default_scale(q) if scale is None else arguments.number(op, "scale", scale)

@@ -1,7 +1,8 @@
 """The derivatives of the attention family's ops: backward, and double backward.
 
 The second derivative runs the equations of ``hetkern.reference.attention`` again, a block of
-queries at a time: right, slow, and in memory of a block's scores.
+queries at a time: right, slow, and in memory of a block's scores. It is made of torch's operations,
+so that derivatives of higher order are right as well, in memory of all scores.
 """
 
 from __future__ import annotations
@@ -137,11 +138,6 @@ def double_backward(ops, ctx, *gradients):
         *by_scores,
         None,
     )
-
-
-def no_third_derivative(ops, ctx, *gradients):
-    """Refuse by name."""
-    raise NotImplementedError("hetkern::attention: derivatives past the second are not implemented")
 
 
 # ---- The second derivative. ----------------------------------------------------------------------
