@@ -185,13 +185,9 @@ def train(called: typer.Context, config: str | None, debug: bool, **flags: Any) 
         raise typer.Exit(2)
 
 
-_TRAINED = {
-    "lm": "Train a language model, as `hetkern train` alone does.",
-    "classify": "Train a classifier of texts, by words, bytes or pieces of them.",
-}
-_EXAMPLES = {
-    "lm": "Example: hetkern train lm --data book.txt --epochs 2",
-    "classify": "Example: hetkern train classify --data reviews.tsv --epochs 5",
+_TASKS = {  # what the help says, and an example
+    "lm": ("Train a language model, as `hetkern train` alone does.", "lm --data book.txt"),
+    "classify": ("Train a classifier of texts.", "classify --data reviews.tsv --epochs 5"),
 }
 
 
@@ -200,8 +196,8 @@ def _add_task(task: str, config_class: Any) -> None:
     def command(config: str | None, debug: bool, **flags: Any) -> None:
         _train(task, config, debug, flags)
 
-    command.__doc__ = _TRAINED[task]
-    train_app.command(name=task, epilog=_EXAMPLES[task])(command)
+    command.__doc__, example = _TASKS[task]
+    train_app.command(name=task, epilog=f"Example: hetkern train {example}")(command)
 
 
 for _task, _config_class in _config.CONFIGS.items():

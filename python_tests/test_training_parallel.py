@@ -108,18 +108,20 @@ def test_verify_knows_its_checks():
         verify.run_checks(["speed"], "cpu", "")
 
 
-def test_two_processes_train_evaluate_save_and_resume(tmp_path, text):
-    """The command with --nproc, from the first step to a resume in one process."""
+def test_two_processes_train_evaluate_save_and_resume(tmp_path, text, capfd):
+    """From Python, which runs the command with --nproc, to a resume in one process."""
     flags = [flag for flag in TINY if not flag.startswith(("--batch", "--threads"))]
-    both = ["--data", text, "--eval-every", "2", "--device", "cpu", *flags]
-    two = hetkern("train", *both, "--batch-size=1", "--nproc=2", "--out", "two", cwd=tmp_path)
-    assert two[0] == 0, two
-    assert "1 sequences × 2 processes (ddp)" in two[1]
-    assert two[1].count("validation ") == 3  # one process speaks
     values = dict(flag.removeprefix("--").split("=") for flag in flags)
     settings = {k.replace("-", "_"): int(v) if v.isdecimal() else v for k, v in values.items()}
     settings |= {"data": text, "eval_every": 2, "device": "cpu", "batch_size": 2}
     one = train(TrainConfig(**settings, out=tmp_path / "one"))
+    capfd.readouterr()
+    shared = settings | {"batch_size": 1, "nproc": 2}
+    two = train(TrainConfig(**shared, out=tmp_path / "two"))
+    out = capfd.readouterr().out
+    assert "1 sequences × 2 processes (ddp)" in out
+    assert out.count("validation ") == 3  # one process speaks
+    assert (two.steps, two.sample) == (one.steps, one.sample)
     rows = [read_metrics(run) for run in (one.run, tmp_path / "two")]
     assert len(rows[0]) == len(rows[1])
     for a, b in zip(*rows, strict=True):
@@ -129,7 +131,7 @@ def test_two_processes_train_evaluate_save_and_resume(tmp_path, text):
     assert result.steps == 6
     kept = TrainConfig.from_file(tmp_path / "two/config.toml")
     assert (kept.nproc, kept.batch_size, kept.accumulate) == (1, 1, 2)
-    with pytest.raises(UserError, match="which 4 processes cannot share evenly; .*--nproc 1"):
+    with pytest.raises(UserError, match=r"which 4 processes cannot share evenly; .*--nproc 1"):
         resume(tmp_path / "two", steps=8, nproc=4)
 
 
@@ -170,8 +172,6 @@ def test_an_error_in_several_processes_is_said_once(tmp_path, text):
     assert err == "hetkern: there is no file or folder none to train on\n"
 
 
-def test_several_processes_from_python_say_how(text):
-    with pytest.raises(UserError, match="hetkern train --nproc N"):
-        train(TrainConfig(data=str(text), nproc=2))
+def test_a_process_for_each_gpu_needs_one():
     with pytest.raises(UserError, match="--nproc gpu: torch finds no GPU here"):
         launch.processes_wanted(TrainConfig(nproc="gpu"))

@@ -30,12 +30,13 @@ class Kernels:
     cross_entropy: Callable[[Tensor, Tensor, str], Tensor]
 
 
-def choose_kernels(name: str = "hetkern") -> Kernels:
+def choose_kernels(name: str = "hetkern", device: torch.device | str = "cpu") -> Kernels:
     """The kernels called ``name``.
 
     Args:
         name: ``"torch"`` for torch's own ops; ``"hetkern"`` for ours, the implementation chosen
             automatically; or one implementation by name (``"cpu"``, ``"reference"``).
+        device: where the model will run, and the implementation is tried.
 
     Raises:
         ValueError, RuntimeError: hetkern knows no such implementation, or it cannot run here.
@@ -49,9 +50,10 @@ def choose_kernels(name: str = "hetkern") -> Kernels:
         functools.partial(_hetkern_cross_entropy, impl=impl),
     )
     # One element through each: a name that cannot run says so now, not in the first step.
-    one = torch.zeros(1, 1, 1, 1)
+    one = torch.zeros(1, 1, 1, 1, device=device)
     kernels.attention(one, one, one, 0, 0.0)
-    kernels.cross_entropy(torch.zeros(1, 1), torch.zeros(1, dtype=torch.long), "mean")
+    target = torch.zeros(1, dtype=torch.long, device=device)
+    kernels.cross_entropy(one.view(1, 1), target, "mean")
     return kernels
 
 

@@ -9,12 +9,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from hetkern.training import launch
 from hetkern.training import loop as loop_module
 from hetkern.training.config import CONFIGS, UserError, config_from_file
 from hetkern.training.run import config_of
+from hetkern.training.session import is_out_of_memory
 from hetkern.training.workers import OtherProcessFailed
 
 Changes = dict[str, Any]
@@ -27,15 +26,11 @@ def sentence(error: Exception) -> str | None:
     """
     if isinstance(error, OtherProcessFailed) or launch.lost_another(error):
         return ""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or _out_of_memory(error):
+    if is_out_of_memory(error):
         return "out of memory; a smaller --batch-size (with a larger --accumulate) takes less"
     if isinstance(error, UserError | OSError):
         return str(error)
     return None
-
-
-def _out_of_memory(error: Exception) -> bool:
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def train(task: str, file: str | None, given: Changes, script: str) -> None:

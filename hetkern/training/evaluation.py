@@ -12,6 +12,7 @@ from hetkern.training.loading import choose_kernels_or_explain
 from hetkern.training.loop import prepared
 from hetkern.training.session import check_data
 from hetkern.training.task import Evaluation
+from hetkern.training.trainer import autocast
 from hetkern.training.workers import Workers
 
 
@@ -28,7 +29,7 @@ def evaluate_run(
     task = prepared(config, workers)
     check_data(task.facts(), run)
     with torch.random.fork_rng(devices=[]):
-        model = task.build_model(choose_kernels_or_explain(config.kernels))
+        model = task.build_model(choose_kernels_or_explain(config.kernels, workers.device))
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
@@ -37,5 +38,6 @@ def evaluate_run(
             error
         )
     size = config.batch_size if isinstance(config.batch_size, int) else 8
-    evaluation = task.evaluate(model.to(workers.device), workers, size, split=split, limit=0)
+    with autocast(config, workers.device):
+        evaluation = task.evaluate(model.to(workers.device), workers, size, split=split, limit=0)
     return step, evaluation, task.floors() if floors and workers.first else {}

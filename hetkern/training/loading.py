@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import torch
+
 from hetkern.models import Kernels, choose_kernels
 from hetkern.training.checkpoint import find_checkpoint, read_checkpoint
 from hetkern.training.config import RunConfig, UserError
@@ -12,10 +14,10 @@ from hetkern.training.run import config_of
 from hetkern.training.task import LoadedRun, kind_of
 
 
-def choose_kernels_or_explain(name: str) -> Kernels:
+def choose_kernels_or_explain(name: str, device: torch.device | str = "cpu") -> Kernels:
     """:func:`choose_kernels`, its refusal turned into a UserError."""
     try:
-        return choose_kernels(name)
+        return choose_kernels(name, device)
     except (ValueError, RuntimeError) as error:
         raise UserError(f"--kernels {name} cannot run here: {error}") from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -16,13 +17,25 @@ from hetkern.training import report, session
 from hetkern.training.checkpoint import find_checkpoint, read_checkpoint, remove_parts, saved_steps
 from hetkern.training.config import RunConfig, TrainConfig, UserError
 from hetkern.training.interrupt import stop_on_interrupt
-from hetkern.training.launch import join, processes_now, processes_wanted
+from hetkern.training.launch import (
+    join,
+    launched,
+    processes_now,
+    processes_wanted,
+    run_processes,
+)
 from hetkern.training.loading import choose_kernels_or_explain
 from hetkern.training.probe import probed
 from hetkern.training.progress import OutputLost, TrainingProgress
 from hetkern.training.randomness import own_random_states
-from hetkern.training.result import TrainResult
-from hetkern.training.run import SUMMARY, Lock, config_of, create_run, rewrite_config
+from hetkern.training.result import SUMMARY, TrainResult, read_result
+from hetkern.training.run import (
+    Lock,
+    config_of,
+    create_run,
+    fresh_folder,
+    rewrite_config,
+)
 from hetkern.training.task import Task, kind_of
 from hetkern.training.trainer import Trainer
 from hetkern.training.workers import Workers
@@ -42,7 +55,10 @@ def train(config: RunConfig | None = None) -> TrainResult:
             filled up.
         KeyboardInterrupt: Ctrl-C, once a checkpoint is saved.
     """
-    return _in_this_process(config if config is not None else TrainConfig(), None, "last")
+    config = config if config is not None else TrainConfig()
+    if not launched() and processes_wanted(config) > 1:
+        return _in_processes(config)
+    return _in_this_process(config, None, "last")
 
 
 def resume(run: str | Path, checkpoint: str = "last", **changes: Any) -> TrainResult:
@@ -58,7 +74,24 @@ def resume(run: str | Path, checkpoint: str = "last", **changes: Any) -> TrainRe
         KeyboardInterrupt: as :func:`train`.
     """
     run = Path(run)
-    return _in_this_process(resumed_config(run, changes), run, checkpoint)
+    config = resumed_config(run, changes)
+    if not launched() and processes_wanted(config) > 1:
+        words = [f"--{name.replace('_', '-')}={value}" for name, value in changes.items()]
+        command = ["resume", str(run), f"--checkpoint={checkpoint}", *words]
+        run_processes(processes_wanted(config), ["-m", "hetkern_cli", *command])
+        return read_result(run)
+    return _in_this_process(config, run, checkpoint)
+
+
+def _in_processes(config: RunConfig) -> TrainResult:
+    """What the command does with --nproc, and how it went."""
+    run = fresh_folder(config) if config.out is None else Path(config.out)
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch, "config.toml")
+        file.write_bytes(config.to_toml().encode("utf-8", "replace"))
+        command = ["train", f"--config={file}", f"--out={run}"]
+        run_processes(processes_wanted(config), ["-m", "hetkern_cli", *command])
+    return read_result(run)
 
 
 def resumed_config(run: Path, changes: Mapping[str, Any]) -> RunConfig:
@@ -88,7 +121,7 @@ def _in_this_process(config: RunConfig, run: Path | None, checkpoint: str) -> Tr
 
 def _train(config: RunConfig, workers: Workers, run: Path | None, checkpoint: str) -> TrainResult:
     started = time.perf_counter()
-    kernels = choose_kernels_or_explain(config.kernels)
+    kernels = choose_kernels_or_explain(config.kernels, workers.device)
     task = prepared(config, workers)
     if config.batch_size == "auto":
         with own_random_states(config.seed):

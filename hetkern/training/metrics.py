@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -41,6 +42,12 @@ def write_row(run: Path, row: Row) -> None:
     """Append one row to a run's metrics; it has left this process when this returns."""
     with open(run / METRICS, "a", encoding="utf-8") as file:
         file.write(json.dumps(asdict(row)) + "\n")
+
+
+def sync_rows(run: Path) -> None:
+    """Wait until the disk has the rows."""
+    with open(run / METRICS, "a", encoding="utf-8") as file:
+        os.fsync(file.fileno())
 
 
 def read_metrics(run: str | Path) -> list[Row]:

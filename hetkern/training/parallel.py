@@ -13,7 +13,6 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.checkpoint import state_dict as dcp
 
 from hetkern.training.config import RunConfig
 from hetkern.training.workers import Workers
@@ -64,6 +63,8 @@ def full_states(
     """The states of model and optimizer, whole, on the CPU; of shards in the first process only."""
     if not is_sharded(config):
         return dict(model.state_dict()), optimizer.state_dict()
+    from torch.distributed.checkpoint import state_dict as dcp  # a second of imports
+
     options = dcp.StateDictOptions(full_state_dict=True, cpu_offload=True)
     weights, by_name = dcp.get_state_dict(model, optimizer, options=options)
     return cast(dict[str, Tensor], weights), _by_number(by_name) if by_name.get("state") else {}
@@ -81,6 +82,8 @@ def load_full_states(
         model.load_state_dict(weights)
         optimizer.load_state_dict(state)
         return
+    from torch.distributed.checkpoint import state_dict as dcp
+
     options = dcp.StateDictOptions(full_state_dict=True)
     by_name = _by_name(state, _names(model, optimizer))
     dcp.set_state_dict(

@@ -15,6 +15,7 @@ import torch
 
 from hetkern.models import Kernels
 from hetkern.training.config import RunConfig, UserError
+from hetkern.training.session import is_out_of_memory
 from hetkern.training.task import Task
 from hetkern.training.trainer import Trainer
 from hetkern.training.workers import Workers
@@ -73,10 +74,8 @@ def _speed(
             if workers.device.type == "cuda":
                 torch.cuda.synchronize()
             seconds = min(seconds, time.perf_counter() - began)
-    except (torch.OutOfMemoryError, MemoryError):
-        seconds, count = float("inf"), 0
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error):
+    except Exception as error:
+        if not is_out_of_memory(error):
             raise
         seconds, count = float("inf"), 0
     # The same number everywhere, so that every process comes to the same end.

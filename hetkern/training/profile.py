@@ -64,7 +64,7 @@ def profile_run(run: Path, steps: int, changes: dict[str, Any]) -> str:
     """
     config = config_of(run, **({"nproc": 1} | changes))
     with join(config) as workers, own_random_states(config.seed):
-        kernels = choose_kernels_or_explain(config.kernels)
+        kernels = choose_kernels_or_explain(config.kernels, workers.device)
         trainer = Trainer(prepared(config, workers), config, kernels, workers)
         if saved_steps(run):
             trainer.restore(read_checkpoint(run, find_checkpoint(run)))

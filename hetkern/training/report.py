@@ -86,7 +86,8 @@ def covered(evaluation: Evaluation) -> str:
 
 def finished(result: TrainResult, trainer: Trainer) -> str:
     """The sample, the final loss, and where the run lies."""
-    shown = f"\n--- the model writes ---\n{result.sample}\n---\n" if result.sample else ""
+    does = "writes" if result.accuracy is None else "says"
+    shown = f"\n--- the model {does} ---\n{result.sample}\n---\n" if result.sample else ""
     run = typed(result.run)
     if result.accuracy is not None:
         loss = f"{result.val_loss:.4f} nats an example, accuracy {result.accuracy:.4f}"
@@ -132,6 +133,19 @@ def _what_now(run: Path) -> str:
 def typed(path: Path) -> str:
     """A path as a shell wants it typed."""
     return shlex.quote(str(path))
+
+
+def out_of_memory(config: RunConfig, run: Path) -> str:
+    """A batch that does not fit, and one that may."""
+    size = config.batch_size
+    assert isinstance(size, int)
+    if size == 1:
+        return "out of memory with a batch of one; a smaller model or --recompute may fit"
+    smaller, parts = -(-size // 2), 2 * config.accumulate
+    return (
+        f"out of memory with --batch-size {size}; "
+        f"try --batch-size {smaller} --accumulate {parts}, which makes the same steps"
+    )
 
 
 def not_a_number(loss: float, step: int, batch: Path, saved: str) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 
@@ -34,3 +35,13 @@ class TrainResult:
     best_val_loss: float
     sample: str
     seconds: float
+
+
+SUMMARY = "summary.json"
+
+
+def read_result(run: Path) -> TrainResult:
+    """How a run went, as it stands in its folder."""
+    summary = json.loads((run / SUMMARY).read_text(encoding="utf-8"))
+    values = {f.name: summary[f.name] for f in fields(TrainResult)}
+    return TrainResult(**{**values, "run": run})

@@ -33,7 +33,6 @@ ENVIRONMENT = "environment.json"
 DATA = "data.json"
 EVALUATION = "evaluation.json"
 SAMPLE = "sample.txt"
-SUMMARY = "summary.json"
 LOCK = ".lock"
 
 
@@ -72,14 +71,11 @@ def create_run(config: RunConfig, files: dict[str, bytes]) -> tuple[Path, Lock]:
     Raises:
         UserError: ``config.out`` holds a run already, or the folder cannot be made or written.
     """
-    run = Path("runs", config.model) if config.out is None else Path(config.out)
+    run = fresh_folder(config) if config.out is None else Path(config.out)
     try:
-        if config.out is None:
-            run = _fresh_folder(run.parent, run.name)
-        elif (run / CONFIG).exists():
+        if (run / CONFIG).exists():
             raise UserError(f"{run} holds a run already; choose another --out, or: hetkern resume")
-        else:
-            run.mkdir(parents=True, exist_ok=True)
+        run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder {run}: {error.strerror}") from error
     lock = Lock(run)
@@ -99,6 +95,19 @@ def rewrite_config(run: Path, config: RunConfig) -> None:
     contents = config.to_toml().encode("utf-8", "replace")
     if (run / CONFIG).read_bytes() != contents:
         write_atomically(run / CONFIG, contents)
+
+
+def fresh_folder(config: RunConfig) -> Path:
+    """Make a new folder under ``runs`` for a run that names none.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    run = Path("runs", config.model)
+    try:
+        return _fresh_folder(run.parent, run.name)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {run}: {error.strerror}") from error
 
 
 def _fresh_folder(parent: Path, name: str) -> Path:

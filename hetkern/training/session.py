@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 
 import hetkern
 from hetkern.training import report
@@ -19,6 +20,7 @@ from hetkern.training.board import open_board
 from hetkern.training.checkpoint import (
     Checkpoint,
     best_of,
+    forget_later,
     mark_best,
     prune,
     saved_steps,
@@ -26,15 +28,14 @@ from hetkern.training.checkpoint import (
 )
 from hetkern.training.config import UserError
 from hetkern.training.interrupt import Interrupt
-from hetkern.training.metrics import Row, keep_rows, read_metrics, write_row
+from hetkern.training.metrics import Row, keep_rows, read_metrics, sync_rows, write_row
 from hetkern.training.progress import TrainingProgress
-from hetkern.training.result import TrainResult
+from hetkern.training.result import SUMMARY, TrainResult
 from hetkern.training.run import (
     DATA,
     ENVIRONMENT,
     EVALUATION,
     SAMPLE,
-    SUMMARY,
     environment,
     plan_of,
     write_json,
@@ -73,6 +74,7 @@ class Session:
         self.losses: list[float] = list(saved.get("losses", []))  # since the last row
         self.counted = 0  # tokens since the last row, or since the process began
         self.since = time.perf_counter()
+        self.speed = 0.0  # tokens a second between two rows
         self.last: Evaluation | None = None
         self.planned = False
         self.eval_every = self.config.eval_every
@@ -91,6 +93,8 @@ class Session:
                 kept.pop()
             if len(kept) < len(rows):
                 self._written("write the metrics", lambda: keep_rows(self.run, kept))
+            validated = {row.step: row.val_loss for row in kept if row.val_loss is not None}
+            self._written("forget", lambda: forget_later(self.run, self.trainer.step, validated))
         told = self.workers.told(json.dumps([asdict(row) for row in kept]))
         kept = [Row(**row) for row in json.loads(told)]
         self.evaluated = [(row.step, row.val_loss) for row in kept if row.val_loss is not None]
@@ -147,8 +151,13 @@ class Session:
 
     def _one_step(self) -> Row | None:
         trainer = self.trainer
-        with self._planned():
-            loss, count, stopping = trainer.make_step(lambda: self.interrupt.requested)
+        try:
+            with self._planned():
+                loss, count, stopping = trainer.make_step(lambda: self.interrupt.requested)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise RunStopped(report.out_of_memory(self.config, self.run)) from error
+            raise
         if not math.isfinite(loss):
             raise RunStopped(self._not_a_number(loss))
         self.losses.append(loss)
@@ -159,6 +168,7 @@ class Session:
     def _after_step(self, stopping: bool) -> Row | None:
         """What a step has to be followed by: the checkpoint first, whatever then happens."""
         step = self.trainer.step
+        self.speed = self.counted / max(time.perf_counter() - self.since, 1e-9)
         due = self._is_due(step)
         every = self.config.save_every
         if due or stopping or (every and step % every == 0):
@@ -205,6 +215,7 @@ class Session:
             )
 
     def _write(self, checkpoint: Checkpoint) -> None:
+        sync_rows(self.run)  # those before the checkpoint's step are there if it is
         write_checkpoint(self.run, checkpoint)
         prune(self.run, self.config.keep)
 
@@ -240,7 +251,6 @@ class Session:
 
     def _write_row(self, evaluation: Evaluation | None) -> Row:
         trainer = self.trainer
-        speed = self.counted / max(time.perf_counter() - self.since, 1e-9)
         row = Row(
             step=trainer.step,
             epoch=round(trainer.epoch, 4),
@@ -249,7 +259,7 @@ class Session:
             val_bits_per_byte=evaluation.bits_per_byte if evaluation else None,
             accuracy=evaluation.accuracy if evaluation else None,
             learning_rate=trainer.rate,
-            tokens_per_second=round(speed, 1),
+            tokens_per_second=round(self.speed, 1),
         )
         if self.workers.first:
             self._written(
@@ -317,6 +327,13 @@ def written(run: Path, what: str) -> Iterator[None]:
         raise RunStopped(
             f"could not {what} in {run}: {error.strerror}; {what_is_saved(run)}"
         ) from error
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an allocation failed, on any device."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def as_json(evaluation: Evaluation) -> dict[str, Any]:

@@ -27,6 +27,12 @@ from hetkern.training.workers import Workers
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def autocast(config: RunConfig, device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """The precision that a config asks for."""
+    dtype = AUTOCAST.get(config.precision)
+    return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
 class Losses(nn.Module):
     """A model whose forward pass is the task's loss: what DDP and torch.compile wrap."""
 
@@ -124,10 +130,7 @@ class Trainer:
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
         """The precision of a forward pass."""
-        dtype = AUTOCAST.get(self.config.precision)
-        if dtype is None:
-            return contextlib.nullcontext()
-        return torch.autocast(self.workers.device.type, dtype)
+        return autocast(self.config, self.workers.device)
 
     def checkpoint(self, more: Mapping[str, Any]) -> Checkpoint:
         """All that a later process needs to go on; every process calls it, the first gets it all.

@@ -112,12 +112,15 @@ def check_processes(folder: Path, device: str) -> Check:
     config = _config(folder, device)
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     where = device if device != "auto" or gpus >= 2 else "cpu"
-    (folder / "config.toml").write_text(replace(config, batch_size=4, device=where).to_toml())
+    shared = replace(config, batch_size=2, accumulate=2, device=where)
+    (folder / "config.toml").write_text(shared.to_toml())
     launch.run_processes(2, ["-m", "hetkern.training.verify", str(folder)])
     checks = []
     for parallel in PARALLEL:
         found = safetensors.torch.load_file(folder / f"{parallel}.safetensors")
-        what = "gradients of 2 processes (ddp, fsdp) and of one: within the error budget"
+        what = (
+            "gradients of 2 processes (ddp, fsdp), 2 × 2 each, and of one: within the error budget"
+        )
         checks.append(_judged(config, found, where, what))
     return max(checks, key=lambda check: (not check.passed, check.difference))
 
@@ -184,7 +187,7 @@ def _judged(config: TrainConfig, found: dict[str, Tensor], device: str, what: st
 def _gradients(config: RunConfig, workers: Workers, double: bool = False) -> dict[str, Tensor]:
     """The gradients of a first step, on the CPU."""
     with own_random_states(config.seed):
-        kernels = choose_kernels_or_explain(config.kernels)
+        kernels = choose_kernels_or_explain(config.kernels, workers.device)
         trainer = Trainer(prepared(config, workers), config, kernels, workers)
         if double:
             trainer.model.double()
