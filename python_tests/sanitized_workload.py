@@ -78,7 +78,7 @@ def main():
     paths = [plan["path"] for plan in attention_plans]
     assert paths == ["split_queries", "split_keys", "split_heads"]
     assert all(plan["tasks"] >= 2 for plan in attention_plans)
-    attentions(DTYPES)
+    attention_on_the_cpu(DTYPES)
     print(f"{calls} calls on {native.threads()} threads")
 
 
@@ -195,7 +195,7 @@ def cross_entropies(dtypes, shapes):
             )
 
 
-def attentions(dtypes):
+def attention_on_the_cpu(dtypes):
     """Tails of queries, keys and columns; every feature; a packed batch and a cache."""
     packed = torch.tensor([0, 5, 5, 40], dtype=torch.int32), torch.tensor([0, 9, 9, 140])
     for dtype in dtypes:
