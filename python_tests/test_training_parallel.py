@@ -6,7 +6,8 @@ import time
 
 import pytest
 import torch
-from test_training_cli import TINY, hetkern, start
+from forked_command import hetkern
+from test_training_cli import TINY, start
 
 from hetkern.models import choose_kernels
 from hetkern.testing import assert_close_to_exact
