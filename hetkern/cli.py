@@ -335,13 +335,29 @@ def main() -> None:
     _forgive_streams()
     _wait_briefly()
     try:
-        app(prog_name="hetkern")
+        sys.exit(app(prog_name="hetkern", standalone_mode=False))
     except OSError as error:  # `hetkern --help > /dev/full`
         if "--debug" in sys.argv:
             raise
         _drop_unwritable_output()
         print(f"hetkern: {error}", file=sys.stderr)
         sys.exit(2)
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise
+        _say_usage(error)
+        sys.exit(2)
+
+
+def _say_usage(error: Any) -> None:
+    """A wrong flag in one line. Which click raises it is typer's affair."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        return
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "hetkern"
+    said = " ".join(error.format_message().split()).rstrip(".")
+    print(f"hetkern: {said}; {command} --help lists what there is", file=sys.stderr)
 
 
 def _forgive_streams() -> None:

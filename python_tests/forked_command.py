@@ -4,6 +4,7 @@ A process of its own needs seconds to load it, and most tests only ask what the 
 The server forks for each call: arguments, folder, environment and streams are the caller's.
 
     status, out, err = hetkern("train", "--data", text, cwd=folder)
+    ends = hetkern_in_processes(2, "train", "--data", text, cwd=folder)
     install(folder)     # a program `hetkern` in a folder, for what runs in a shell
 """
 
@@ -39,6 +40,22 @@ def hetkern(*arguments, cwd):
         capture_output=True, stdin=subprocess.DEVNULL, timeout=180,
     )  # fmt: skip
     return done.returncode, done.stdout, done.stderr
+
+
+def hetkern_in_processes(number, *arguments, cwd):
+    """The same of several processes that train together, as torchrun starts them."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    shared = {"WORLD_SIZE": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = [
+        subprocess.Popen(
+            [*_client(), *map(str, arguments)], cwd=cwd, env=os.environ | shared | {"RANK": rank},
+            text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
+        )
+        for rank in map(str, range(number))
+    ]  # fmt: skip
+    ends = [process.communicate(timeout=180) for process in processes]
+    return [(p.returncode, *end) for p, end in zip(processes, ends, strict=True)]
 
 
 def install(folder):

@@ -99,6 +99,9 @@ def test_flags_win_over_the_config_file(tmp_path, text):
         (["train", "--steps", "0"], "hetkern: steps must be at least 1, got 0\n"),
         (["sample", "none"], "hetkern: none holds no trained model (config.toml is missing)"),
         (["train", "--device", "warp"], "hetkern: --device warp cannot run here:"),
+        (["train", "--stpes", "4"], "hetkern: No such option: --stpes"),
+        (["sample"], "hetkern: Missing argument"),
+        (["frain"], "hetkern: No such command 'frain'"),
     ],
 )
 def test_a_users_error_is_one_line_and_exit_status_2(tmp_path, arguments, message):

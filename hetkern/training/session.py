@@ -224,6 +224,9 @@ class Session:
         assert isinstance(self.config.batch_size, int)
         with self.progress.validation(task.evaluation_targets()) as watch, trainer.autocast():
             evaluation = task.evaluate(trainer.model, self.workers, self.config.batch_size, watch)
+        if not math.isfinite(evaluation.loss):
+            saved = saved_steps(self.run)
+            raise RunStopped(report.validation_not_a_number(evaluation.loss, trainer.step, saved))
         self.progress.say(report.validated(trainer, evaluation, self.losses, self.config.epochs))
         self.last = evaluation
         best = min((loss for _, loss in self.evaluated), default=math.inf)
