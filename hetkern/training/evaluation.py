@@ -10,7 +10,7 @@ from hetkern.training.checkpoint import find_checkpoint, of_another_model, read_
 from hetkern.training.config import RunConfig, UserError
 from hetkern.training.loading import choose_kernels_or_explain
 from hetkern.training.loop import prepared
-from hetkern.training.session import check_data
+from hetkern.training.stops import check_data
 from hetkern.training.task import Evaluation
 from hetkern.training.trainer import autocast
 from hetkern.training.workers import Workers

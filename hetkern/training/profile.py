@@ -21,7 +21,7 @@ from hetkern.training.loading import choose_kernels_or_explain
 from hetkern.training.loop import prepared
 from hetkern.training.randomness import own_random_states
 from hetkern.training.run import config_of
-from hetkern.training.session import check_data
+from hetkern.training.stops import check_data
 from hetkern.training.trainer import Trainer
 
 FOLDER = "profile"
