@@ -11,5 +11,6 @@ python bench_shapes.py "$@" --threads 1
 python bench_rnn.py "$@"
 python bench_rnn_error.py "$@"
 python bench_attention.py "$@"
+python bench_models.py --compile "$@"
 python speed_tables.py
 python plot.py

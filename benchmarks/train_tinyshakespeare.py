@@ -4,11 +4,11 @@
     python benchmarks/train_tinyshakespeare.py PATH/TO/tinyshakespeare.txt --time
 
 `nanogpt-cpu` is nanoGPT's model and budget for a laptop: 4 layers, 4 heads, 128 wide, context 64,
-batch 12, 2000 steps, no dropout; the learning rate is ours. nanoGPT's README gives 1.88 for its own
-run, a mean over 20 random batches. `gpt-characters` and `lstm-characters` have twenty minutes of
-two cores and shall do better than counting 5-grams. A loss is over the whole last tenth of the
-text. `--time` trains a few steps alone and says how long all would take, for a machine that was
-busy while they were made. Results go into results/tinyshakespeare-PRESET-CPU.json.
+batch 12, 2000 steps, no dropout; the learning rate and rotary positions are ours. nanoGPT's README
+gives 1.88 for its own run, a mean over 20 random batches. `gpt-characters` and `lstm-characters`
+have twenty minutes of two cores and shall do better than counting 5-grams. A loss is over the whole
+last tenth of the text. `--time` trains a few steps alone and says how long all would take, for a
+machine that was busy while they were made. Results go into results/tinyshakespeare-PRESET-CPU.json.
 """
 
 from __future__ import annotations

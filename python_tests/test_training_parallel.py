@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 
 import pytest
@@ -198,6 +199,18 @@ def test_two_processes_that_are_stopped_leave_a_checkpoint_and_one_line(tmp_path
     )
     assert status == 0, err
     assert f"resumed after step {max(steps)}" in out
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it asks Linux for the signal")
+@pytest.mark.parametrize(("launcher", "ends"), [("itself", 0), ("gone", -signal.SIGKILL)])
+def test_a_process_whose_launcher_is_gone_ends(monkeypatch, launcher, ends):
+    """It may die while the process loads torch, before the system is asked to tell."""
+    monkeypatch.setenv(launch.LAUNCHER, str(os.getpid() if launcher == "itself" else 1))
+    process = os.fork()
+    if not process:
+        launch._end_with_the_launcher()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == ends
 
 
 def test_an_error_in_several_processes_is_said_once(tmp_path, text):

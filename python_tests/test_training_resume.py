@@ -128,10 +128,17 @@ def test_random_kills_lose_no_more_than_the_steps_since_the_last_save():
     assert "3 of 3 passed" in done.stdout
 
 
+SHARED = [
+    f"--processes=2 --forked --points=5 --model={model} --parallel={parallel}"
+    for model in ("gpt", "lstm", "classifier")
+    for parallel in ("ddp", "fsdp")
+]
+
+
 @pytest.mark.proof
-@pytest.mark.parametrize("processes", [1, 2])
-def test_twenty_random_kills(processes):
-    command = [sys.executable, ROOT / "benchmarks/resume_kills.py", f"--processes={processes}"]
+@pytest.mark.parametrize("how", ["--processes=1", "--processes=2", *SHARED])
+def test_twenty_random_kills(how):
+    command = [sys.executable, ROOT / "benchmarks/resume_kills.py", *how.split()]
     done = subprocess.run(command, text=True, capture_output=True, timeout=3000)
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -98,11 +98,11 @@ def peak():  # getrusage's would begin with the one of the parent process
 load_data({str(tmp_path / "small.txt")!r}, {tokens!r}, 8)
 before = peak()
 load_data({str(tmp_path / "large.txt")!r}, {tokens!r}, 8)
-print((peak() - before) / {1 << 26})
+print((peak() - before) / {1 << 24})
 """
     (tmp_path / "small.txt").write_bytes(b"0123456789abcdef" * 100)
     with open(tmp_path / "large.txt", "wb") as file:  # one line
-        for _ in range(64):
+        for _ in range(16):
             file.write(b"0123456789abcdef" * (1 << 16))
     done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=True)
     assert 0.9 < float(done.stdout) < 1.6
