@@ -42,15 +42,16 @@ import numpy
 import hetkern.impl
 from hetkern.testing.traffic.table import Traffic
 from hetkern.testing.triton_interpreter.checked_memory import Counter, KernelError, memory
+from hetkern.testing.triton_interpreter.compiled import MODES, check, compiled
 
-__all__ = ["KernelError", "Traffic", "activate", "active", "races_allowed", "traffic"]
+__all__ = ["KernelError", "Traffic", "activate", "active", "compiled", "races_allowed", "traffic"]
 
-_done = False
+done = False  # whether this process interprets, or has no need to be told so
 
 
 def active() -> bool:
     """Whether Triton kernels run in the repaired interpreter in this process."""
-    return _done
+    return done
 
 
 def activate() -> None:
@@ -60,8 +61,8 @@ def activate() -> None:
         RuntimeError: triton was imported before and compiles.
         ImportError: triton is not installed.
     """
-    global _done
-    if _done:
+    global done
+    if done:
         return
     os.environ["TRITON_INTERPRET"] = "1"
     late = "triton.language.standard" in sys.modules
@@ -73,17 +74,31 @@ def activate() -> None:
             "kernels compile. Let the plugin come first (pytest -p "
             "hetkern.testing.triton_interpreter), or set TRITON_INTERPRET=1 from outside"
         )
-    from hetkern.testing.triton_interpreter import blocks, launch, numbers
+    from hetkern.testing.triton_interpreter import (
+        atomics,
+        blocks,
+        contraction,
+        launch,
+        libdevice,
+        numbers,
+        reductions,
+        suspicion,
+    )
 
     _patch_language_once(interpreter, language)
     numbers.repair(interpreter, language)
+    reductions.repair(interpreter, language)
+    contraction.repair(interpreter, language)
+    suspicion.repair(interpreter)
+    libdevice.repair(interpreter, language)
     launch.repair()
     blocks.repair(interpreter, language)
+    atomics.repair(interpreter, language)
     _check_memory(interpreter, language)
     _run_first_configuration()
     _refuse(interpreter)
     hetkern.impl.triton_interprets = True
-    _done = True
+    done = True
 
 
 @contextlib.contextmanager
@@ -139,7 +154,6 @@ def _check_memory(interpreter: Any, language: Any) -> None:
     """Every access asks for leave."""
     builder = interpreter.InterpreterBuilder
     load, store = builder.create_masked_load, builder.create_masked_store
-    rmw, cas = builder.create_atomic_rmw, builder.create_atomic_cas
 
     def width(pointer: Any) -> int:
         return max(1, pointer.get_element_ty().primitive_bitwidth // 8)
@@ -158,23 +172,21 @@ def _check_memory(interpreter: Any, language: Any) -> None:
         memory.access("store", pointers.data, mask.data, width(pointers), self, value.data)
         return store(self, pointers, value, mask, *rest)
 
-    def checked_rmw(self: Any, op: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
-        if value.dtype.scalar == language.bfloat16:
-            raise NotImplementedError("triton_interpreter: atomics on bfloat16 are not interpreted")
-        memory.access("atomic", pointers.data, mask.data, width(pointers), self)
-        if value.data.dtype.kind == "f" and str(op).endswith("XCHG"):  # moves bits
-            bits = numpy.ascontiguousarray(value.data).view(f"i{value.data.itemsize}")
-            integer = {4: language.int32, 8: language.int64}[bits.itemsize]
-            old = rmw(self, op, pointers, interpreter.TensorHandle(bits, integer), mask, *rest)
-            return interpreter.TensorHandle(old.data.view(value.data.dtype), value.dtype.scalar)
-        return rmw(self, op, pointers, value, mask, *rest)
-
-    def checked_cas(self: Any, pointers: Any, *rest: Any) -> Any:
-        memory.access("atomic", pointers.data, pointers.data != 0, width(pointers), self)
-        return cas(self, pointers, *rest)
-
     builder.create_masked_load, builder.create_masked_store = checked_load, checked_store
-    builder.create_atomic_rmw, builder.create_atomic_cas = checked_rmw, checked_cas
+
+    def with_barrier(owner: Any, name: str) -> None:
+        stock = getattr(owner, name)
+
+        def apply(self: Any, *arguments: Any, **named: Any) -> Any:
+            memory.order.barrier()
+            return stock(self, *arguments, **named)
+
+        setattr(owner, name, apply)
+
+    for name in ("barrier", "dot", "histogram", "gather"):
+        with_barrier(builder, f"create_{name}")
+    for operation in (interpreter.ReduceOps, interpreter.ScanOps):
+        with_barrier(operation, "apply_impl")
 
 
 def _run_first_configuration() -> None:
@@ -202,7 +214,6 @@ def _refuse(interpreter: Any) -> None:
         return refuse
 
     builder.create_inline_asm = refusal("inline assembly")
-    builder.create_extern_elementwise = refusal("an external function")
     histogram = builder.create_histogram
 
     def create_histogram(self: Any, data: Any, *rest: Any) -> Any:
@@ -212,12 +223,6 @@ def _refuse(interpreter: Any) -> None:
 
     builder.create_histogram = create_histogram
     builder.create_map_elementwise = refusal("map_elementwise")
-    for name in ("triton.language.extra.libdevice", "triton.language.extra.cuda.libdevice"):
-        with contextlib.suppress(ImportError):
-            library = importlib.import_module(name)
-            for function, value in list(vars(library).items()):
-                if callable(value) and getattr(value, "__module__", None) == name:
-                    setattr(library, function, refusal(f"libdevice.{function}"))
 
 
 # ---- Plugin and launcher. ------------------------------------------------------------------------
@@ -228,9 +233,21 @@ def pytest_load_initial_conftests() -> None:
     activate()
 
 
-def pytest_configure() -> None:
+def pytest_addoption(parser: Any) -> None:
+    """Add ``--compiled``."""
+    parser.addoption(
+        "--compiled",
+        choices=MODES,
+        nargs="?",
+        const="bits",
+        help="run each launch's PTX too: it must give the same bits, or the test judges its values",
+    )
+
+
+def pytest_configure(config: Any) -> None:
     """In a worker of pytest-xdist, which hears of its plugins later."""
     activate()
+    check.mode = config.getoption("--compiled") or ""
 
 
 def main(arguments: list[str]) -> None:
