@@ -167,7 +167,8 @@ class Machine:
             chosen = np.where(self.read(i.operands[3], "pred") != 0, yes, no)
             self.write(i.operands[0], chosen, active)
         else:
-            self.write(i.operands[0], self._pure(i), active)
+            value = self._pure(i)
+            self.write(i.operands[0], value, active)
 
     def _pure(self, i: Instruction) -> Array:
         def source(n: int, kind: str) -> Array:

@@ -79,15 +79,16 @@ def repair(interpreter: Any, tl: Any) -> None:
 def _layout(shape: tuple[int, ...], axis: int, size: int, warps: int) -> tuple[int, int, int]:
     """How a block lies in registers along one axis: neighbours in a lane, lanes and warps.
 
-    As Triton lays out a block that was loaded along its rows, 16 bytes a lane (its BlockedEncoding:
-    lanes and warps go along the last dimension as far as there are elements, then the others). A
-    block of another layout is added in another order.
+    As Triton lays out a block that was loaded along its rows, 16 bytes a lane, or one element where
+    an argument is no multiple of 16 (its BlockedEncoding: lanes and warps go along the last
+    dimension as far as there are elements, then the others). A block of another layout is added in
+    another order.
     """
     lanes, threads = 32, 32 * warps
     for at in range(len(shape) - 1, -1, -1):
         last = at == len(shape) - 1
         total = max(1, int(np.prod(shape)) // (32 * warps))
-        each = min(16 // size, total, shape[at]) if last else 1
+        each = min(16 // size, total, shape[at]) if last and memory.aligned else 1
         along = min(threads, max(1, shape[at] // each))
         in_warp = min(along, lanes)
         in_block = min(max(1, along // in_warp), warps)
