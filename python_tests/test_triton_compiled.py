@@ -29,8 +29,11 @@ def same(kernel, *arguments, grid=1, **named):
         kernel[(grid,)](*arguments, **named)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float16, marks=pytest.mark.proof),
-                                   pytest.param(torch.bfloat16, marks=pytest.mark.proof)])
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.float32, *(pytest.param(t, marks=pytest.mark.proof) for t in FLOATS[1:])],
+    ids=str,
+)
 def test_triton_products_are_fused_with_sums_as_compiled(dtype):
     x, y, z = (normal(256, seed=seed).to(dtype) for seed in range(3))
     o = torch.empty(4, 256, dtype=dtype)

@@ -45,7 +45,8 @@ _COMPARE: dict[str, Callable[[Array, Array], Array]] = {
 
 def arithmetic(i: Instruction, source: Source) -> Array:
     """``add``, ``fma``, ``ex2`` …, of one number or of the two halves of a register."""
-    if unknown := set(i.modifiers[:-1]) - _KNOWN - {"noftz"}:
+    known = _KNOWN | ({"xorsign", "abs"} if i.name in ("min", "max") else {"noftz"})
+    if unknown := set(i.modifiers[:-1]) - known:
         raise PtxError(f"ptx: {i.name} with .{'.'.join(sorted(unknown))} is not known")
     if i.type not in PAIRS:
         return _one(i, i.type, [source(n, i.type) for n in range(len(i.operands) - 1)])
@@ -95,6 +96,12 @@ def _extreme(i: Instruction, kind: str, values: list[Array], bits: list[Array]) 
     """NaN is dropped unless .NaN asks for it; -0 is less than +0."""
     if len(values) != 2:
         raise PtxError(f"ptx: {i.name} of three operands is not known")
+    sign = np.uint64(1 << (width(kind) - 1))
+    if "xorsign" in i.modifiers:  # of the sizes, with the product's sign
+        negative = (bits[0] ^ bits[1]) & sign
+        bits, values = [b & ~sign for b in bits], [np.abs(v) for v in values]
+    else:
+        negative = np.zeros_like(bits[0])
     a, b = values
     largest = i.name == "max"
     first = (a > b) if largest else (a < b)
@@ -102,7 +109,8 @@ def _extreme(i: Instruction, kind: str, values: list[Array], bits: list[Array]) 
     zeros = (a == 0) & (b == 0)
     result = np.where(zeros, bits[0] & bits[1] if largest else bits[0] | bits[1], result)
     nan = np.isnan(a) | np.isnan(b) if "NaN" in i.modifiers else np.isnan(a) & np.isnan(b)
-    return np.where(nan, from_float(np.full(a.shape, np.nan, np.float32), kind), result)
+    missing = from_float(np.full(a.shape, np.nan, np.float32), kind)
+    return np.where(nan, missing, result | negative)
 
 
 def comparison(i: Instruction, kind: str, first: Array, second: Array) -> Array:

@@ -138,7 +138,7 @@ def _elementwise(interpreter: Any, tl: Any) -> None:
     def create_clampf(self: Any, x: Any, low: Any, high: Any, propagate: Any) -> Any:
         if str(propagate).endswith("ALL"):
             return self.ternary_op(x, low, high, np.clip)
-        return self.ternary_op(x, low, high, lambda v, a, b: smallest(largest(v, a), b))
+        return self.ternary_op(x, low, high, _clamped)
 
     def get_all_ones_value(self: Any, dtype: Any) -> Any:
         zero = np.zeros(1, interpreter._get_np_dtype(dtype))
@@ -165,6 +165,14 @@ def smallest(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     result = np.fmin(x, y)
     if (result == 0).any():
         return np.where((x == 0) & (y == 0), -(-x - y), result)
+    return result
+
+
+def _clamped(x: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """max and min, which drop NaN; between -limit and limit one instruction, which keeps its sign."""
+    result = smallest(largest(x, low), high)
+    if np.isnan(x).any() and (low == -high).all():
+        return np.where(np.isnan(x), np.copysign(high, x), result)
     return result
 
 
