@@ -134,7 +134,10 @@ def test_ptx_refuses_by_name(body, message):
 @pytest.mark.parametrize("kind, dtype", [("f16", torch.float16), ("bf16", torch.bfloat16)])
 def test_ptx_mma_multiplies_matrices(kind, dtype):
     draw = torch.Generator().manual_seed(0)
-    a, b = (torch.randn(16, 16, generator=draw).to(dtype), torch.randn(16, 8, generator=draw).to(dtype))
+    a, b = (
+        torch.randn(16, 16, generator=draw).to(dtype),
+        torch.randn(16, 8, generator=draw).to(dtype),
+    )
     lane = torch.arange(32)
     g, t = lane // 4, lane % 4
     words = []

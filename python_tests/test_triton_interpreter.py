@@ -45,7 +45,10 @@ def normal(*shape, seed=0):
 
 @pytest.mark.skipif(triton_interpreter.active(), reason="this is that process")
 def test_triton_interpreter_suite_passes_in_a_process_of_its_own():
-    others = [__file__.replace("interpreter", name) for name in ("kernels", "language", "values", "compiled")]
+    others = [
+        __file__.replace("interpreter", name)
+        for name in ("kernels", "language", "values", "compiled")
+    ]
     done = run("-m", "pytest", "-q", "-p", PLUGIN, "--no-header", __file__, *others)
     counted = re.search(r"(\d+) passed", done.stdout)
     assert done.returncode == 0 and counted, done.stdout + done.stderr

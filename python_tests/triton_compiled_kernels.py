@@ -142,5 +142,7 @@ def of_libdevice(x, o, N: tl.constexpr):
 @triton.jit
 def assembly(x, o, N: tl.constexpr):
     i = tl.arange(0, N)
-    v = tl.inline_asm_elementwise("sin.approx.f32 $0, $1;", "=f,f", [tl.load(x + i)], tl.float32, True, 1)
+    v = tl.inline_asm_elementwise(
+        "sin.approx.f32 $0, $1;", "=f,f", [tl.load(x + i)], tl.float32, True, 1
+    )
     tl.store(o + i, v)

@@ -25,8 +25,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 #: Compute capabilities that the kernels are built for.
 ARCHITECTURES = (80, 90, 100, 120)
 #: Bytes of shared memory that a block may ask for.

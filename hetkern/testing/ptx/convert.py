@@ -55,7 +55,8 @@ def _to_float(words: list[str], to: str, have: str, raw: Array) -> Array:
     if have not in FLOATS:
         number = integers(raw, have)
         if number.dtype == np.int64:
-            high, low = number >> np.int64(32), number & np.int64(0xFFFFFFFF)
+            high: Array = number >> np.int64(32)
+            low: Array = number & np.int64(0xFFFFFFFF)
         else:
             high, low = number >> np.uint64(32), number & np.uint64(0xFFFFFFFF)
         if to == "f64":
@@ -84,7 +85,9 @@ def _float_to_integer(words: list[str], to: str, have: str, raw: Array) -> Array
         raise PtxError("ptx: cvt of a float to an integer without one rounding is not known")
     value = _TO_INTEGER[wanted[0]](value.astype(np.float64))
     bits = width(to)
-    lowest, highest = (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1)) if to[0] == "s" else (0.0, 2.0**bits)
+    lowest, highest = (
+        (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1)) if to[0] == "s" else (0.0, 2.0**bits)
+    )
     below, above, nan = value < lowest, value >= highest, np.isnan(value)
     inside = np.where(below | above | nan, 0, value)
     result = inside.astype(np.int64).view(np.uint64) if to[0] == "s" else inside.astype(np.uint64)
@@ -98,7 +101,9 @@ def _between_integers(words: list[str], to: str, have: str, raw: Array) -> Array
     number = integers(raw, have)
     if "sat" in words:
         bits = width(to)
-        low, high = (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if to[0] == "s" else (0, (1 << bits) - 1)
+        low, high = (
+            (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if to[0] == "s" else (0, (1 << bits) - 1)
+        )
         if number.dtype == np.uint64:
             number = np.minimum(number, np.uint64(high))
         else:

@@ -23,7 +23,9 @@ from hetkern.testing.ptx.values import (
 if TYPE_CHECKING:
     from hetkern.testing.ptx.machine import Machine
 
-NAMES = frozenset({"shfl", "vote", "redux", "elect", "atom", "red", "activemask", "mma", "ldmatrix"})
+NAMES = frozenset(
+    {"shfl", "vote", "redux", "elect", "atom", "red", "activemask", "mma", "ldmatrix"}
+)
 _ATOMICS = ("add", "max", "min", "and", "or", "xor", "exch", "cas")
 
 

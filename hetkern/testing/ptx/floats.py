@@ -35,7 +35,9 @@ _APPROXIMATE: dict[str, Callable[[Array], Array]] = {
     "cos": np.cos,
     "tanh": np.tanh,
 }
-NAMES = frozenset({"add", "sub", "mul", "fma", "mad", "div", "neg", "abs", "min", "max", *_APPROXIMATE})
+NAMES = frozenset(
+    {"add", "sub", "mul", "fma", "mad", "div", "neg", "abs", "min", "max", *_APPROXIMATE}
+)
 _KNOWN = {"rn", "rz", "ftz", "approx", "full", "NaN", "sat"}
 _COMPARE: dict[str, Callable[[Array, Array], Array]] = {
     "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal,
@@ -62,7 +64,10 @@ def _one(i: Instruction, kind: str, bits: list[Array]) -> Array:
     values = [to_float(part, kind) for part in bits]
     if ftz:
         values = [flush(value) for value in values]
-        bits = [from_float(v, kind) if np.isfinite(v).all() else b for v, b in zip(values, bits, strict=True)]
+        bits = [
+            from_float(v, kind) if np.isfinite(v).all() else b
+            for v, b in zip(values, bits, strict=True)
+        ]
     if i.name == "neg":
         return bits[0] ^ sign
     if i.name == "abs":
@@ -141,11 +146,10 @@ def compare_integers(word: str, first: Array, second: Array) -> Array:
 def test_property(i: Instruction, source: Source) -> Array:
     """``testp``."""
     value = to_float(source(0, i.type), i.type)
-    known = {
+    known: dict[str, Callable[[Array], Array]] = {
         "finite": np.isfinite, "infinite": np.isinf, "notanumber": np.isnan,
         "number": lambda v: ~np.isnan(v),
     }  # fmt: skip
     if i.modifiers[0] not in known:
         raise PtxError(f"ptx: testp.{i.modifiers[0]} is not known")
-    result: Array = known[i.modifiers[0]](value)
-    return result.astype(np.uint64)
+    return known[i.modifiers[0]](value).astype(np.uint64)

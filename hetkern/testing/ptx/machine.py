@@ -17,7 +17,9 @@ from hetkern.testing.ptx.memory import Memory
 from hetkern.testing.ptx.parse import Instruction, Program, PtxError, split
 from hetkern.testing.ptx.values import FLOATS, PAIRS, Array, integers, literal, mask, width
 
-_NOTHING = frozenset({"bar", "barrier", "fence", "membar", "griddepcontrol", "prefetch", "nanosleep"})
+_NOTHING = frozenset(
+    {"bar", "barrier", "fence", "membar", "griddepcontrol", "prefetch", "nanosleep"}
+)
 _UNWRITTEN = np.uint64(0xDEADBEEFDEADBEEF)
 _STEPS = 10_000_000
 _OF_INTEGERS = {"add", "sub", "mul", "mad", "div", "rem", "min", "max", "abs", "neg"}

@@ -7,20 +7,21 @@ Triton's own interpreter, repaired:
 * language: and, or, not, conditions, loops, names and numbers mean what Triton's compiler makes of
   them, and what it does not take raises with its line (source, control); arguments
   have a launch's types, and 1 is a constant (launch);
-* numbers: bfloat16 rounds to nearest even and computes on values, not on bit patterns; a dot of
-  float32 in "tf32" cuts its operands as tensor cores do, "tf32x3" rounds; 16-bit sums round at
-  every step; max, min and clamp drop NaN; casts to integers saturate (numbers);
+* numbers: as an H100's instructions give them, bit by bit where these are exact: bfloat16 rounds
+  once, a product that feeds a sum is one fma (contraction), sums have the compiled order and dtype
+  (reductions), atomics and libdevice's functions round as there (atomics, libdevice);
 * memory: a load or store outside its tensor's own elements, or not aligned to its size, raises
   :class:`KernelError` with pointer, program and bytes, and so does what only luck decides on a GPU:
-  two programs that touch an element of which one writes it without an atomic (checked_memory);
+  two programs that touch an element of which one writes it without an atomic (checked_memory), two
+  lanes of one program that do so without a barrier (order);
 * ``@triton.autotune`` runs the first configuration; a false hint (``tl.multiple_of``,
   ``tl.max_contiguous``, ``tl.max_constancy``) raises (blocks);
-* inline assembly, libdevice, 8-bit floats' arithmetic and reductions of bfloat16 other than sums,
-  largest and smallest raise by name.
+* inline assembly, 8-bit floats' arithmetic and reductions of bfloat16 other than sums, largest and
+  smallest raise by name.
 
-What it does not see: x * y + z as one fma, memory that a program writes and reads back without a
-barrier, too much shared memory, spills: the last two are what ahead-of-time compilation finds
-(triton_aot), in a process of its own.
+Where source and compiled code may differ all the same, ``--compiled`` or :func:`compiled` runs each
+launch's PTX too and compares; two habits of the compiler are looked for always (suspicion). Too
+much shared memory and spills are what ahead-of-time compilation finds (triton_aot).
 
 Triton decides for its interpreter when ``@triton.jit`` decorates, its own library included. So this
 comes before triton is imported, or says that it is too late.

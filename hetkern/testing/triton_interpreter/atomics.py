@@ -1,7 +1,7 @@
 """Atomics of the repaired Triton interpreter: lanes in turn, each checked, with a GPU's rounding.
 
 An addition of float32 in global memory takes subnormal numbers for zeros (PTX ISA, "atom"), one of
-bfloat16 rounds once; the result of a lane that is masked off is 0. An exchange of floats moves bits.
+bfloat16 rounds once; a lane that is masked off gets 0. An exchange of floats moves bits.
 """
 
 from __future__ import annotations

@@ -142,7 +142,9 @@ class Shadow:
                 whole = torch.empty(0, dtype=torch.uint8).set_(storage)  # type: ignore[call-overload]
                 self.storages[storage.data_ptr()] = whole.clone()
 
-    def run(self, function: Any, parameters: dict[str, Any], options: dict[str, Any], grid: Any) -> None:
+    def run(
+        self, function: Any, parameters: dict[str, Any], options: dict[str, Any], grid: Any
+    ) -> None:
         """Run the compiled code on the copies."""
         if (programs := int(np.prod(grid))) > _LARGEST_GRID:
             raise NotImplementedError(
@@ -200,7 +202,11 @@ def _bits(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _wide(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().float() if tensor.element_size() == 1 and tensor.is_floating_point() else tensor.detach()
+    return (
+        tensor.detach().float()
+        if tensor.element_size() == 1 and tensor.is_floating_point()
+        else tensor.detach()
+    )
 
 
 def _tensors(name: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:
@@ -232,7 +238,8 @@ def _words(values: Sequence[tuple[str, Any]], kinds: Sequence[str]) -> list[int]
             words.append(int(np.float64(value).view(np.uint64)))
         elif kind in ("fp16", "bf16"):
             dtype = torch.float16 if kind == "fp16" else torch.bfloat16
-            words.append(torch.tensor(value, dtype=dtype).view(torch.int16).item() & 0xFFFF)
+            bits = torch.tensor(value, dtype=dtype).view(torch.int16)
+            words.append(int(bits.item()) & 0xFFFF)
         else:
             words.append(int(value))
     return words + [0] * (len(kinds) - len(words))

@@ -1,7 +1,7 @@
 """Compiles Triton kernels for a process that interprets them: Triton cannot do both in one.
 
-``python -m hetkern.testing.triton_interpreter.compiler_process`` reads pickled :class:`Request` from
-its standard input and answers each with PTX text, or with the error's text in a :class:`Failure`.
+``python -m hetkern.testing.triton_interpreter.compiler_process`` reads pickled requests from its
+standard input and answers each with PTX text, or with the error's text in a :class:`Failure`.
 """
 
 from __future__ import annotations

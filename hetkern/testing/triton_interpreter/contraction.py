@@ -48,15 +48,15 @@ def repair(interpreter: Any, tl: Any) -> None:
     def create_fadd(self: Any, left: Any, right: Any) -> Any:
         if memory.fuses:
             if factors := product_of(left, right):
-                return fused(*factors, values(right), left.dtype.scalar)
+                return fused(factors[0], factors[1], values(right), left.dtype.scalar)
             if factors := product_of(right, left):
-                return fused(*factors, values(left), left.dtype.scalar)
+                return fused(factors[0], factors[1], values(left), left.dtype.scalar)
         return self.binary_op(left, right, np.add)
 
     def create_fsub(self: Any, left: Any, right: Any) -> Any:
         if memory.fuses:
             if factors := product_of(left, right):
-                return fused(*factors, -values(right), left.dtype.scalar)
+                return fused(factors[0], factors[1], -values(right), left.dtype.scalar)
             if factors := product_of(right, left):
                 return fused(-factors[0], factors[1], values(left), left.dtype.scalar)
         return self.binary_op(left, right, np.subtract)

@@ -82,35 +82,34 @@ def _bessel(n: Array, x: Array, of: str) -> Array:
 
 
 _SQRT_HALF = np.sqrt(0.5)
+_OF_NUMPY = {
+    "acos": "arccos", "acosh": "arccosh", "asin": "arcsin", "asinh": "arcsinh", "atan": "arctan",
+    "atan2": "arctan2", "atanh": "arctanh", "fabs": "abs", "nearbyint": "rint", "pow": "power",
+    **{
+        name: name
+        for name in (
+            "cbrt ceil cos cosh exp exp2 expm1 floor fmod hypot log log10 log1p log2 rint sin sinh "
+            "sqrt tan tanh trunc"
+        ).split()
+    },
+}  # fmt: skip
+_OF_TORCH = {
+    "cyl_bessel_i0": "i0", "cyl_bessel_i1": "i1", "erf": "erf", "erfc": "erfc", "erfcx": "erfcx",
+    "erfinv": "erfinv", "j0": "bessel_j0", "j1": "bessel_j1", "lgamma": "gammaln",
+    "normcdf": "ndtr", "normcdfinv": "ndtri", "y0": "bessel_y0", "y1": "bessel_y1",
+}  # fmt: skip
 #: Functions of floating numbers, by name without the type's letter, computed in float64.
 _REAL: dict[str, Callable[..., Array]] = {
-    **{
-        name: getattr(np, numpy_name)
-        for name, numpy_name in {
-            "acos": "arccos", "acosh": "arccosh", "asin": "arcsin", "asinh": "arcsinh",
-            "atan": "arctan", "atan2": "arctan2", "atanh": "arctanh", "cbrt": "cbrt",
-            "ceil": "ceil", "cos": "cos", "cosh": "cosh", "exp": "exp", "exp2": "exp2",
-            "expm1": "expm1", "fabs": "abs", "floor": "floor", "fmod": "fmod", "hypot": "hypot",
-            "log": "log", "log10": "log10", "log1p": "log1p", "log2": "log2", "nearbyint": "rint",
-            "pow": "power", "rint": "rint", "sin": "sin", "sinh": "sinh", "sqrt": "sqrt",
-            "tan": "tan", "tanh": "tanh", "trunc": "trunc",
-        }.items()
-    },  # fmt: skip
-    **{
-        name: _by_torch(torch_name)
-        for name, torch_name in {
-            "cyl_bessel_i0": "i0", "cyl_bessel_i1": "i1", "erf": "erf", "erfc": "erfc",
-            "erfcx": "erfcx", "erfinv": "erfinv", "j0": "bessel_j0", "j1": "bessel_j1",
-            "lgamma": "gammaln", "normcdf": "ndtr", "normcdfinv": "ndtri", "y0": "bessel_y0",
-            "y1": "bessel_y1",
-        }.items()
-    },  # fmt: skip
+    **{name: getattr(np, of_numpy) for name, of_numpy in _OF_NUMPY.items()},
+    **{name: _by_torch(of_torch) for name, of_torch in _OF_TORCH.items()},
     "cospi": _of_pi(np.cos),
     "sinpi": _of_pi(np.sin),
     "erfcinv": lambda x: -_by_torch("ndtri")(x / 2) * _SQRT_HALF,
     "exp10": lambda x: np.power(10.0, x),
     "fdim": lambda x, y: np.where(x <= y, 0.0, x - y),
-    "logb": lambda x: np.where(x == 0, -np.inf, np.where(np.isinf(x), np.inf, np.frexp(x)[1] - 1.0)),
+    "logb": lambda x: np.where(
+        x == 0, -np.inf, np.where(np.isinf(x), np.inf, np.frexp(x)[1] - 1.0)
+    ),
     "norm3d": _root,
     "norm4d": _root,
     "rcbrt": lambda x: 1 / np.cbrt(x),
@@ -159,7 +158,9 @@ def _high_product(x: Array, y: Array) -> Array:
 
 def _reversed(x: Array) -> Array:
     width = 8 * x.itemsize
-    bits = np.unpackbits(np.ascontiguousarray(x).reshape(-1, 1).view(np.uint8), axis=1, bitorder="little")
+    bits = np.unpackbits(
+        np.ascontiguousarray(x).reshape(-1, 1).view(np.uint8), axis=1, bitorder="little"
+    )
     back = np.packbits(bits[:, ::-1], axis=1, bitorder="little")
     return np.ascontiguousarray(back).view(x.dtype).reshape(x.shape) if width else x
 
@@ -199,7 +200,7 @@ _EXACT: dict[str, Callable[..., Array]] = {
     "ffs": lambda x: _length(x & -x), "ffsll": lambda x: _length(x & -x),
     "hadd": _wide(lambda x, y: (x + y) >> 1), "uhadd": _wide(lambda x, y: (x + y) >> 1),
     "rhadd": _wide(lambda x, y: (x + y + 1) >> 1), "urhadd": _wide(lambda x, y: (x + y + 1) >> 1),
-    "sad": _wide(lambda x, y, z: np.abs(x - y) + z), "usad": _wide(lambda x, y, z: np.abs(x - y) + z),
+    **dict.fromkeys(("sad", "usad"), _wide(lambda x, y, z: np.abs(x - y) + z)),
     "mul24": _24_bits, "umul24": _24_bits,
     **dict.fromkeys(("mulhi", "umulhi", "mul64hi", "umul64hi"), _high_product),
     **dict.fromkeys(("popc", "popcll"), lambda x: np.bitwise_count(_bits(x)).astype(np.int32)),
@@ -251,7 +252,11 @@ def _in_direction(name: str, direction: str, parts: list[Array]) -> Array:
         raise KeyError(name)
     x, *rest = [flushed(part) for part in parts]
     if name[1:] == "ma":
-        return flushed(float32_in_direction(fma_to_odd(x, *rest), direction)) if single else fma(x, *rest)
+        return (
+            flushed(float32_in_direction(fma_to_odd(x, *rest), direction))
+            if single
+            else fma(x, *rest)
+        )
     if not single:
         y = rest[0] if rest else None
         plain = {"add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide}
@@ -265,7 +270,7 @@ def _in_direction(name: str, direction: str, parts: list[Array]) -> Array:
     elif name[1:] == "mul":
         exact = a * b
     else:
-        # A quotient or root of float32 is a middle of two float32 never, and float64 tells the side.
+        # No quotient or root of float32 is a middle of two: float64 tells the side.
         exact = {"div": a / b, "rcp": b / a, "sqrt": np.sqrt(a), "rsqrt": 1 / np.sqrt(a)}[name[1:]]
     return flushed(float32_in_direction(exact, direction))
 
@@ -297,8 +302,12 @@ def _call(name: str, parts: list[Array], dtype: np.dtype[Any]) -> Array:
     if name in _EXACT:
         return np.asarray(_EXACT[name](*parts)).astype(dtype)
     base, _, direction = name.rpartition("_r")
-    if base in ("fma", "fmaf") or (base and base[1:] in ("add", "sub", "mul", "div", "rcp", "sqrt", "rsqrt", "ma")):
-        return _in_direction("fma" if base == "fmaf" else "dma" if base == "fma" else base, direction, parts)
+    if base in ("fma", "fmaf") or (
+        base and base[1:] in ("add", "sub", "mul", "div", "rcp", "sqrt", "rsqrt", "ma")
+    ):
+        return _in_direction(
+            "fma" if base == "fmaf" else "dma" if base == "fma" else base, direction, parts
+        )
     if name in ("fma", "fmaf"):
         return _in_direction("fma" if single else "dma", "n", parts)
     if base == "double2float":

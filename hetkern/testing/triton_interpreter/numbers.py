@@ -153,7 +153,7 @@ def _elementwise(interpreter: Any, tl: Any) -> None:
 
 
 def largest(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """max as an instruction has it: of a NaN the other operand, and +0 above -0."""
+    """Max as an instruction has it: of a NaN the other operand, and +0 above -0."""
     result = np.fmax(x, y)
     if (result == 0).any():
         return np.where((x == 0) & (y == 0), x + y, result)
@@ -161,7 +161,7 @@ def largest(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def smallest(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """min as an instruction has it: of a NaN the other operand, and -0 below +0."""
+    """Min as an instruction has it: of a NaN the other operand, and -0 below +0."""
     result = np.fmin(x, y)
     if (result == 0).any():
         return np.where((x == 0) & (y == 0), -(-x - y), result)
@@ -169,7 +169,7 @@ def smallest(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _clamped(x: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """max and min, which drop NaN; between -limit and limit one instruction, which keeps its sign."""
+    """Max and min, which drop NaN; between -limit and limit one instruction keeps its sign."""
     result = smallest(largest(x, low), high)
     if np.isnan(x).any() and (low == -high).all():
         return np.where(np.isnan(x), np.copysign(high, x), result)
@@ -302,9 +302,7 @@ def _conversions(interpreter: Any, tl: Any) -> None:
                 raise _not_interpreted(f"rounding to {want}")
             if str(have) not in _8_BIT_FLOATS:
                 return between_floats(self, source, to, rounding)
-            codes = torch.from_numpy(np.ascontiguousarray(source.data))
-            exact = codes.view(_8_BIT_FLOATS[str(have)]).float().numpy()
-            return cast_impl(self, handle(exact, tl.float32), to)
+            return cast_impl(self, handle(_decoded(source.data, have), tl.float32), to)
         if rounding == toward_zero and want.primitive_bitwidth < have.primitive_bitwidth:
             if (have, want) != (tl.float32, tl.bfloat16):
                 raise _not_interpreted(f"rounding {have} to {want} toward zero")
@@ -315,15 +313,25 @@ def _conversions(interpreter: Any, tl: Any) -> None:
     builder.cast_impl, builder.create_fp_to_fp = cast_impl, create_fp_to_fp
 
 
+def _decoded(codes: np.ndarray, dtype: Any) -> np.ndarray:
+    """The values of 8-bit floats."""
+    raw = torch.from_numpy(np.ascontiguousarray(codes).view(np.uint8))
+    values: np.ndarray = raw.view(_8_BIT_FLOATS[str(dtype)]).float().numpy()
+    return values
+
+
 def _dot(interpreter: Any, tl: Any) -> None:
     builder, handle = interpreter.InterpreterBuilder, interpreter.TensorHandle
     stock = builder.create_dot
 
     def create_dot(self: Any, a: Any, b: Any, d: Any, precision: Any, imprecise: Any) -> Any:
         dtype = a.dtype.scalar
-        if dtype.primitive_bitwidth == 8 or dtype == tl.float64:
+        eight = str(dtype) in _8_BIT_FLOATS and str(b.dtype.scalar) in _8_BIT_FLOATS
+        if (dtype.primitive_bitwidth == 8 and not eight) or dtype == tl.float64:
             return stock(self, a, b, d, precision, imprecise)
         x, y, in_parts = a.data, b.data, False
+        if eight:
+            x, y = (_decoded(part.data, part.dtype.scalar) for part in (a, b))
         if dtype == tl.bfloat16:
             x, y = bfloat16_to_float32(x), bfloat16_to_float32(y)
         elif dtype == tl.float32 and str(precision).lower().endswith("tf32"):

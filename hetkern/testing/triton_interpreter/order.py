@@ -48,7 +48,7 @@ class Order:
         mask: np.ndarray[Any, Any],
         bounds: tuple[int, int],
     ) -> bool:
-        """Enter a request; whether it meets an element that other lanes stored, or stores theirs."""
+        """Enter a request; whether it meets what other lanes stored, or stores what is theirs."""
         if program != self._program:
             self._requests.clear()
             self._program = program

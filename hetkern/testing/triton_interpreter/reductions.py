@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from hetkern.testing.triton_interpreter.checked_memory import KernelError, memory, source_line
 from hetkern.testing.triton_interpreter import rounding
+from hetkern.testing.triton_interpreter.checked_memory import KernelError, memory, source_line
 from hetkern.testing.triton_interpreter.numbers import (
     bfloat16_to_float32,
     float32_to_bfloat16,
@@ -125,7 +125,8 @@ def _sum(part: Any, axis: int | None, factors: Any, tl: Any) -> np.ndarray:
     fuses = factors is not None and size < 8
     if len(values) > 1 and fuses:
         paired = size == 2 and each > 1
-        total = _sum_of_products(values, *map(arranged, factors), is_bfloat16, paired)
+        x, y = map(arranged, factors)
+        total = _sum_of_products(values, x, y, is_bfloat16, paired)
     elif is_bfloat16:
         total = values[0]
         for value in values[1:]:

@@ -97,7 +97,9 @@ def _fma_of_float64(x: Array, y: Array, z: Array) -> Array:
     second, second_left = _two_sum(high, first)
     total = np.array(second + sum_to_odd(first_left, second_left))
     size = np.abs(np.array([x, y, high, z]))
-    extreme = ((size > 2.0**900) | ((size < 2.0**-400) & (size != 0))).any(0) | ((high == 0) & (x != 0) & (y != 0))
+    extreme = ((size > 2.0**900) | ((size < 2.0**-400) & (size != 0))).any(0) | (
+        (high == 0) & (x != 0) & (y != 0)
+    )
     for at in zip(*np.nonzero(np.atleast_1d(extreme)), strict=True):
         a, b, c = (np.atleast_1d(part)[at] for part in (x, y, z))
         np.atleast_1d(total)[at] = _fma_of_fractions(float(a), float(b), float(c))
