@@ -61,6 +61,16 @@ def test_triton_sums_have_the_compiled_order(dtype, size, warps):
 
 
 @pytest.mark.proof
+@pytest.mark.parametrize("warps", [1, 4])
+@pytest.mark.parametrize("size", [64, 256, 1024])
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_triton_running_sums_have_the_compiled_order(dtype, size, warps):
+    for reverse in (False, True):
+        x, o = normal(size).to(dtype), torch.empty(size, dtype=dtype)
+        same(kernels.running, x, o, N=size, REVERSE=reverse, num_warps=warps)
+
+
+@pytest.mark.proof
 @pytest.mark.parametrize("shape", [(16, 64), (64, 16), (4, 256), (128, 128)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_triton_sums_of_rows_and_columns_have_the_compiled_order(dtype, shape):

@@ -53,6 +53,12 @@ def sums_of_a_matrix(x, rows, columns, M: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
+def running(x, o, N: tl.constexpr, REVERSE: tl.constexpr):
+    i = tl.arange(0, N)
+    tl.store(o + i, tl.cumsum(tl.load(x + i), 0, reverse=REVERSE))
+
+
+@triton.jit
 def softmax(x, o, n, N: tl.constexpr):
     i = tl.program_id(0) * n + tl.arange(0, N)
     inside = tl.arange(0, N) < n

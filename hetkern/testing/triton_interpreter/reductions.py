@@ -71,7 +71,13 @@ def repair(interpreter: Any, tl: Any) -> None:
 
     def apply_scan(self: Any, inputs: Any) -> Any:
         refuse_bfloat16(inputs, "scan")
-        return scan(self, inputs)
+        data = inputs[0].handle.data
+        if self.combine_fn != tl.standard._sum_combine or data.dtype.kind != "f":
+            return scan(self, inputs)
+        turned = np.flip(data, self.axis) if self.reverse else data
+        sums = _running_sums(turned, self.axis % data.ndim)
+        sums = np.flip(sums, self.axis) if self.reverse else sums
+        return [self.to_tensor(np.ascontiguousarray(sums), inputs[0].dtype)]
 
     reductions.apply_impl, scans.apply_impl = apply_reduction, apply_scan
 
@@ -145,6 +151,34 @@ def _sum(part: Any, axis: int | None, factors: Any, tl: Any) -> np.ndarray:
     total = np.moveaxis(total[..., 0], -1, at)
     total = total.reshape([1] * dimensions) if flat else total
     return float32_to_bfloat16(total) if is_bfloat16 else total
+
+
+def _running_sums(values: np.ndarray, axis: int) -> np.ndarray:
+    """``tl.cumsum`` in the compiled order.
+
+    A lane adds its own elements in turn, lanes add what stands 1, 2, 4, 8, 16 lanes before them,
+    and warps, and blocks of warps, what all before them have.
+    """
+    each, lanes, across = _layout(values.shape, axis, values.itemsize, memory.warps)
+    rows = np.moveaxis(values, axis, -1)
+    parts = rows.reshape(*rows.shape[:-1], -1, lanes, each)  # warps and their turns, lanes, its own
+    own = np.add.accumulate(parts, axis=-1)
+    last = own[..., -1].copy()
+    step = 1
+    while step < lanes:
+        last[..., step:] = last[..., :-step] + last[..., step:]
+        step *= 2
+    before = np.zeros_like(last[..., :1])
+    for warp in range(1, parts.shape[-3]):
+        total = last[..., warp - 1, -1]
+        before[..., warp, 0] = total if warp == 1 else before[..., warp - 1, 0] + total
+    some = np.arange(parts.shape[-3])[:, None] > 0
+    last = np.where(some, before + last, last)
+    left = np.concatenate([before, last[..., :-1]], -1)
+    known = some | (np.arange(lanes) > 0)
+    result = np.where(known[..., None], left[..., None] + own, own)
+    result[..., -1] = last
+    return np.moveaxis(result.reshape(rows.shape), -1, axis)
 
 
 def _to_bfloat16(values: np.ndarray) -> np.ndarray:
