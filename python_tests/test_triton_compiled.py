@@ -178,6 +178,26 @@ def test_triton_a_cast_to_uint8_out_of_range_is_named():
         kernels.cast[(1,)](torch.full((64,), 300.0), o, N=64)
 
 
+def test_triton_approximations_are_moved_on_request_and_the_budget_with_them():
+    from hetkern.testing import Case, check_op
+    from hetkern.testing.triton_interpreter import approximate
+    from hetkern.testing.values import budget
+
+    def softmax(x):
+        o = torch.empty_like(x)
+        kernels.softmax[(x.shape[0],)](x, o, x.shape[1], N=256)
+        return o
+
+    x = normal(3, 250)
+    plain = softmax(x)
+    with approximate(seed=3):
+        moved = softmax(x)
+        case = Case("rows", (x,), constant=("argument 0",))
+        check_op(softmax, lambda x: torch.softmax(x, -1), [case], [torch.float32])
+    off = (moved / plain - 1).abs().max()
+    assert 2**-23 < off < 2**-20 and torch.equal(softmax(x), plain) and not budget.widening.units
+
+
 def test_triton_a_kernel_within_a_function_has_no_compiled_run():
     import triton
 

@@ -42,10 +42,20 @@ import numpy
 
 import hetkern.impl
 from hetkern.testing.traffic.table import Traffic
+from hetkern.testing.triton_interpreter.approximation import approximate, begin
 from hetkern.testing.triton_interpreter.checked_memory import Counter, KernelError, memory
 from hetkern.testing.triton_interpreter.compiled import MODES, check, compiled
 
-__all__ = ["KernelError", "Traffic", "activate", "active", "compiled", "races_allowed", "traffic"]
+__all__ = [
+    "KernelError",
+    "Traffic",
+    "activate",
+    "active",
+    "approximate",
+    "compiled",
+    "races_allowed",
+    "traffic",
+]
 
 done = False  # whether this process interprets, or has no need to be told so
 
@@ -76,6 +86,7 @@ def activate() -> None:
             "hetkern.testing.triton_interpreter), or set TRITON_INTERPRET=1 from outside"
         )
     from hetkern.testing.triton_interpreter import (
+        approximation,
         atomics,
         blocks,
         contraction,
@@ -91,6 +102,7 @@ def activate() -> None:
     reductions.repair(interpreter, language)
     contraction.repair(interpreter, language)
     suspicion.repair(interpreter)
+    approximation.repair(interpreter)
     libdevice.repair(interpreter, language)
     launch.repair()
     blocks.repair(interpreter, language)
@@ -235,7 +247,7 @@ def pytest_load_initial_conftests() -> None:
 
 
 def pytest_addoption(parser: Any) -> None:
-    """Add ``--compiled``."""
+    """Add ``--compiled`` and ``--approximate``."""
     parser.addoption(
         "--compiled",
         choices=MODES,
@@ -244,11 +256,19 @@ def pytest_addoption(parser: Any) -> None:
         help="run each launch's PTX too: it must give the same bits, or the test judges its values",
     )
 
+    parser.addoption(
+        "--approximate",
+        type=int,
+        metavar="SEED",
+        help="move approximations' results within their documented error, and widen the budget",
+    )
+
 
 def pytest_configure(config: Any) -> None:
     """In a worker of pytest-xdist, which hears of its plugins later."""
     activate()
     check.mode = config.getoption("--compiled") or ""
+    begin(config.getoption("--approximate"))
 
 
 def main(arguments: list[str]) -> None:

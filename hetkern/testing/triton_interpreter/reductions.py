@@ -159,9 +159,9 @@ def _running_sums(values: np.ndarray, axis: int) -> np.ndarray:
     A lane adds its own elements in turn, lanes add what stands 1, 2, 4, 8, 16 lanes before them,
     and warps, and blocks of warps, what all before them have.
     """
-    each, lanes, across = _layout(values.shape, axis, values.itemsize, memory.warps)
+    each, lanes, _ = _layout(values.shape, axis, values.itemsize, memory.warps)
     rows = np.moveaxis(values, axis, -1)
-    parts = rows.reshape(*rows.shape[:-1], -1, lanes, each)  # warps and their turns, lanes, its own
+    parts = rows.reshape(*rows.shape[:-1], -1, lanes, each)  # warps and turns, lanes, own
     own = np.add.accumulate(parts, axis=-1)
     last = own[..., -1].copy()
     step = 1
