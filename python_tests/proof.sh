@@ -34,6 +34,16 @@ for level in "${levels[@]}"; do
 done
 rung "all tests of the families in CUDA, emulated" python -m pytest -q -n 2 --at-least 1400 --impl cuda -m "proof or not proof" python_tests
 rung "all tests of the families in Triton, interpreted" python -m pytest -q -n 2 -p hetkern.testing.triton_interpreter --at-least 1000 --impl triton -m "proof or not proof" python_tests
+rung "Triton, interpreted and compiled, bit by bit" python -m pytest -q -p hetkern.testing.triton_interpreter --at-least 85 -m "proof or not proof" python_tests/test_triton_compiled.py
+liger() {  # somebody else's Triton kernels, installed beside
+  rm -rf build/proof/liger
+  if ! python -m pip install -q --disable-pip-version-check --no-deps --target build/proof/liger liger-kernel==0.8.5; then
+    echo "skipped: liger-kernel 0.8.5 cannot be installed here"
+    return
+  fi
+  PYTHONPATH=$PWD/build/proof/liger python -m pytest -q -n 2 -p hetkern.testing.triton_interpreter --at-least 48 -m proof python_tests/test_liger.py
+}
+rung "Liger's operations in Triton, interpreted" liger
 rung "kernels under sanitizers, planted bugs" env HETKERN_WORKLOAD=all python -m pytest -q -n 2 --dist loadfile --at-least 15 python_tests/test_sanitizers.py python_tests/test_cuda_sanitizers.py
 configurations() {  # every family in a process of one thread, side by side
   local running=() result=0

@@ -220,3 +220,20 @@ def write_budget():
 
 if __name__ == "__main__":
     write_budget()
+
+
+def test_triton_aot_types_arguments_as_triton_does():
+    import triton
+    import triton.language as tl
+
+    @triton.jit(do_not_specialize=["fixed"])
+    def kernel(o, one, sixteen, fixed, wide: tl.int64, number, half: tl.float16, flag, nothing):
+        tl.store(o, one)
+
+    with triton_aot.launches() as launched:
+        kernel[(1,)](meta(4), 1, 16, 16, 1, 0.5, 0.5, True, None)
+    made = triton_aot.specialised(kernel.params, launched[0].arguments)
+    types = ["*bf16", "constexpr", "i32", "i32", "i64", "fp32", "fp16", "u1", "constexpr"]
+    assert list(made.signature.values()) == types
+    assert made.constants == {(1,): 1, (8,): None}, "a 1 and None; none that has an annotation"
+    assert set(made.attributes) == {(0,), (2,)}, "multiples of 16 that may be specialised on"

@@ -22,6 +22,7 @@ A page on how to use it: docs/kernels.md, "Test your own kernel".
 ``implementations``         what can run on this machine
 ``emulation``               ``emulate_cuda``: CUDA kernels on the CPU, checked or counted
 ``triton_interpreter``      Triton kernels on the CPU, checked: ``pytest -p`` with its full name
+``ptx``                     PTX on the CPU, which ``--compiled`` compares the interpreter with
 ``triton_aot``              what Triton compiles a kernel to: registers, spills, opcodes
 ``traffic``                 what a CUDA or Triton kernel moves, as a command
 ``pytest_plugin``           the ``impl`` fixture and the ``proof`` marker

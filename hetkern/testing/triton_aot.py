@@ -25,8 +25,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 #: Compute capabilities that the kernels are built for.
 ARCHITECTURES = (80, 90, 100, 120)
 #: Bytes of shared memory that a block may ask for.
@@ -71,17 +69,8 @@ class Launch:
         """
         compiler: Any = importlib.import_module("triton.compiler")
         targets: Any = importlib.import_module("triton.backends.compiler")
-        constants: dict[tuple[int, ...], Any] = {}
-        attributes: dict[tuple[int, ...], Any] = {}
-        signature = {}
-        for i, parameter in enumerate(self.kernel.params):
-            value = self.arguments[parameter.name]
-            if parameter.is_constexpr:
-                constants[(i,)], signature[parameter.name] = value, "constexpr"
-            else:
-                fixed = parameter.do_not_specialize
-                signature[parameter.name] = _type_of(value, (i,), constants, attributes, fixed)
-        source = compiler.ASTSource(self.kernel, signature, constants, attributes)
+        made = specialised(self.kernel.params, self.arguments)
+        source = compiler.ASTSource(self.kernel, made.signature, made.constants, made.attributes)
         target = targets.GPUTarget("cuda", architecture, 32)
         import time
 
@@ -135,50 +124,50 @@ def launches() -> Iterator[list[Launch]]:
         jit.JITFunction.run, autotuner.Autotuner.run = run, tuned
 
 
-_NAMES = {
-    torch.float32: "fp32",
-    torch.float64: "fp64",
-    torch.float16: "fp16",
-    torch.bfloat16: "bf16",
-    torch.bool: "i1",
-    torch.uint8: "u8",
-    torch.int8: "i8",
-    torch.int16: "i16",
-    torch.int32: "i32",
-    torch.int64: "i64",
-}
+@dataclass(frozen=True)
+class Specialised:
+    """A launch's arguments as Triton's own launcher reads them."""
+
+    signature: dict[str, Any]  #: each parameter's type; "constexpr" for a constant
+    constants: dict[tuple[int, ...], Any]  #: by the place of the argument, or of its part
+    attributes: dict[tuple[int, ...], Any]  #: what is known of the others: multiples of 16
+    values: list[tuple[str, Any]]  #: type and value of what the compiled kernel is given
 
 
-def _type_of(
-    value: Any, path: tuple[int, ...], constants: Any, attributes: Any, fixed: bool = False
-) -> Any:
-    """An argument's type as Triton writes it, and what it specialises on.
+def specialised(parameters: Any, arguments: dict[str, Any]) -> Specialised:
+    """What Triton compiles for: types, annotations, constants, alignment.
 
-    ``fixed``: ``do_not_specialize`` names it, which Triton does not heed inside a tuple.
+    ``parameters`` are Triton's ``KernelParam``, each with a value in ``arguments``.
     """
-    if fixed and isinstance(value, int | torch.Tensor) and not isinstance(value, bool):
-        attributes, constants = {}, {}
-        if not isinstance(value, torch.Tensor):
-            return "i32" if -(2**31) <= value < 2**31 else "i64"
-    if isinstance(value, tuple):
-        parts = enumerate(value)
-        return tuple(_type_of(part, (*path, i), constants, attributes) for i, part in parts)
-    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value == 1):
-        constants[path] = value
-        return "constexpr"
-    if isinstance(value, torch.Tensor):
-        if value.data_ptr() % 16 == 0:
-            attributes[path] = [["tt.divisibility", 16]]
-        return f"*{_NAMES[value.dtype]}"
-    if isinstance(value, bool):
-        return "u1"
-    if isinstance(value, int):
-        if value % 16 == 0:
-            attributes[path] = [["tt.divisibility", 16]]
-        return "i32" if -(2**31) <= value < 2**31 else "i64"
-    if isinstance(value, float):
-        return "fp32"
-    raise TypeError(f"triton_aot: an argument of {type(value).__name__} is not understood")
+    native: Any = importlib.import_module("triton._C.libtriton").native_specialize_impl
+    backend: Any = importlib.import_module("triton.backends.compiler").BaseBackend
+    made = Specialised({}, {}, {}, [])
+
+    def enter(path: tuple[int, ...], kind: Any, key: Any, value: Any) -> None:
+        if isinstance(kind, tuple):
+            for n, (part, about) in enumerate(zip(kind, key, strict=True)):
+                enter((*path, n), part, about, value[n])
+        elif kind == "constexpr":
+            made.constants[path] = value
+        else:
+            if isinstance(key, str) and (known := backend.parse_attr(key)):
+                made.attributes[path] = known
+            made.values.append((kind, value))
+
+    for i, parameter in enumerate(parameters):
+        value = arguments[parameter.name]
+        if parameter.is_constexpr:
+            kind, key = "constexpr", None
+        else:
+            fixed = not parameter.do_not_specialize
+            aligned = not parameter.do_not_specialize_on_alignment
+            kind, key = native(backend, value, parameter.is_const, fixed, aligned)
+            if annotated := parameter.annotation_type:
+                number = annotated == "u1" or annotated[:2] in ("fp", "bf")
+                kind, key = annotated, None if number else key
+        made.signature[parameter.name] = kind
+        enter((i,), kind, key, value)
+    return made
 
 
 def _read(compiled: Any, seconds: float) -> Built:

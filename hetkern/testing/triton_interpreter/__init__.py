@@ -7,20 +7,21 @@ Triton's own interpreter, repaired:
 * language: and, or, not, conditions, loops, names and numbers mean what Triton's compiler makes of
   them, and what it does not take raises with its line (source, control); arguments
   have a launch's types, and 1 is a constant (launch);
-* numbers: bfloat16 rounds to nearest even and computes on values, not on bit patterns; a dot of
-  float32 in "tf32" cuts its operands as tensor cores do, "tf32x3" rounds; 16-bit sums round at
-  every step; max, min and clamp drop NaN; casts to integers saturate (numbers);
+* numbers: as an H100's instructions give them, bit by bit where these are exact: bfloat16 rounds
+  once, a product that feeds a sum is one fma (contraction), sums have the compiled order and dtype
+  (reductions), atomics and libdevice's functions round as there (atomics, libdevice);
 * memory: a load or store outside its tensor's own elements, or not aligned to its size, raises
   :class:`KernelError` with pointer, program and bytes, and so does what only luck decides on a GPU:
-  two programs that touch an element of which one writes it without an atomic (checked_memory);
+  two programs that touch an element of which one writes it without an atomic (checked_memory), two
+  lanes of one program that do so without a barrier (order);
 * ``@triton.autotune`` runs the first configuration; a false hint (``tl.multiple_of``,
   ``tl.max_contiguous``, ``tl.max_constancy``) raises (blocks);
-* inline assembly, libdevice, 8-bit floats' arithmetic and reductions of bfloat16 other than sums,
-  largest and smallest raise by name.
+* inline assembly, 8-bit floats' arithmetic and reductions of bfloat16 other than sums, largest and
+  smallest raise by name.
 
-What it does not see: x * y + z as one fma, memory that a program writes and reads back without a
-barrier, too much shared memory, spills: the last two are what ahead-of-time compilation finds
-(triton_aot), in a process of its own.
+Where source and compiled code may differ all the same, ``--compiled`` or :func:`compiled` runs each
+launch's PTX too and compares; two habits of the compiler are looked for always (suspicion). Too
+much shared memory and spills are what ahead-of-time compilation finds (triton_aot).
 
 Triton decides for its interpreter when ``@triton.jit`` decorates, its own library included. So this
 comes before triton is imported, or says that it is too late.
@@ -41,16 +42,27 @@ import numpy
 
 import hetkern.impl
 from hetkern.testing.traffic.table import Traffic
+from hetkern.testing.triton_interpreter.approximation import approximate, begin
 from hetkern.testing.triton_interpreter.checked_memory import Counter, KernelError, memory
+from hetkern.testing.triton_interpreter.compiled import MODES, check, compiled
 
-__all__ = ["KernelError", "Traffic", "activate", "active", "races_allowed", "traffic"]
+__all__ = [
+    "KernelError",
+    "Traffic",
+    "activate",
+    "active",
+    "approximate",
+    "compiled",
+    "races_allowed",
+    "traffic",
+]
 
-_done = False
+done = False  # whether this process interprets, or has no need to be told so
 
 
 def active() -> bool:
     """Whether Triton kernels run in the repaired interpreter in this process."""
-    return _done
+    return done
 
 
 def activate() -> None:
@@ -60,8 +72,8 @@ def activate() -> None:
         RuntimeError: triton was imported before and compiles.
         ImportError: triton is not installed.
     """
-    global _done
-    if _done:
+    global done
+    if done:
         return
     os.environ["TRITON_INTERPRET"] = "1"
     late = "triton.language.standard" in sys.modules
@@ -73,17 +85,33 @@ def activate() -> None:
             "kernels compile. Let the plugin come first (pytest -p "
             "hetkern.testing.triton_interpreter), or set TRITON_INTERPRET=1 from outside"
         )
-    from hetkern.testing.triton_interpreter import blocks, launch, numbers
+    from hetkern.testing.triton_interpreter import (
+        approximation,
+        atomics,
+        blocks,
+        contraction,
+        launch,
+        libdevice,
+        numbers,
+        reductions,
+        suspicion,
+    )
 
     _patch_language_once(interpreter, language)
     numbers.repair(interpreter, language)
+    reductions.repair(interpreter, language)
+    contraction.repair(interpreter, language)
+    suspicion.repair(interpreter)
+    approximation.repair(interpreter)
+    libdevice.repair(interpreter, language)
     launch.repair()
     blocks.repair(interpreter, language)
+    atomics.repair(interpreter, language)
     _check_memory(interpreter, language)
     _run_first_configuration()
     _refuse(interpreter)
     hetkern.impl.triton_interprets = True
-    _done = True
+    done = True
 
 
 @contextlib.contextmanager
@@ -139,7 +167,6 @@ def _check_memory(interpreter: Any, language: Any) -> None:
     """Every access asks for leave."""
     builder = interpreter.InterpreterBuilder
     load, store = builder.create_masked_load, builder.create_masked_store
-    rmw, cas = builder.create_atomic_rmw, builder.create_atomic_cas
 
     def width(pointer: Any) -> int:
         return max(1, pointer.get_element_ty().primitive_bitwidth // 8)
@@ -158,23 +185,21 @@ def _check_memory(interpreter: Any, language: Any) -> None:
         memory.access("store", pointers.data, mask.data, width(pointers), self, value.data)
         return store(self, pointers, value, mask, *rest)
 
-    def checked_rmw(self: Any, op: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
-        if value.dtype.scalar == language.bfloat16:
-            raise NotImplementedError("triton_interpreter: atomics on bfloat16 are not interpreted")
-        memory.access("atomic", pointers.data, mask.data, width(pointers), self)
-        if value.data.dtype.kind == "f" and str(op).endswith("XCHG"):  # moves bits
-            bits = numpy.ascontiguousarray(value.data).view(f"i{value.data.itemsize}")
-            integer = {4: language.int32, 8: language.int64}[bits.itemsize]
-            old = rmw(self, op, pointers, interpreter.TensorHandle(bits, integer), mask, *rest)
-            return interpreter.TensorHandle(old.data.view(value.data.dtype), value.dtype.scalar)
-        return rmw(self, op, pointers, value, mask, *rest)
-
-    def checked_cas(self: Any, pointers: Any, *rest: Any) -> Any:
-        memory.access("atomic", pointers.data, pointers.data != 0, width(pointers), self)
-        return cas(self, pointers, *rest)
-
     builder.create_masked_load, builder.create_masked_store = checked_load, checked_store
-    builder.create_atomic_rmw, builder.create_atomic_cas = checked_rmw, checked_cas
+
+    def with_barrier(owner: Any, name: str) -> None:
+        stock = getattr(owner, name)
+
+        def apply(self: Any, *arguments: Any, **named: Any) -> Any:
+            memory.order.barrier()
+            return stock(self, *arguments, **named)
+
+        setattr(owner, name, apply)
+
+    for name in ("barrier", "dot", "histogram", "gather"):
+        with_barrier(builder, f"create_{name}")
+    for operation in (interpreter.ReduceOps, interpreter.ScanOps):
+        with_barrier(operation, "apply_impl")
 
 
 def _run_first_configuration() -> None:
@@ -202,7 +227,6 @@ def _refuse(interpreter: Any) -> None:
         return refuse
 
     builder.create_inline_asm = refusal("inline assembly")
-    builder.create_extern_elementwise = refusal("an external function")
     histogram = builder.create_histogram
 
     def create_histogram(self: Any, data: Any, *rest: Any) -> Any:
@@ -212,12 +236,6 @@ def _refuse(interpreter: Any) -> None:
 
     builder.create_histogram = create_histogram
     builder.create_map_elementwise = refusal("map_elementwise")
-    for name in ("triton.language.extra.libdevice", "triton.language.extra.cuda.libdevice"):
-        with contextlib.suppress(ImportError):
-            library = importlib.import_module(name)
-            for function, value in list(vars(library).items()):
-                if callable(value) and getattr(value, "__module__", None) == name:
-                    setattr(library, function, refusal(f"libdevice.{function}"))
 
 
 # ---- Plugin and launcher. ------------------------------------------------------------------------
@@ -228,9 +246,29 @@ def pytest_load_initial_conftests() -> None:
     activate()
 
 
-def pytest_configure() -> None:
+def pytest_addoption(parser: Any) -> None:
+    """Add ``--compiled`` and ``--approximate``."""
+    parser.addoption(
+        "--compiled",
+        choices=MODES,
+        nargs="?",
+        const="bits",
+        help="run each launch's PTX too: it must give the same bits, or the test judges its values",
+    )
+
+    parser.addoption(
+        "--approximate",
+        type=int,
+        metavar="SEED",
+        help="move approximations' results within their documented error, and widen the budget",
+    )
+
+
+def pytest_configure(config: Any) -> None:
     """In a worker of pytest-xdist, which hears of its plugins later."""
     activate()
+    check.mode = config.getoption("--compiled") or ""
+    begin(config.getoption("--approximate"))
 
 
 def main(arguments: list[str]) -> None:

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from hetkern.testing.traffic.table import Row
+from hetkern.testing.triton_interpreter.order import Order
 
 # Triton's own functions, such as tl.load, and what calls this.
 _NOT_KERNELS = tuple(
@@ -141,6 +142,10 @@ class Memory:
     def __init__(self) -> None:
         self.check_races = True
         self.counted: Counter | None = None
+        self.order = Order()
+        self.code_block = 0  # straight code; a loop's turn or a branch begins another
+        self.aligned = True  # whether all sizes among the arguments are multiples of 16
+        self.fuses = True  # whether a product that feeds a sum is one fma with it
         self._regions: list[_Region] = []
         self._begins: list[int] = []
         self._pointing: list[tuple[str, torch.Tensor]] = []
@@ -151,6 +156,7 @@ class Memory:
         found = [(n, t) for name, value in arguments for n, t in _tensors(name, value)]
         self.kernel, self.warps = kernel, warps
         self._pointing = [(n, t) for n, t in found if t.dtype in (torch.int64, torch.uint64)]
+        self.order.barrier()
         self._arrange(_Region(n, t) for n, t in found)
 
     def _arrange(self, regions: Iterable[_Region]) -> None:
@@ -165,6 +171,7 @@ class Memory:
     def finish(self) -> None:
         """Forget them."""
         self.kernel = ""
+        self.suspect = ""  # why the compiled code may differ from the source
         self.program: tuple[int, ...] = (0, 0, 0)
         self.warps = 4
         self._pointing, self._regions, self._begins = [], [], []
@@ -194,12 +201,31 @@ class Memory:
         region = self._region_of(low, high + width)
         if region is not None:
             self._inside(kind, region, addresses, width)
+            if kind != "atomic" and self.warps > 1 and self.check_races:
+                self._ordered(kind, region, pointers, mask, (low, high))
         else:
             for region in self._split(kind, addresses, width):
                 inside = (addresses >= region.begin) & (addresses < region.end)
                 self._inside(kind, region, addresses[inside], width)
         if kind == "store" and values is not None and self.check_races:
             self._one_value_each(region, addresses, pointers.shape, mask, values)
+
+    def _ordered(
+        self,
+        kind: str,
+        region: _Region,
+        pointers: np.ndarray,
+        mask: np.ndarray,
+        bounds: tuple[int, int],
+    ) -> None:
+        """Lanes of one program that meet in memory need a barrier between."""
+        stores = kind == "store"
+        if self.order.conflict(self._me, region.begin, stores, pointers, mask, bounds):
+            what = "stores what others accessed" if stores else "loads what others stored"
+            raise KernelError(
+                f"{source_line()}: race on {region.name!r} within a program: a lane {what}, without"
+                f" a barrier between (tl.debug_barrier), {self.where()}"
+            )
 
     def _region_of(self, low: int, end: int) -> _Region | None:
         at = bisect.bisect_right(self._begins, low) - 1

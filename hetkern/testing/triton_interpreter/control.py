@@ -114,6 +114,7 @@ def truth(value: Any) -> _Outcome:
     """The condition of an ``if``."""
     value = _plain(value)
     if _is_tensor(value):
+        memory.code_block += 1
         if value.handle.data.size != 1:
             refuse(f"'if' of a block, {value.type}: use tl.where")
         return _OUTCOMES[_one(value), True]
@@ -131,6 +132,7 @@ def condition(value: Any) -> bool:
         refuse(f"'while' of a block, {value.type}")
     if not value.dtype.is_int1():
         refuse(f"'while' of an {value.dtype}: compare it")
+    memory.code_block += 1
     return _one(value)
 
 
@@ -195,8 +197,10 @@ class counting:
     def __iter__(self) -> Iterator[Any]:
         numpy_type = interpreter._get_np_dtype(self.type)
         for step in self.steps:
+            memory.code_block += 1
             handle = interpreter.TensorHandle(np.array([step], numpy_type), self.type)
             yield tl.tensor(handle, self.type)
+        memory.code_block += 1
 
 
 class unrolled:

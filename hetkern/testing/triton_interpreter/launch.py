@@ -20,8 +20,9 @@ import triton.language as tl
 from triton.compiler.code_generator import CodeGenerator
 from triton.runtime import interpreter, jit
 
-from hetkern.testing.triton_interpreter import control
+from hetkern.testing.triton_interpreter import control, suspicion
 from hetkern.testing.triton_interpreter.checked_memory import KernelError, memory, source_line_of
+from hetkern.testing.triton_interpreter.compiled import Shadow, check
 from hetkern.testing.triton_interpreter.numbers import float32_to_bfloat16
 from hetkern.testing.triton_interpreter.source import RUNTIME, rewrite
 
@@ -40,7 +41,7 @@ def repair() -> None:
     def run(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
         if not warmup:
             made = executor(self.rewrite(), self.arg_names, grid, self.pre_run_hooks)
-            made.parameters = _parameters(self)
+            made.parameters, made.function = _parameters(self), self.fn
             return made(*args, **kwargs)
 
     function.run = run
@@ -74,12 +75,13 @@ def _rewritten(self: Any) -> Any:
     self.def_lineno = self._find_def(lines)
     tree = ast.parse(self._prepare_source(lines))
     inner = _names_outside(function)
-    rewrite(tree, function.__globals__ | inner, _supported)
+    suspicious = rewrite(tree, function.__globals__ | inner, _supported)
     ast.increment_lineno(tree, first - 1)
     names = function.__globals__ | inner if inner else function.__globals__
     names[RUNTIME] = control
     made: dict[str, Any] = {}
     exec(compile(tree, filename=self.filename, mode="exec"), names, made)
+    made[function.__name__].suspicious = suspicious
     return made[function.__name__]
 
 
@@ -88,9 +90,12 @@ def _rewritten(self: Any) -> Any:
 
 def _parameters(function: Any) -> dict[str, jit.KernelParam]:
     fixed = function.kwargs.get("do_not_specialize") or ()
+    unaligned = function.kwargs.get("do_not_specialize_on_alignment") or ()
     parameters = inspect.signature(function.fn).parameters.values()
     return {
-        p.name: jit.KernelParam(i, p, i in fixed or p.name in fixed, False)
+        p.name: jit.KernelParam(
+            i, p, i in fixed or p.name in fixed, i in unaligned or p.name in unaligned
+        )
         for i, p in enumerate(parameters)
     }
 
@@ -161,6 +166,7 @@ def _launch(self: Any, *args: Any, **kwargs: Any) -> None:
     warps = kwargs.get("num_warps", 4)
     if warps not in (1, 2, 4, 8, 16, 32):
         raise KernelError(f"{self.fn.__name__}: num_warps: wanted a power of two, got {warps}")
+    self.options = {k: v for k, v in kwargs.items() if k not in self.arg_names}
     with _one_at_a_time, np.errstate(all="ignore"):
         try:
             _run(self, args, {k: v for k, v in kwargs.items() if k in self.arg_names}, warps)
@@ -172,13 +178,21 @@ def _run(self: Any, args: Any, kwargs: dict[str, Any], warps: int) -> None:
     host_args, host_kwargs = self._init_args_hst(args, kwargs)
     bound = inspect.getcallargs(self.fn, *host_args, **host_kwargs)
     memory.launch(self.fn.__name__, bound.items(), warps)
+    memory.fuses = self.options.get("enable_fp_fusion", True)
     for hook in self.pre_run_hooks:
         hook(*host_args, **host_kwargs)
     builder = interpreter.interpreter_builder
     given = inspect.getcallargs(self.fn, *args, **kwargs)
     sizes = _grid(self.grid, given)
     values = {name: _argument(name, v, self.parameters.get(name)) for name, v in bound.items()}
+    memory.aligned = all(
+        int(v.handle.data.reshape(-1)[0]) % 16 == 0
+        for v in values.values()
+        if isinstance(v, tl.tensor) and v.dtype.is_int() and not v.dtype.is_int1()
+    )
     builder.set_grid_dim(*sizes)
+    suspicious: frozenset[str] = getattr(self.fn, "suspicious", frozenset())
+    shadow = Shadow(bound) if check.mode or suspicious else None
     try:
         for x in range(sizes[0]):
             for y in range(sizes[1]):
@@ -188,6 +202,10 @@ def _run(self: Any, args: Any, kwargs: dict[str, Any], warps: int) -> None:
     except Exception as error:
         told, cause = _explained(error)
         raise told from cause
+    if suspicion.ACCUMULATOR in suspicious:
+        memory.suspect = suspicion.ACCUMULATOR
+    if shadow is not None and (check.mode or memory.suspect):
+        suspicion.judge(shadow, self, sizes, check.mode)
     self._restore_args_dev(args, host_args, kwargs, host_kwargs)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from hetkern.testing.triton_interpreter.checked_memory import KernelError, memory, source_line
+from hetkern.testing.triton_interpreter.rounding import float32_to_odd, flushed, fma, sum_to_odd
 
 _COMPARISONS = (
     np.less,
@@ -37,6 +38,11 @@ def float32_to_bfloat16(values: np.ndarray) -> np.ndarray:
     bits = values.view(np.uint32)
     rounded = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
     return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
+
+
+def float64_to_bfloat16(values: np.ndarray) -> np.ndarray:
+    """Bit patterns, rounded once."""
+    return float32_to_bfloat16(float32_to_odd(values))
 
 
 def to_tf32(values: np.ndarray) -> np.ndarray:
@@ -65,7 +71,6 @@ def repair(interpreter: Any, tl: Any) -> None:
     _elementwise(interpreter, tl)
     _conversions(interpreter, tl)
     _dot(interpreter, tl)
-    _reductions(interpreter, tl)
 
 
 def _is_8_bit_float(dtype: Any) -> bool:
@@ -108,13 +113,6 @@ def _elementwise(interpreter: Any, tl: Any) -> None:
             return ternary(self, a, b, c, op)
         return packed(op(values(a), values(b), values(c)), c.dtype)
 
-    def create_fma(self: Any, x: Any, y: Any, z: Any) -> Any:
-        if z.data.dtype == np.float64:
-            raise _not_interpreted("fma on float64")
-        wide = [values(h).astype(np.float64) for h in (x, y, z)]
-        dtype = np.float32 if z.dtype.scalar == tl.bfloat16 else z.data.dtype
-        return packed((wide[0] * wide[1] + wide[2]).astype(dtype), z.dtype)
-
     def one_argument(op: Any) -> Any:
         return lambda self, argument: self.unary_op(argument, op)
 
@@ -122,8 +120,15 @@ def _elementwise(interpreter: Any, tl: Any) -> None:
         return lambda self, left, right: self.binary_op(left, right, op)
 
     builder.binary_op, builder.unary_op, builder.ternary_op = binary_op, unary_op, ternary_op
-    builder.create_fma = create_fma
-    builder.create_rsqrt = one_argument(lambda x: (1 / np.sqrt(x)).astype(x.dtype))
+    builder.create_rsqrt = one_argument(_in_float64(lambda x: 1 / np.sqrt(x)))
+    builder.create_exp2 = one_argument(_in_float64(np.exp2))
+    builder.create_exp = one_argument(_exponential)
+    builder.create_log = one_argument(_in_float64(np.log))
+    builder.create_log2 = one_argument(_in_float64(np.log2))
+    builder.create_sin = one_argument(_in_float64(np.sin))
+    builder.create_cos = one_argument(_in_float64(np.cos))
+    builder.create_frem = two_arguments(_remainder)
+    _of_truth_values(builder, handle, tl)
     builder.create_erf = one_argument(
         lambda x: interpreter.np_erf_fp64(x).astype(x.dtype),
     )
@@ -133,7 +138,7 @@ def _elementwise(interpreter: Any, tl: Any) -> None:
     def create_clampf(self: Any, x: Any, low: Any, high: Any, propagate: Any) -> Any:
         if str(propagate).endswith("ALL"):
             return self.ternary_op(x, low, high, np.clip)
-        return self.ternary_op(x, low, high, lambda v, a, b: np.fmin(np.fmax(v, a), b))
+        return self.ternary_op(x, low, high, _clamped)
 
     def get_all_ones_value(self: Any, dtype: Any) -> Any:
         zero = np.zeros(1, interpreter._get_np_dtype(dtype))
@@ -144,15 +149,35 @@ def _elementwise(interpreter: Any, tl: Any) -> None:
         float32_to_bfloat16(np.array([value], np.float32)), tl.bfloat16
     )
     # A GPU's max and min give the other operand for NaN.
-    builder.create_maxnumf, builder.create_minnumf = two_arguments(np.fmax), two_arguments(np.fmin)
+    builder.create_maxnumf, builder.create_minnumf = two_arguments(largest), two_arguments(smallest)
+
+
+def largest(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Max as an instruction has it: of a NaN the other operand, and +0 above -0."""
+    result = np.fmax(x, y)
+    if (result == 0).any():
+        return np.where((x == 0) & (y == 0), x + y, result)
+    return result
+
+
+def smallest(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Min as an instruction has it: of a NaN the other operand, and -0 below +0."""
+    result = np.fmin(x, y)
+    if (result == 0).any():
+        return np.where((x == 0) & (y == 0), -(-x - y), result)
+    return result
+
+
+def _clamped(x: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Max and min, which drop NaN; between -limit and limit one instruction keeps its sign."""
+    result = smallest(largest(x, low), high)
+    if np.isnan(x).any() and (low == -high).all():
+        return np.where(np.isnan(x), np.copysign(high, x), result)
+    return result
 
 
 def _flushing(op: Any, handle: Any) -> Any:
     """As the instructions marked .ftz: a subnormal float32 is zero, as operand and as result."""
-
-    def flushed(data: np.ndarray) -> np.ndarray:
-        small = np.abs(data) < np.finfo(np.float32).tiny
-        return np.where(small, np.copysign(np.float32(0), data), data)
 
     def apply(self: Any, argument: Any) -> Any:
         if argument.data.dtype != np.float32:
@@ -161,6 +186,55 @@ def _flushing(op: Any, handle: Any) -> Any:
         return handle(flushed(result.data), result.dtype)
 
     return apply
+
+
+def _in_float64(function: Any) -> Any:
+    """An approximation's value: of the mathematical function, rounded once."""
+    return lambda x: function(x.astype(np.float64)).astype(x.dtype)
+
+
+_LOG2_E = np.float32(1.4426950408889634)
+
+
+def _exponential(x: np.ndarray) -> np.ndarray:
+    """``tl.exp`` of float32: a rounded product and ex2, whose error grows with |x|."""
+    if x.dtype != np.float32:
+        return np.exp(x)
+    return np.exp2((x * _LOG2_E).astype(np.float64)).astype(np.float32)
+
+
+def _remainder(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """``x % y`` of floats: x - y * trunc(x / y), of a rounded quotient."""
+    dtype = x.dtype
+    if dtype == np.float16:
+        x, y = x.astype(np.float32), y.astype(np.float32)
+    rest = fma(-np.trunc(x / y), y, x)
+    return np.where(np.isinf(y), x, rest).astype(dtype)
+
+
+def _of_truth_values(builder: Any, handle: Any, tl: Any) -> None:
+    """Sums, differences and products of int1 have one bit; umulhi is of unsigned numbers."""
+    stock = {name: getattr(builder, f"create_{name}") for name in ("add", "sub", "mul")}
+
+    def of_one_bit(name: str, op: Any) -> Any:
+        def apply(self: Any, left: Any, right: Any) -> Any:
+            if left.dtype.scalar == tl.int1:
+                return handle(op(left.data, right.data), tl.int1)
+            return stock[name](self, left, right)
+
+        return apply
+
+    builder.create_add = of_one_bit("add", np.logical_xor)
+    builder.create_sub = of_one_bit("sub", np.logical_xor)
+    builder.create_mul = of_one_bit("mul", np.logical_and)
+    high = builder.create_umulhi
+
+    def create_umulhi(self: Any, left: Any, right: Any) -> Any:
+        unsigned = [h.data.view(f"u{h.data.itemsize}") for h in (left, right)]
+        result = high(self, *(handle(part, left.dtype.scalar) for part in unsigned))
+        return handle(result.data.view(left.data.dtype), left.dtype.scalar)
+
+    builder.create_umulhi = create_umulhi
 
 
 def _to_integer(values: np.ndarray, target: np.dtype) -> np.ndarray:
@@ -176,8 +250,22 @@ def _to_integer(values: np.ndarray, target: np.dtype) -> np.ndarray:
     result = np.where(wide >= float(info.max) + 1, info.max, result)
     result = np.where(wide <= float(info.min) - 1, info.min, result)
     long = values.dtype == np.float64 or via.itemsize == 8
+    if target == np.uint8 and wide.size > 1 and (wide >= 256).any():
+        raise KernelError(
+            f"{source_line()}: a cast to uint8 of {wide[wide >= 256][0]}, out of its range: a GPU "
+            f"packs four results into a register, and its neighbours change too ({memory.where()})"
+        )
     nan = np.array(1 << (8 * via.itemsize - 1), f"u{via.itemsize}").view(via) if long else 0
     return np.where(np.isnan(wide), nan, result).astype(via).astype(target)
+
+
+def _to_float64_odd(values: np.ndarray) -> np.ndarray:
+    """Integers of up to 64 bits, rounded to odd: for one more rounding."""
+    if values.itemsize < 8:
+        return values.astype(np.float64)
+    low = values & np.array(0xFFFFFFFF, values.dtype)
+    high = (values - low).astype(np.float64)
+    return sum_to_odd(high, low.astype(np.float64))
 
 
 def _conversions(interpreter: Any, tl: Any) -> None:
@@ -198,7 +286,13 @@ def _conversions(interpreter: Any, tl: Any) -> None:
         if have == tl.bfloat16:
             return source if want == tl.float32 else cast(self, source, to)
         if want == tl.bfloat16:
-            return handle(float32_to_bfloat16(source.data.astype(np.float32)), tl.bfloat16)
+            if source.data.dtype.kind in "iu":
+                return handle(float64_to_bfloat16(_to_float64_odd(source.data)), tl.bfloat16)
+            if source.data.dtype == np.float64:
+                return handle(float64_to_bfloat16(source.data), tl.bfloat16)
+            return handle(float32_to_bfloat16(source.data), tl.bfloat16)
+        if want == tl.float16 and source.data.dtype.kind in "iu":
+            return handle(_to_float64_odd(source.data).astype(np.float16), tl.float16)
         return cast(self, source, to)
 
     def create_fp_to_fp(self: Any, source: Any, to: Any, rounding: Any) -> Any:
@@ -208,9 +302,7 @@ def _conversions(interpreter: Any, tl: Any) -> None:
                 raise _not_interpreted(f"rounding to {want}")
             if str(have) not in _8_BIT_FLOATS:
                 return between_floats(self, source, to, rounding)
-            codes = torch.from_numpy(np.ascontiguousarray(source.data))
-            exact = codes.view(_8_BIT_FLOATS[str(have)]).float().numpy()
-            return cast_impl(self, handle(exact, tl.float32), to)
+            return cast_impl(self, handle(_decoded(source.data, have), tl.float32), to)
         if rounding == toward_zero and want.primitive_bitwidth < have.primitive_bitwidth:
             if (have, want) != (tl.float32, tl.bfloat16):
                 raise _not_interpreted(f"rounding {have} to {want} toward zero")
@@ -221,15 +313,25 @@ def _conversions(interpreter: Any, tl: Any) -> None:
     builder.cast_impl, builder.create_fp_to_fp = cast_impl, create_fp_to_fp
 
 
+def _decoded(codes: np.ndarray, dtype: Any) -> np.ndarray:
+    """The values of 8-bit floats."""
+    raw = torch.from_numpy(np.ascontiguousarray(codes).view(np.uint8))
+    values: np.ndarray = raw.view(_8_BIT_FLOATS[str(dtype)]).float().numpy()
+    return values
+
+
 def _dot(interpreter: Any, tl: Any) -> None:
     builder, handle = interpreter.InterpreterBuilder, interpreter.TensorHandle
     stock = builder.create_dot
 
     def create_dot(self: Any, a: Any, b: Any, d: Any, precision: Any, imprecise: Any) -> Any:
         dtype = a.dtype.scalar
-        if dtype.primitive_bitwidth == 8 or dtype == tl.float64:
+        eight = str(dtype) in _8_BIT_FLOATS and str(b.dtype.scalar) in _8_BIT_FLOATS
+        if (dtype.primitive_bitwidth == 8 and not eight) or dtype == tl.float64:
             return stock(self, a, b, d, precision, imprecise)
         x, y, in_parts = a.data, b.data, False
+        if eight:
+            x, y = (_decoded(part.data, part.dtype.scalar) for part in (a, b))
         if dtype == tl.bfloat16:
             x, y = bfloat16_to_float32(x), bfloat16_to_float32(y)
         elif dtype == tl.float32 and str(precision).lower().endswith("tf32"):
@@ -251,91 +353,3 @@ def _dot(interpreter: Any, tl: Any) -> None:
 
     builder.create_dot = create_dot
     interpreter.interpreter_builder.codegen_fns["min_dot_size"] = min_dot_size
-
-
-def _reductions(interpreter: Any, tl: Any) -> None:
-    reductions, scans = interpreter.ReduceOps, interpreter.ScanOps
-    reduce, scan = reductions.apply_impl, scans.apply_impl
-    # What stock Triton does, without a warning where a row is NaN throughout.
-    dropping_nan = {
-        tl.standard._elementwise_max: np.fmax,
-        tl.standard._elementwise_min: np.fmin,
-    }
-    of_indices = {
-        getattr(tl.standard, f"_arg{which}_combine_tie_break_{how}")
-        for which in ("min", "max")
-        for how in ("left", "fast")
-    }
-
-    def is_16_bit_float(part: Any) -> bool:
-        return part.handle.dtype.scalar in (tl.bfloat16, tl.float16)
-
-    def refuse_bfloat16(inputs: Any, what: str) -> None:
-        if any(part.handle.dtype.scalar == tl.bfloat16 for part in inputs):
-            raise _not_interpreted(f"a {what} of bfloat16: cast to float32 first; it")
-
-    def sum_of_16_bits(self: Any, part: Any) -> Any:
-        values = part.handle.data
-        if part.handle.dtype.scalar == tl.bfloat16:
-            rounded = lambda x: bfloat16_to_float32(float32_to_bfloat16(x))  # noqa: E731
-            total = _sum_in_steps(bfloat16_to_float32(values), self.axis, memory.warps, rounded)
-            total = float32_to_bfloat16(total)
-        else:
-            total = _sum_in_steps(values, self.axis, memory.warps, lambda x: x)
-        if not self.keep_dims:
-            total = total.reshape(()) if self.axis is None else total.squeeze(self.axis)
-        return self.to_tensor(total if total.shape else total[()], part.dtype)
-
-    def apply_reduction(self: Any, inputs: Any) -> Any:
-        if self.combine_fn == tl.standard._sum_combine and is_16_bit_float(inputs[0]):
-            return sum_of_16_bits(self, inputs[0])
-        refuse_bfloat16(inputs, "reduction")
-        data = inputs[0].handle.data
-        if self.combine_fn in of_indices and data.dtype.kind == "f" and np.isnan(data).any():
-            raise KernelError(
-                f"{source_line()}: argmax or argmin of NaN: which index a GPU gives is chance, and "
-                f"its lanes may disagree ({memory.where()})"
-            )
-        op = dropping_nan.get(self.combine_fn)
-        if op is None or data.dtype.kind != "f":
-            return reduce(self, inputs)
-        return self.to_tensor(
-            op.reduce(data, axis=self.axis, keepdims=self.keep_dims), inputs[0].dtype
-        )
-
-    def apply_scan(self: Any, inputs: Any) -> Any:
-        refuse_bfloat16(inputs, "scan")
-        return scan(self, inputs)
-
-    reductions.apply_impl, scans.apply_impl = apply_reduction, apply_scan
-
-
-def _sum_in_steps(values: np.ndarray, axis: int | None, warps: int, rounded: Any) -> np.ndarray:
-    """A sum that rounds at every step, in the order of a block that was loaded along its rows.
-
-    A lane adds its own elements in turn, eight neighbours at a time or fewer; then halves of the
-    lanes, and halves of the warps. A block of another layout is added in another order.
-    """
-    dimensions = values.ndim
-    if axis is None:
-        values, axis = values.reshape(-1), 0
-    last = axis % values.ndim == values.ndim - 1
-    each = max(1, min(8, values.size // (32 * warps), values.shape[axis])) if last else 1
-    values = np.moveaxis(values, axis, -1)
-    rest = values.shape[-1] // each
-    lanes = min(32, rest)
-    across = min(warps, rest // lanes)
-    parts = values.reshape(*values.shape[:-1], -1, across, lanes, each)
-    total = None
-    for turn in range(parts.shape[-4]):
-        for i in range(each):
-            part = parts[..., turn, :, :, i]
-            total = part if total is None else rounded(total + part)
-    assert total is not None
-    for along in (-1, -2):
-        while total.shape[along] > 1:
-            first, second = np.split(total, 2, along)
-            total = rounded(first + second)
-    total = total[..., 0]
-    total = np.moveaxis(total, -1, axis)
-    return total.reshape([1] * dimensions) if total.size == 1 else total

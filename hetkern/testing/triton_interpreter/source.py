@@ -15,20 +15,26 @@ import builtins
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from hetkern.testing.triton_interpreter.suspicion import of_source
+
 RUNTIME = "__hetkern__"  # the name under which a rewritten kernel finds control
 _REPLACED = {"min": "least", "max": "greatest", "range": "counting"}
 
 
-def rewrite(tree: ast.Module, outside: Mapping[str, Any], supported: Callable[..., bool]) -> None:
-    """Rewrite the one function of ``tree``.
+def rewrite(
+    tree: ast.Module, outside: Mapping[str, Any], supported: Callable[..., bool]
+) -> frozenset[str]:
+    """Rewrite the one function of ``tree``; what the compiler may get wrong in it (suspicion).
 
     ``outside`` has the names it sees, ``supported`` tells which nodes the compiler takes.
     """
     definition = tree.body[0]
     assert isinstance(definition, ast.FunctionDef)
     definition.decorator_list = []
+    suspicious = of_source(definition)
     _Rewriter(definition, outside, supported).body_of(definition)
     ast.fix_missing_locations(tree)
+    return suspicious
 
 
 def _names(nodes: Iterable[ast.AST]) -> set[str]:
