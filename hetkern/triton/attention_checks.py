@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -173,7 +174,7 @@ def _check_sequences(
     numbers = ends.tolist()
     if numbers[0] != 0:
         value_error(op, name, "0 first", numbers[0])
-    for b, (first, end) in enumerate(zip(numbers[:-1], numbers[1:], strict=True)):
+    for b, (first, end) in enumerate(pairwise(numbers)):
         if end < first:
             value_error(op, name, "rising numbers", f"{first} before {end} at {b + 1}")
         if end - first > most:

@@ -1,4 +1,4 @@
-"""Which tiles attention's Triton kernels take: a pure function of the head's width and the dtype."""
+"""Tiles of attention's Triton kernels: a pure function of the widths and the dtype."""
 
 from __future__ import annotations
 
