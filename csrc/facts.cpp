@@ -6,6 +6,7 @@
 #include "cpu/parallel.h"
 #include "cpu/plan.h"
 #include "cpu/rnn_plan.h"
+#include "cuda/attention_plan.h"
 #include "cuda/gpu.h"
 
 namespace hetkern {
@@ -107,5 +108,9 @@ CrossEntropyPlan cross_entropy_plan_cuda(const CrossEntropyShape& shape, const A
 }
 
 RnnPlan rnn_plan_cuda(const RnnShape& shape, const AnyGpu& gpu) { return cuda::rnn_plan(shape, completed(gpu)); }
+
+AttentionPlan attention_plan_cuda(const AttentionShape& shape, const AnyGpu& gpu) {
+  return cuda::attention_plan(shape, completed(gpu));
+}
 
 }  // namespace hetkern

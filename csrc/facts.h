@@ -39,5 +39,6 @@ struct AnyGpu {
 HETKERN_EXPORT SoftmaxPlan softmax_plan_cuda(const SoftmaxShape& shape, const AnyGpu& gpu);
 HETKERN_EXPORT CrossEntropyPlan cross_entropy_plan_cuda(const CrossEntropyShape& shape, const AnyGpu& gpu);
 HETKERN_EXPORT RnnPlan rnn_plan_cuda(const RnnShape& shape, const AnyGpu& gpu);
+HETKERN_EXPORT AttentionPlan attention_plan_cuda(const AttentionShape& shape, const AnyGpu& gpu);
 
 }  // namespace hetkern

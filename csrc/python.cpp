@@ -169,4 +169,18 @@ PYBIND11_MODULE(_C, m) {
       py::arg("backward") = false, py::arg("capability") = 0, py::arg("processors") = 0, py::arg("shared_bytes") = 0,
       "A GPU's plan for a sequence of T steps and B rows; zeros stand for the current GPU, or an H100 where there is "
       "none.");
+  m.def(
+      "attention_plan_cuda",
+      [](int64_t B, int64_t Hq, int64_t Hkv, int64_t Lq, int64_t Lk, int64_t D, int64_t Dv, const std::string& x,
+         bool causal, int64_t window, int64_t rows, bool backward, bool dbias, int capability, int processors,
+         int64_t shared_bytes) {
+        return dict_of(
+            attention_plan_cuda({dtype_of(x), B, Hq, Hkv, Lq, Lk, D, Dv, causal, window, rows, backward, dbias},
+                                {capability, processors, shared_bytes}));
+      },
+      py::arg("B"), py::arg("Hq"), py::arg("Hkv"), py::arg("Lq"), py::arg("Lk"), py::arg("D"), py::arg("Dv"),
+      py::arg("x"), py::arg("causal") = false, py::arg("window") = 0, py::arg("rows") = 0, py::arg("backward") = false,
+      py::arg("dbias") = false, py::arg("capability") = 0, py::arg("processors") = 0, py::arg("shared_bytes") = 0,
+      "A GPU's plan for attention, backward that of dq's pass: lanes are the keys of a tile of scores; zeros stand for "
+      "the current GPU, or an H100 where there is none.");
 }

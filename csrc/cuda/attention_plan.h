@@ -8,14 +8,15 @@
 
 namespace hetkern::cuda {
 
-enum class AttentionPass : int8_t { forward, dq, dk_dv, dbias };
+enum class AttentionPass : int8_t { forward, dq, dk_dv, dbias, delta };
 
 constexpr int64_t kMostHeadSize = 256;
 constexpr int kAttentionWarps = 4;
 
 // Columns of the result that a warp keeps in registers; wider heads are done in slices.
 HETKERN_HOST_DEVICE constexpr int attention_width(AttentionPass pass, int64_t bytes, int64_t columns) {
-  if (bytes == 8 || columns <= 64) return 64;
+  if (bytes == 8 || columns <= 64 || (bytes == 4 && pass == AttentionPass::dk_dv))
+    return 64;  // two sums of 128 floats spill
   return columns <= 128 || bytes == 4 || pass == AttentionPass::dk_dv ? 128 : 256;
 }
 // Columns of a tile of scores.
@@ -37,20 +38,23 @@ struct AttentionTiles {
 inline AttentionTiles attention_tiles(AttentionPass pass, int64_t bytes, int64_t D, int64_t Dv, int64_t rows,
                                       const Gpu& gpu) {
   AttentionTiles t{};
+  const bool forward = pass == AttentionPass::forward, delta = pass == AttentionPass::delta;
   const int64_t widest = pass == AttentionPass::forward ? Dv : pass == AttentionPass::dq ? D : D > Dv ? D : Dv;
   const auto ld = [&](int64_t columns) { return static_cast<int>(divided_up(columns, 16) * 16 + 16 / bytes); };
   t.width = attention_width(pass, bytes, widest);
   t.columns = attention_columns(pass, bytes, t.width);
-  t.slices = widest > t.width && pass != AttentionPass::dbias ? static_cast<int>(divided_up(widest, t.width)) : 1;
-  const bool forward = pass == AttentionPass::forward;
+  t.slices = widest > t.width && (forward || pass == AttentionPass::dq || pass == AttentionPass::dk_dv)
+                 ? static_cast<int>(divided_up(widest, t.width))
+                 : 1;
   t.ld_d = ld(D), t.ld_v = ld(forward && Dv > t.width ? t.width : Dv);
-  const int64_t down = 16 * bytes * (t.ld_d + (forward ? 0 : t.ld_v));  // a warp's
+  const int64_t down = 16 * bytes * (delta ? 2 * t.ld_v : t.ld_d + (forward ? 0 : t.ld_v));  // a warp's
   const int64_t across =
-      t.columns * (bytes * (t.ld_d + t.ld_v) + (pass == AttentionPass::dk_dv ? 3 * (bytes == 8 ? 8 : 4) : 0));
-  const int64_t staged = 16 * bytes * ld(t.width);
+      delta ? 0
+            : t.columns * (bytes * (t.ld_d + t.ld_v) + (pass == AttentionPass::dk_dv ? 3 * (bytes == 8 ? 8 : 4) : 0));
+  const int64_t staged = delta || pass == AttentionPass::dbias ? 0 : 16 * bytes * ld(t.width);
   for (t.warps = kAttentionWarps;; t.warps /= 2) {
     if (t.warps > 1 && 8 * t.warps >= rows) continue;
-    for (t.stages = pass == AttentionPass::dbias ? 1 : 2; t.stages > 0; --t.stages) {
+    for (t.stages = delta || pass == AttentionPass::dbias ? 1 : 2; t.stages > 0; --t.stages) {
       const int64_t tiles = t.warps * down + t.stages * across, results = t.warps * staged;
       const int64_t all = tiles > results ? tiles : results;
       if (all > (t.stages == 2 ? gpu.shared_bytes / 2 : gpu.shared_bytes) && (t.warps > 1 || t.stages > 1)) continue;

@@ -3,7 +3,7 @@
 //
 //   delta_i = sum_c dout_ic out_ic - dlse_i      dbias = ds, dsink = -sum_i exp(sink - lse_i) delta_i, dslope = sums of rows' own
 //
-// Work:    delta: a warp takes a row. dbias: a block takes a tile of the bias and goes through all that was broadcast to it, in
+// Work:    delta: a warp takes 16 rows. dbias: a block takes a tile of the bias and goes through all that was broadcast to it, in
 //          order. dsink, dslopes: a block takes a number.
 // Traffic: delta reads dout and out once. dbias reads q and dout once a tile of keys, k and v once a tile of queries.
 // Edges:   an emptied row adds nothing.
@@ -26,22 +26,38 @@ __device__ __forceinline__ A warp_sum(A value) {
 
 // ---- delta. ---------------------------------------------------------------------------------------------------------------
 
+// By the product that gives dout v: where a row sees one key, out is its v, and the two must cancel to nothing.
 template <class T>
 __global__ void __launch_bounds__(kThreads, 1)
-    delta_kernel(const __grid_constant__ AttentionBackward p, AccumulatorOf<T>* const delta, const int64_t rows) {
+    delta_kernel(const __grid_constant__ AttentionBackward p, const __grid_constant__ AttentionTiles tiles,
+                 AccumulatorOf<T>* const delta, const int in_head) {
   using A = AccumulatorOf<T>;
-  const int64_t in_head = p.cu_seqlens_q ? p.stat_head : p.Lq;
-  for (int64_t r = int64_t{blockIdx.x} * kAttentionWarps + threadIdx.x / 32; r < rows;
-       r += int64_t{gridDim.x} * kAttentionWarps) {
-    const int64_t i = r % in_head, b = r / in_head / p.Hq, h = r / in_head % p.Hq;
-    const T* const dout = at<const T>(p.dout, b, h, i);
-    const T* const out = at<const T>(p.out, b, h, i);
-    A sum = 0;
-    for (int c = lane_of_warp(); c < p.Dv; c += 32) sum += get<A>(dout[c * p.dout.step]) * get<A>(out[c * p.out.step]);
-    sum = warp_sum(sum);
-    if (p.dlse) sum -= static_cast<const A*>(p.dlse)[r];
-    if (lane_of_warp() == 0) delta[r] = sum;
-  }
+  struct Memory {
+    alignas(16) T of[8];
+  };
+  HETKERN_SHARED(Memory, memory);
+  const int warp = static_cast<int>(threadIdx.x) / 32, rows = 16 * tiles.warps, Dv = static_cast<int>(p.Dv);
+  const int x0 = static_cast<int>(blockIdx.x % tiles.blocks) * rows, have = in_head - x0;
+  const int64_t head = blockIdx.x / tiles.blocks, b = head / p.Hq, h = head % p.Hq;
+  T* const dout_tile = memory.of;
+  T* const out_tile = dout_tile + rows * tiles.ld_v;
+  load_tile(dout_tile, tiles.ld_v, source<T>(p.dout, b, h, x0, tiles.dout), rows, have, Dv);
+  load_tile(out_tile, tiles.ld_v, source<T>(p.out, b, h, x0, tiles.out), rows, have, Dv);
+  ptx::copy_async_commit(), ptx::copy_async_wait<0>();
+  __syncthreads();
+  A s[2][4];
+  clear(s);
+  const int first = 16 * warp * tiles.ld_v;
+  multiply_rows<T>(s, dout_tile + first, tiles.ld_v, out_tile + first, tiles.ld_v, (Dv + 15) / 16 * 16);
+#pragma unroll
+  for (int half = 0; half < 2; ++half)
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {  // the diagonal
+      const int i = x0 + 16 * warp + 8 * half + fragment_row();
+      if (fragment_row() != fragment_column() + e || i >= in_head) continue;
+      const int64_t at = head * in_head + i;
+      delta[at] = s[half][2 * half + e] - (p.dlse ? static_cast<const A*>(p.dlse)[at] : A(0));
+    }
 }
 
 // ---- dbias. ---------------------------------------------------------------------------------------------------------------
@@ -239,13 +255,15 @@ void with_type(DType type, const F& f) {
 // ---- Launchers. -----------------------------------------------------------------------------------------------------------
 
 void attention_deltas(const AttentionBackward& p, void* delta, void* stream) {
-  const int64_t rows = attention_rows(p), wanted = divided_up(rows, kAttentionWarps);
-  const int64_t most = int64_t{kUnitBlocks} * gpu().processors;
-  if (rows > 0)
+  const int64_t in_head = p.cu_seqlens_q ? p.rows_q : p.Lq, heads = p.cu_seqlens_q ? p.Hq : p.B * p.Hq;
+  const int64_t bytes = size_of(p.type);
+  AttentionTiles tiles = attention_tiles(AttentionPass::delta, bytes, 0, p.Dv, in_head, gpu());
+  tiles.dout = moves_by_16(p.dout, bytes), tiles.out = moves_by_16(p.out, bytes);
+  if (heads * tiles.blocks > 0)
     with_type(p.type, [&](auto type) {
       using T = decltype(type);
-      HETKERN_LAUNCH((delta_kernel<T>), wanted < most ? wanted : most, kThreads, 0, stream, p,
-                     static_cast<AccumulatorOf<T>*>(delta), rows);
+      HETKERN_LAUNCH((delta_kernel<T>), heads * tiles.blocks, 32 * tiles.warps, tiles.shared, stream, p, tiles,
+                     static_cast<AccumulatorOf<T>*>(delta), static_cast<int>(in_head));
     });
 }
 
