@@ -10,15 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .attention_backward_kernels import (
-    attention_delta_kernel,
-    attention_dk_dv_kernel,
-    attention_dq_kernel,
-)
+from .attention_backward_kernels import attention_delta_kernel, attention_dq_kernel
 from .attention_bias_kernel import attention_dbias_kernel
 from .attention_call import Call
 from .attention_checks import ACCUMULATOR, Scores, checked
-from .attention_tiles import plan
+from .attention_keys_kernel import attention_dk_dv_kernel
+from .attention_tiles import plan, together
 from .checks import check_like, check_shape, value_error
 from .views import on_device
 
@@ -106,18 +103,20 @@ def attention_backward(
         if sums is not None:
             over = (0, 2) if dslopes.dim() == 1 else 2
             dslopes.copy_(sums.sum(over, dtype=torch.float64))
-        if dk.numel() or dv.numel():
-            call.launch(
-                attention_dk_dv_kernel,
-                tiles["dk_dv"],
-                sizes.Lk,
-                sizes.Hkv,
-                *operands,
-                call.operand(dk) if dk.numel() else None,
-                call.operand(dv) if dv.numel() else None,
-                stats,
-                call.features,
-            )
+        passes = [(dk, dv)] if together(sizes.D, sizes.Dv, q.dtype) else [(dk, None), (None, dv)]
+        for of_keys in passes:
+            wanted = [t if t is not None and t.numel() else None for t in of_keys]
+            if any(t is not None for t in wanted):
+                call.launch(
+                    attention_dk_dv_kernel,
+                    tiles["dk_dv"],
+                    sizes.Lk,
+                    sizes.Hkv,
+                    *operands,
+                    *map(call.operand, wanted),
+                    stats,
+                    call.features,
+                )
         if dbias.numel():
             _launch_dbias(call, tiles["dq"], operands, dbias, stats)
     return results

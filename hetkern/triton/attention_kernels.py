@@ -20,6 +20,7 @@ from .attention_scores import (
     power,
     product,
     scores,
+    sees,
     sequence_of,
     slope_of,
     store_tile,
@@ -53,23 +54,11 @@ def attention_lengths_kernel(lengths, sizes, B, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def reached_by_bad_values(seen, v, PRECISION: tl.constexpr):
-    """NaN and infinities of values, for the rows that see them and no other."""
-    x = v.to(tl.float32)
-    nan = x != x
-    one = seen.to(tl.float16)
-    zero = tl.zeros([seen.shape[0], v.shape[1]], tl.float32)
-    plus = product(one, (nan | (x == float("inf"))).to(tl.float16), zero, PRECISION)
-    minus = product(one, (nan | (x == float("-inf"))).to(tl.float16), zero, PRECISION)
-    up = tl.where(plus > 0, float("inf"), 0.0)
-    return up + tl.where(minus > 0, float("-inf"), 0.0)
-
-
-@triton.jit
 def forward_step(
     o,
     m,
     s,
+    bad,
     q_tile,
     i0,
     j0,
@@ -101,9 +90,7 @@ def forward_step(
     k_tile = tile(k, b, h_k, k0 + j0, Lk - j0, D, COLUMNS, WIDTH, CUT)
     qk = product(q_tile, tl.trans(k_tile), tl.zeros([ROWS, COLUMNS], tl.float32), PRECISION)
     i, j = (i0 + tl.arange(0, ROWS))[:, None], (j0 + tl.arange(0, COLUMNS))[None, :]
-    z, _, seen = scores(
-        qk, i, j, b, h, sequence, features, slope, numbers, BEFORE, AFTER, CAPPED, CUT
-    )
+    z, _, _ = scores(qk, i, j, b, h, sequence, features, slope, numbers, BEFORE, AFTER, CAPPED, CUT)
     top = tl.maximum(m, tl.max(z, 1))
     p = power(z - finite(top)[:, None], exact)
     before = power(m - finite(top), exact)
@@ -114,14 +101,45 @@ def forward_step(
     v_tile = tile(v, b, h_k, k0 + j0, Lk - j0, DV, COLUMNS, WIDTH_V, CUT)
     o = o * before[:, None]
     if CUT:
-        good = only_finite(v_tile)
-        bad = tl.max(tl.max((good != v_tile).to(tl.int32), 1), 0)
-        o = product(p.to(v_tile.dtype), good, o, PRECISION)
-        if bad > 0:
-            o += reached_by_bad_values(tl.broadcast_to(seen, [ROWS, COLUMNS]), v_tile, PRECISION)
-    else:
-        o = product(p.to(v_tile.dtype), v_tile, o, PRECISION)
-    return o, top, s
+        v_tile, here = only_finite(v_tile)
+        bad = tl.maximum(bad, here)
+    o = product(p.to(v_tile.dtype), v_tile, o, PRECISION)
+    return o, top, s, bad
+
+
+@triton.jit
+def reached_by_bad_values(
+    o,
+    i0,
+    begin,
+    end,
+    v,
+    place,
+    sequence,
+    mask,
+    DV: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    WIDTH_V: tl.constexpr,
+    BEFORE: tl.constexpr,
+    AFTER: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """NaN and infinities of values, for the rows that see them and no other."""
+    b, h, h_k, k0, _ = place
+    Lk = sequence[1]
+    zeros = tl.zeros([ROWS, WIDTH_V], tl.float32)
+    for j0 in range(begin, end, COLUMNS):
+        x = tile(v, b, h_k, k0 + j0, Lk - j0, DV, COLUMNS, WIDTH_V, True).to(tl.float32)
+        i, j = (i0 + tl.arange(0, ROWS))[:, None], (j0 + tl.arange(0, COLUMNS))[None, :]
+        seen = sees(i, j, b, h, sequence, mask, BEFORE, AFTER)
+        one = tl.broadcast_to(seen, [ROWS, COLUMNS]).to(tl.float16)
+        nan = x != x
+        plus = product(one, (nan | (x == float("inf"))).to(tl.float16), zeros, PRECISION)
+        minus = product(one, (nan | (x == float("-inf"))).to(tl.float16), zeros, PRECISION)
+        o += tl.where(plus > 0, float("inf"), 0.0)
+        o += tl.where(minus > 0, float("-inf"), 0.0)
+    return o
 
 
 @triton.jit
@@ -180,15 +198,17 @@ def attention_forward_kernel(
         o = tl.zeros([ROWS, WIDTH_V], tl.float32)
         m = tl.full([ROWS], float("-inf"), tl.float32)
         s = tl.zeros([ROWS], tl.float32)
+        bad = tl.full([], 0, tl.int32)
         starts = (begin, inner_begin, tl.maximum(inner_begin, inner_end))
         ends = (tl.minimum(inner_begin, end), inner_end, end)
         for part in tl.static_range(3):  # before, within and behind the blocks that all rows see
             if (part == 0 and BEFORE) or part == 2 or (part == 1 and features[2] is None):
                 for j0 in range(starts[part], ends[part], COLUMNS):
-                    o, m, s = forward_step(
+                    o, m, s, bad = forward_step(
                         o,
                         m,
                         s,
+                        bad,
                         q_tile,
                         i0,
                         j0,
@@ -213,6 +233,25 @@ def attention_forward_kernel(
                         PRECISION,
                         part != 1,
                     )
+
+        if bad > 0:
+            o = reached_by_bad_values(
+                o,
+                i0,
+                begin,
+                end,
+                v,
+                place,
+                sequence,
+                features[2],
+                DV,
+                ROWS,
+                COLUMNS,
+                WIDTH_V,
+                BEFORE,
+                AFTER,
+                PRECISION,
+            )
 
         # 3. The sink, and the results.
         if sink is not None:

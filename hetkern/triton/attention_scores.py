@@ -23,8 +23,8 @@ def clamp(x, low, high):
 def sequence_of(b, lengths, sizes):
     """A sequence's first query and key among the operand's rows, and how many it has."""
     packed, seqlens_k = lengths[0], lengths[1]
-    Lq, Lk = tl.to_tensor(sizes[2]), tl.to_tensor(sizes[3])
-    q0, k0 = tl.full([], 0, tl.int32), tl.full([], 0, tl.int32)
+    zero = tl.full([], 0, tl.int32)  # a size of 1 is a constant, and no block's type
+    q0, k0, Lq, Lk = zero, zero, zero + sizes[2], zero + sizes[3]
     if packed is not None:
         q0 = clamp(tl.load(packed[0] + b), 0, packed[2])
         Lq = clamp(tl.load(packed[0] + b + 1), q0, packed[2]) - q0
@@ -119,8 +119,15 @@ def store_tile(
 
 @triton.jit
 def only_finite(x):
-    """``x``, 0 where it is NaN or infinite: a key that a row does not see has the factor 0."""
-    return tl.where(tl.abs(x.to(tl.float32)) < float("inf"), x, 0.0)
+    """``x``, 0 where it is NaN or infinite, and whether it is so anywhere.
+
+    What a row does not see has the factor 0 in its products, and 0 times NaN is NaN. In a branch,
+    since it is rare, and since a product's operand that is computed is held in registers whole.
+    """
+    bad = tl.max(tl.max((tl.abs(x.to(tl.float32)) < float("inf")).to(tl.int32) ^ 1, 1), 0)
+    if bad > 0:
+        x = tl.where(tl.abs(x.to(tl.float32)) < float("inf"), x, 0.0)
+    return x, bad
 
 
 @triton.jit
@@ -161,6 +168,21 @@ def at_cells(operand, b, h, i, j):
 
 
 @triton.jit
+def sees(i, j, b, h, sequence, mask, BEFORE: tl.constexpr, AFTER: tl.constexpr):
+    """Which keys each query sees."""
+    Lq, Lk, before, after = sequence
+    beside = i + (Lk - Lq)
+    seen = (i < Lq) & (j < Lk)
+    if mask is not None:
+        seen = seen & (tl.load(at_cells(mask, b, h, i, j), mask=seen, other=0) != 0)
+    if BEFORE:
+        seen = seen & (j >= beside - before)
+    if AFTER:
+        seen = seen & (j <= beside + after)
+    return seen
+
+
+@triton.jit
 def scores(
     qk,
     i,
@@ -180,7 +202,7 @@ def scores(
 
     Without CUT the whole tile lies inside and is seen.
     """
-    Lq, Lk, before, after = sequence
+    Lq, Lk, _, _ = sequence
     slopes, bias, mask = features
     diagonal = Lk - Lq
     inside = (i < Lq) & (j < Lk)
@@ -199,12 +221,7 @@ def scores(
             z += tl.load(at).to(tl.float32)
     seen = inside
     if CUT:
-        if BEFORE:
-            seen = seen & (j >= i + diagonal - before)
-        if AFTER:
-            seen = seen & (j <= i + diagonal + after)
-        if mask is not None:
-            seen = seen & (tl.load(at_cells(mask, b, h, i, j), mask=inside, other=0) != 0)
+        seen = sees(i, j, b, h, sequence, mask, BEFORE, AFTER)
         z = tl.where(seen, z, float("-inf"))
     return z, t, seen
 

@@ -16,16 +16,17 @@ def _tiles(rows: int, columns: int, warps: int, stages: int) -> dict[str, int]:
     return {"rows": rows, "columns": columns, "warps": warps, "stages": stages}
 
 
-# By the wider head: rows and columns of a tile of scores, warps, and stages of its pipeline.
+# By the wider head: rows and columns of a tile of scores, warps, and stages of its pipeline. Small
+# enough that no kernel spills registers up to 128 columns, whatever features it has.
 _HALF = {
-    "forward": {64: (128, 64, 4, 3), 128: (128, 64, 8, 2), 256: (64, 32, 4, 2)},
-    "dq": {64: (64, 64, 4, 2), 128: (64, 32, 4, 2), 256: (32, 32, 4, 1)},
-    "dk_dv": {64: (64, 64, 4, 2), 128: (64, 32, 8, 2), 256: (32, 32, 8, 1)},
+    "forward": {64: (64, 32, 4, 2), 128: (64, 32, 4, 2), 256: (64, 16, 4, 1)},
+    "dq": {64: (64, 32, 4, 1), 128: (64, 16, 4, 1), 256: (64, 16, 4, 1)},
+    "dk_dv": {64: (64, 16, 4, 1), 128: (64, 16, 4, 1), 256: (64, 16, 4, 1)},
 }
 _FLOAT = {
-    "forward": {64: (32, 32, 4, 2), 128: (32, 32, 4, 1), 256: (32, 16, 8, 1)},
-    "dq": {64: (32, 32, 4, 1), 128: (32, 16, 4, 1), 256: (16, 16, 8, 1)},
-    "dk_dv": {64: (32, 32, 4, 1), 128: (32, 16, 8, 1), 256: (16, 16, 8, 1)},
+    "forward": {64: (32, 16, 4, 1), 128: (32, 16, 4, 1), 256: (16, 16, 4, 1)},
+    "dq": {64: (16, 16, 4, 1), 128: (16, 16, 4, 1), 256: (16, 16, 8, 1)},
+    "dk_dv": {64: (16, 16, 4, 1), 128: (16, 16, 4, 1), 256: (16, 16, 8, 1)},
 }
 
 
@@ -35,3 +36,8 @@ def plan(D: int, Dv: int, dtype: torch.dtype) -> dict[str, dict[str, int]]:
     table = _FLOAT if dtype == torch.float32 else _HALF
     plans = {name: _tiles(*tiles[wide]) for name, tiles in table.items()}
     return plans | {"delta": _tiles(4096 // wide, 0, 4, 1)}
+
+
+def together(D: int, Dv: int, dtype: torch.dtype) -> bool:
+    """Whether one pass over keys has room for the sums of dk and of dv."""
+    return dtype == torch.float32 or max(D, Dv) <= 64

@@ -1,7 +1,6 @@
-"""Attention in Triton: the forward launcher.            (the kernels: attention_kernels.py).
+"""Attention in Triton: the forward launcher.                (the kernels: attention_kernels.py).
 
-It goes: check, allocate, return if empty, plan, launch. Nothing imports this yet: the family is
-served from a module ``attention`` once its kernels are tested.
+It goes: check, allocate, return if empty, plan, launch.
 """
 
 from __future__ import annotations
@@ -11,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .attention_backward import attention_backward
 from .attention_call import Call
 from .attention_checks import ACCUMULATOR, Scores, checked
 from .attention_kernels import attention_forward_kernel
 from .attention_tiles import plan
 from .views import on_device
 
-__all__ = ["attention", "plan"]
+__all__ = ["attention", "attention_backward", "plan"]
 
 
 def _new_out(q: Tensor, shape: tuple[int, ...]) -> Tensor:
