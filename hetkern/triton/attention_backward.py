@@ -49,8 +49,9 @@ def attention_backward(
 
     # Allocate, return if empty.
     def gradient(bit: int, of: Tensor | None) -> Tensor:
-        wanted = of is not None and needs & bit
-        return q.new_empty(of.shape if wanted else (0,), dtype=of.dtype if wanted else q.dtype)
+        if of is None or not needs & bit:
+            return q.new_empty(0)
+        return q.new_empty(of.shape, dtype=of.dtype)
 
     dq, dk, dv = gradient(_DQ, q), gradient(_DK, k), gradient(_DV, v)
     dbias, dsink = gradient(_DBIAS, s.bias), gradient(_DSINK, s.sink)

@@ -73,6 +73,7 @@ class Sizes(NamedTuple):
 def checked(op: str, q: Tensor, k: Tensor, v: Tensor, s: Scores) -> Sizes:
     """The sizes, once a call's arguments fit together."""
     check_float(op, "q", q)
+    rows: tuple[int, ...]
     packed = s.cu_seqlens_q is not None
     wanted = "(rows, heads, columns)" if packed else "(B, heads, L, columns)"
     for name, t in (("q", q), ("k", k), ("v", v)):
