@@ -40,23 +40,100 @@ def stat(pointer, b, h, steps, rows, have):
 
 
 @triton.jit
+def deltas_by_products(
+    i0,
+    q,
+    k,
+    v,
+    dout,
+    m,
+    s,
+    row,
+    lengths,
+    sizes,
+    window,
+    features,
+    seed,
+    numbers,
+    D: tl.constexpr,
+    DV: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    WIDTH_V: tl.constexpr,
+    BEFORE: tl.constexpr,
+    AFTER: tl.constexpr,
+    CAPPED: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """sum_j p_ij drop_ij (dout_i v_j)."""
+    b, h = row // sizes[0], row % sizes[0]
+    h_k = h // sizes[1]
+    q0, k0, Lq, Lk = sequence_of(b, lengths, sizes)
+    before, after = window
+    sequence = (Lq, Lk, before, after)
+    slope = slope_of(features[0], b, h)
+    zeros = tl.zeros([ROWS, COLUMNS], tl.float32)
+    q_tile = tile(q, b, h, q0 + i0, Lq - i0, D, ROWS, WIDTH, True)
+    dout_tile = tile(dout, b, h, q0 + i0, Lq - i0, DV, ROWS, WIDTH_V, True)
+    band = band_of(i0, Lk - Lq, before, after, Lq, Lk, BEFORE, AFTER, ROWS, COLUMNS)
+    total = tl.zeros([ROWS], tl.float32)
+    for j0 in range(band[0], band[1], COLUMNS):
+        k_tile = tile(k, b, h_k, k0 + j0, Lk - j0, D, COLUMNS, WIDTH, True)
+        v_tile = tile(v, b, h_k, k0 + j0, Lk - j0, DV, COLUMNS, WIDTH_V, True)
+        qk = product(q_tile, tl.trans(k_tile), zeros, PRECISION)
+        dp = product(dout_tile, tl.trans(v_tile), zeros, PRECISION)
+        i, j = (i0 + tl.arange(0, ROWS))[:, None], (j0 + tl.arange(0, COLUMNS))[None, :]
+        z, t, seen = scores(
+            qk, i, j, b, h, sequence, features, slope, numbers, BEFORE, AFTER, CAPPED, True
+        )
+        kept = seen
+        if DROPOUT:
+            kept = kept_by_dropout(seed, numbers[3], i0, j0, row, ROWS, COLUMNS, False)
+        _, dz, _ = weights_and_gradients(
+            z, t, seen, dp, kept, m[:, None], s[:, None], 0.0, numbers, False, CAPPED, DROPOUT, True
+        )
+        total += tl.sum(dz, 1)
+    return total
+
+
+@triton.jit
 def attention_delta_kernel(
+    q,
+    k,
+    v,
     dout,
     out,
     dlse,
     delta,
-    row_max,
-    log_sum,
-    steps,
+    stats,
+    features,
     sink,
     sink_sums,
+    seed,
     lengths,
     sizes,
+    window,
+    numbers,
+    D: tl.constexpr,
     DV: tl.constexpr,
     ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    WIDTH: tl.constexpr,
     WIDTH_V: tl.constexpr,
+    BEFORE: tl.constexpr,
+    AFTER: tl.constexpr,
+    CAPPED: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
-    """delta_i = dout_i out_i - dlse_i, and a block's share of dsink."""
+    """delta_i = dout_i out_i - dlse_i, and a block's share of dsink.
+
+    Where one key has more than half of a row, the gradients of its scores are a small difference,
+    and out, rounded to 16 bits, is too coarse for it: such a row's delta comes of the products that
+    it is taken from.
+    """
     program, blocks = tl.program_id(0), sizes[4]
     row = program // blocks
     i0 = program % blocks * ROWS
@@ -65,18 +142,49 @@ def attention_delta_kernel(
     if i0 < Lq:
         rows = tl.arange(0, ROWS)
         here = rows < Lq - i0
+        places, steps = q0 + i0 + rows, (stats[2], stats[3])
+        m = stat(stats[0], b, h, steps, places, here)
+        s = stat(stats[1], b, h, steps, places, here)
         g = tile(dout, b, h, q0 + i0, Lq - i0, DV, ROWS, WIDTH_V, True).to(tl.float32)
         o = tile(out, b, h, q0 + i0, Lq - i0, DV, ROWS, WIDTH_V, True).to(tl.float32)
         value = tl.sum(g * o, 1)
-        places = q0 + i0 + rows
+        if q[0].dtype.element_ty != tl.float32:
+            confident = here & (s < 0.6931472) & (m > float("-inf"))
+            if tl.max(confident.to(tl.int32), 0) > 0:
+                total = deltas_by_products(
+                    i0,
+                    q,
+                    k,
+                    v,
+                    dout,
+                    m,
+                    s,
+                    row,
+                    lengths,
+                    sizes,
+                    window,
+                    features,
+                    seed,
+                    numbers,
+                    D,
+                    DV,
+                    ROWS,
+                    COLUMNS,
+                    WIDTH,
+                    WIDTH_V,
+                    BEFORE,
+                    AFTER,
+                    CAPPED,
+                    DROPOUT,
+                    PRECISION,
+                )
+                value = tl.where(confident, total, value)
         if dlse is not None:
             value -= stat(dlse, b, h, steps, places, here)
         at = b.to(tl.int64) * steps[0] + h.to(tl.int64) * steps[1] + places
         tl.store(delta + at, value, mask=here)
         if sink_sums is not None:
-            m = finite(stat(row_max, b, h, steps, places, here))
-            s = stat(log_sum, b, h, steps, places, here)
-            share = power((tl.load(sink + h).to(tl.float32) - m) - s, True)
+            share = power((tl.load(sink + h).to(tl.float32) - finite(m)) - s, True)
             tl.store(sink_sums + program, -tl.sum(tl.where(here, share * value, 0.0), 0))
 
 

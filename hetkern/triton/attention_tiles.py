@@ -35,7 +35,7 @@ def plan(D: int, Dv: int, dtype: torch.dtype) -> dict[str, dict[str, int]]:
     wide = max(64, width(D), width(Dv))
     table = _FLOAT if dtype == torch.float32 else _HALF
     plans = {name: _tiles(*tiles[wide]) for name, tiles in table.items()}
-    return plans | {"delta": _tiles(4096 // wide, 0, 4, 1)}
+    return plans | {"delta": _tiles(4096 // wide, 16, 4, 1)}
 
 
 def together(D: int, Dv: int, dtype: torch.dtype) -> bool:
