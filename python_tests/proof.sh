@@ -102,7 +102,7 @@ values_beside() {
 triton_beside() {
   other_torch -c constraints-torch211.txt torch triton &&
     tests_beside other -n 2 -p hetkern.testing.triton_interpreter --impl triton -m "not proof" --at-least 950 \
-      python_tests/test_{softmax,cross_entropy}_{values,edges,errors,derivatives,wiring,mutations}.py python_tests/test_torch_samples.py &&
+      python_tests/test_{softmax,cross_entropy,attention}_{values,edges,errors,derivatives,wiring,mutations}.py python_tests/test_torch_samples.py &&
     tests_beside other -p hetkern.testing.triton_interpreter --at-least 140 python_tests/test_triton_{interpreter,kernels,language,values}.py
 }
 rung "an isolated pip install" isolated

@@ -9,6 +9,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import hetkern
 from hetkern.ops import attention_derivatives as derivatives
+from hetkern.testing import assert_close_to_exact
 from hetkern.testing.cases.attention import cumulated
 from hetkern.testing.devices import normal
 
@@ -130,6 +131,22 @@ def test_attention_over_a_cache_has_right_gradients(impl):
         return hetkern.attention_decode(q, k, v, lengths, impl=impl.name)
 
     assert gradcheck(call, leaves) and gradgradcheck(call, leaves, fast_mode=True)
+
+
+@pytest.mark.parametrize("options", [OPTIONS["plain"], OPTIONS["everything"]], ids=["plain", "all"])
+def test_second_gradients_of_float32_are_within_budget(native, options):
+    """Not every implementation has the float64 of the other tests."""
+
+    def gradients(impl, dtype):
+        leaves = [t.detach().float().to(dtype).requires_grad_() for t in inputs()]
+        out, lse = attend(impl, options)(*leaves)
+        loss = (out.square().sum() + lse.square().sum()) / 16
+        first = torch.autograd.grad(loss, leaves, create_graph=True)
+        return *first, *torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
+
+    exact, baseline = (gradients("reference", dtype) for dtype in (F64, torch.float32))
+    for got, *wanted in zip(gradients(native.name, torch.float32), exact, baseline, strict=True):
+        assert_close_to_exact(got, *wanted, dim=tuple(range(got.dim())))
 
 
 def test_double_backward_is_the_same_in_blocks_of_any_size(native, monkeypatch):

@@ -1,10 +1,12 @@
 """Triton kernels compiled for GPUs that are not there, held to hetkern/triton/budget.json.
 
-``python python_tests/test_triton_aot.py`` writes the budget anew, from what the kernels need now.
+``python python_tests/test_triton_aot.py`` writes the budget anew, from what the kernels need now;
+``… attention`` that of the cases whose name has the word.
 """
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -78,6 +80,24 @@ def rnn(cell, dtype, everything, T=1):
     family.rnn_sequence_backward(number, y, h_n, c_n if lstm else None, y, *saved, *walk)
 
 
+def attention(D, dtype, everything):
+    """Forward and backward: causal with a window, or with whatever the kernels can do."""
+    from hetkern.triton import attention as family
+
+    B, Hq, Hkv, L, f32 = 2, 8, 2, 2048, torch.float32
+    q, k, v = meta(B, Hq, L, D, dtype=dtype), *(meta(B, Hkv, L, D, dtype=dtype) for _ in "kv")
+    scores = [0.1, 0.0, True, 512, -1, *[None] * 4, 0.0, *[None] * 3, 0, 0, None]
+    needs = 7
+    if everything:
+        bias, mask = meta(1, Hq, L, L, dtype=dtype), meta(B, 1, 1, L, dtype=torch.bool)
+        scores[1], scores[9], scores[10] = 30.0, 0.1, meta(1, dtype=torch.int64)
+        scores[5:9] = meta(B, Hq, dtype=f32), bias, mask, meta(Hq, dtype=dtype)
+        scores[15], needs = meta(B, dtype=torch.int32), 63
+    out, row_max, log_sum = family.attention(q, k, v, *scores)
+    dlse = row_max if everything else None
+    family.attention_backward(out, dlse, q, k, v, out, row_max, log_sum, *scores, needs)
+
+
 CASES = {
     "softmax bfloat16 N=1024": lambda: softmax(1024, torch.bfloat16, False),
     "softmax float32 N=16384": lambda: softmax(16384, torch.float32, False),
@@ -91,13 +111,37 @@ CASES = {
     ),
     "rnn lstm bfloat16, everything": lambda: rnn("lstm", torch.bfloat16, True),
     "rnn gru float32": lambda: rnn("gru", torch.float32, False),
+    "attention bfloat16 D=64": lambda: attention(64, torch.bfloat16, False),
+    "attention bfloat16 D=128, everything": lambda: attention(128, torch.bfloat16, True),
+    "attention float32 D=64, everything": lambda: attention(64, torch.float32, True),
+    "attention bfloat16 D=256": lambda: attention(256, torch.bfloat16, False),
 }
+# The compiler takes a minute a GPU for some.
+SLOW = [(name, sm) for name in CASES if "attention" in name for sm in triton_aot.ARCHITECTURES]
+SLOW.remove(("attention bfloat16 D=64", 90))
+EVERY = [
+    pytest.param(
+        name,
+        sm,
+        marks=pytest.mark.proof
+        if (name, sm) in SLOW
+        else pytest.mark.sample(1 if "attention" in name else 3),
+    )
+    for sm in triton_aot.ARCHITECTURES
+    for name in CASES
+]
 
 
 def built(name, architecture):
     with triton_aot.launches() as launched:
         CASES[name]()
-    return {launch.kernel.__name__: launch.compile(architecture) for launch in launched}
+    return {_label(launch): launch.compile(architecture) for launch in launched}
+
+
+def _label(launch):
+    """A kernel's name, and which of its results a launch is for, where it has two."""
+    wanted = [name for name in ("dk", "dv") if launch.arguments.get(name) is not None]
+    return launch.kernel.__name__ + (f" of {wanted[0]}" if len(wanted) == 1 else "")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -108,23 +152,48 @@ def compiling():
         pytest.skip("Triton interprets in this process: compiling needs another")
 
 
-@pytest.mark.sample(3)
-@pytest.mark.parametrize("architecture", triton_aot.ARCHITECTURES)
-@pytest.mark.parametrize("name", CASES)
-def test_triton_kernels_keep_their_budget_without_spills(name, architecture):
+@pytest.mark.parametrize("name, architecture", EVERY)
+def test_triton_kernels_keep_their_budget_of_registers_spills_and_shared_memory(name, architecture):
     budget = json.loads(BUDGET.read_text())[name]
     kernels = built(name, architecture)
     assert kernels.keys() == budget.keys()
     for kernel, needs in kernels.items():
-        registers, shared = budget[kernel][f"sm_{architecture}"]
-        assert needs.spills == 0 and needs.registers <= registers and needs.shared <= shared, (
-            f"{kernel}: {needs}, budget {registers} registers and {shared} bytes"
+        registers, shared, *spills = budget[kernel][f"sm_{architecture}"]
+        assert "D=256" in name or not spills
+        assert needs.spills <= sum(spills) and needs.registers <= registers, (
+            f"{kernel}: {needs}, budget {registers} registers and {sum(spills)} spills"
         )
+        assert needs.shared <= shared, f"{kernel}: {needs}, budget {shared} bytes"
+        if "attention" in name:  # rows of heads come 16 bytes at a time
+            loads = needs.opcodes["LDG.128"] + needs.opcodes["LDGSTS.128"]
+            assert loads > 0 or "lengths" in kernel, f"{kernel}: {needs.opcodes}"
+            continue
         # Whole rows are loaded and stored 16 bytes at a time: N is a multiple of 16.
         if "reduction" not in kernel:
             assert needs.opcodes["LDG.128"] > 0, f"{kernel}: {needs.opcodes}"
         if "cross_entropy_forward" not in kernel and "reduction" not in kernel:
             assert needs.opcodes["STG.128"] > 0, f"{kernel}: {needs.opcodes}"
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("packed", [False, True])
+def test_triton_attention_compiles_where_every_size_is_1(packed):
+    """An argument of 1 is a constant to Triton, which has no type and no methods of a block."""
+    from hetkern.triton import attention as family
+
+    f32, ends = torch.float32, meta(2, dtype=torch.int32) if packed else None
+    q, row = meta(1, 1, 1) if packed else meta(1, 1, 1, 1), meta(1, 1, dtype=f32)
+    tile = None if packed else meta(1, 1, 1, 1)
+    mask = None if packed else meta(1, 1, 1, 1, dtype=torch.bool)
+    used = None if packed else meta(1, dtype=torch.int32)
+    masks = row, tile, mask, meta(1), 0.5, meta(1, dtype=torch.int64)
+    scores = (0.1, 30.0, False, 1, 1, *masks, ends, ends, int(packed), int(packed), used)
+    with triton_aot.launches() as launched:
+        out, row_max, log_sum = family.attention(q, q, q, *scores)
+        stats = out, row_max, log_sum
+        family.attention_backward(out, row_max, q, q, q, *stats, *scores, 55 if packed else 63)
+    assert len(launched) == (6 if packed else 7)
+    assert all(launch.compile(90).spills == 0 for launch in launched)
 
 
 def test_triton_trap_on_a_bad_target_stays_in_the_compiled_kernel():
@@ -202,24 +271,29 @@ def test_triton_aot_sees_a_spill_and_a_lost_vector_load():
     assert launched[0].compile(90).opcodes["LDG.128"] == 0
 
 
-def write_budget():
-    """One line a kernel: registers and bytes of shared memory on each architecture."""
+def write_budget(word):
+    """One line a kernel: registers, bytes of shared memory, and spills, on each architecture.
+
+    Cases without the word keep what they have.
+    """
+    before = json.loads(BUDGET.read_text())
     needs = {}
     for name in CASES:
+        if word not in name:
+            needs[name] = before[name]
+            continue
         kernels = needs.setdefault(name, {})
         for architecture in triton_aot.ARCHITECTURES:
             for kernel, b in built(name, architecture).items():
                 print(f"{name:48} {kernel:36} sm_{architecture} {b}", flush=True)
-                kernels.setdefault(kernel, {})[f"sm_{architecture}"] = [b.registers, b.shared]
+                spills = [b.spills] if b.spills else []
+                own = kernels.setdefault(kernel, {})
+                own[f"sm_{architecture}"] = [b.registers, b.shared, *spills]
     cases = []
     for name, kernels in needs.items():
         lines = [f"  {json.dumps(kernel)}: {json.dumps(b)}" for kernel, b in kernels.items()]
         cases.append(f" {json.dumps(name)}: {{\n" + ",\n".join(lines) + "\n }")
     BUDGET.write_text("{\n" + ",\n".join(cases) + "\n}\n")
-
-
-if __name__ == "__main__":
-    write_budget()
 
 
 def test_triton_aot_types_arguments_as_triton_does():
@@ -237,3 +311,7 @@ def test_triton_aot_types_arguments_as_triton_does():
     assert list(made.signature.values()) == types
     assert made.constants == {(1,): 1, (8,): None}, "a 1 and None; none that has an annotation"
     assert set(made.attributes) == {(0,), (2,)}, "multiples of 16 that may be specialised on"
+
+
+if __name__ == "__main__":
+    write_budget(sys.argv[1] if len(sys.argv) > 1 else "")

@@ -5,7 +5,6 @@ Packed batches and decoding are in attention_sequences.py, derivatives in attent
 
 from __future__ import annotations
 
-import pathlib
 from types import SimpleNamespace
 from typing import Any
 
@@ -81,17 +80,18 @@ OPS = register(
 )
 
 
-_TRITON_HAS_IT = (pathlib.Path(__file__).parents[1] / "triton" / "attention.py").exists()
-
-
 # ---- What the public functions share. ------------------------------------------------------------
 
 
 def plan(impl: str, q: Tensor, **named: Any) -> dict[str, Any]:
     """Which path a call of a public function takes, as the native library says of the CPU."""
+    k, v = (named[name] if name in named else named[f"{name}_cache"] for name in "kv")
+    if impl == "triton":
+        from ..triton.attention_tiles import plan as tiles
+
+        return {"path": "blockwise", **tiles(q.shape[-1], v.shape[-1], q.dtype)["forward"]}
     if impl != "cpu" or _impl.native is None:
         return {}
-    k, v = (named[name] if name in named else named[f"{name}_cache"] for name in "kv")
     causal, sides = named.get("causal", False), named.get("window") or (None, None)
     left, right = (-1 if side is None else side for side in sides)
     if causal:
@@ -133,10 +133,6 @@ def run(
     for name, t in (("q", q), ("k", k), ("v", v)):
         arguments.tensor(op, name, t)
     ops: SimpleNamespace | None = _impl.choose(op, OPS, q, impl)
-    if ops is OPS["triton"] and not _TRITON_HAS_IT:
-        raise NotImplementedError(
-            f"{op}: impl: 'triton' cannot run here: its kernels have no attention"
-        )
     lse: Tensor | None
     left, right = _sides(op, window)
     scale = default_scale(q) if scale is None else arguments.number(op, "scale", scale)
