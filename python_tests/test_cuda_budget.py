@@ -120,7 +120,7 @@ def test_every_cuda_kernel_keeps_its_budget(source, architecture):
 
 @needs_filt
 @pytest.mark.skipif(native is None or native.why_no_cuda() != "", reason="built without CUDA")
-def test_the_built_librarys_kernels_keep_their_budget():
+def test_kernels_of_the_built_library_keep_their_budget():
     taken = built()
     assert taken
     for architecture, kernels in taken.items():

@@ -126,8 +126,12 @@ inline RnnPlan rnn_plan(const RnnShape& shape, const Gpu& gpu) {
   const int64_t A = shape.type == DType::f64 ? 8 : 4;
   BlockShape block;
   block.threads = kUnitThreads, block.lanes = static_cast<int>(divided_up(shape.H, vector_of(A)));
-  return {
-      RnnPath::step_by_step, static_cast<int>(unit_blocks(shape.B, shape.H, A, gpu.processors)), 1, Product::fma, 0, block};
+  return {RnnPath::step_by_step,
+          static_cast<int>(unit_blocks(shape.B, shape.H, A, gpu.processors)),
+          1,
+          Product::fma,
+          0,
+          block};
 }
 
 }  // namespace hetkern::cuda
