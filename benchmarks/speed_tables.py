@@ -64,11 +64,10 @@ def shakespeare(file: Path) -> str:
         f"validation split (wanted: at most {run['limit']}), {run['val_bits_per_byte']:.3f} bits "
         f"per byte; counting 5-grams loses {run['floor']:.3f}"
     )
-    if "minutes" in run:
-        timed = run["timed"]
+    if "core_minutes" in run:
         line += (
-            f". All steps take {run['minutes']} minutes on {timed['threads']} threads of "
-            f"{timed['cpu']} ({run['ms_a_step']} ms each)"
+            f". All steps take {run['core_minutes']} minutes of one core of {run['timed']['cpu']} "
+            f"({run['ms_a_step']} ms each)"
         )
     return line + "."
 
