@@ -86,6 +86,7 @@ def activate() -> None:
             "hetkern.testing.triton_interpreter), or set TRITON_INTERPRET=1 from outside"
         )
     from hetkern.testing.triton_interpreter import (
+        alignment,
         approximation,
         atomics,
         blocks,
@@ -102,6 +103,7 @@ def activate() -> None:
     reductions.repair(interpreter, language)
     contraction.repair(interpreter, language)
     suspicion.repair(interpreter)
+    alignment.repair(interpreter)
     approximation.repair(interpreter)
     libdevice.repair(interpreter, language)
     launch.repair()

@@ -144,7 +144,7 @@ class Memory:
         self.counted: Counter | None = None
         self.order = Order()
         self.code_block = 0  # straight code; a loop's turn or a branch begins another
-        self.aligned = True  # whether all sizes among the arguments are multiples of 16
+        self.aligned = True  # whether blocks were loaded from multiples of 16 bytes (alignment)
         self.fuses = True  # whether a product that feeds a sum is one fma with it
         self._regions: list[_Region] = []
         self._begins: list[int] = []

@@ -2,7 +2,8 @@
 
 Triton lets LLVM fuse (``enable_fp_fusion``), which it does for a product and the sum that takes it
 within one block of straight code, however often the product is used; of a sum of two products the
-first is fused, the second rounded. A product from before a loop or a branch is rounded, and so is
+first is fused, the second rounded (the other way round where the first is used more often, which is
+not known here). A product from before a loop or a branch is rounded, and so is
 one that was converted or is added to a dot.
 """
 
@@ -24,6 +25,7 @@ def repair(interpreter: Any, tl: Any) -> None:
     """Put these in place."""
     builder, handle = interpreter.InterpreterBuilder, interpreter.TensorHandle
     multiply, dot = builder.create_fmul, builder.create_dot
+    select = builder.create_select
 
     def values(h: Any) -> np.ndarray:
         return bfloat16_to_float32(h.data) if h.dtype.scalar == tl.bfloat16 else h.data
@@ -36,6 +38,14 @@ def repair(interpreter: Any, tl: Any) -> None:
     def create_fmul(self: Any, left: Any, right: Any) -> Any:
         result = multiply(self, left, right)
         result.product = left, right, memory.code_block
+        return result
+
+    def create_select(self: Any, condition: Any, yes: Any, no: Any) -> Any:
+        """Of two products by one factor LLVM makes one, by what is selected of the others."""
+        result = select(self, condition, yes, no)
+        one, two = getattr(yes, "product", None), getattr(no, "product", None)
+        if one is not None and two is not None and one[0] is two[0] and one[2] == two[2]:
+            result.product = one[0], select(self, condition, one[1], two[1]), one[2]
         return result
 
     def product_of(operand: Any, other: Any) -> Any:
@@ -86,4 +96,4 @@ def repair(interpreter: Any, tl: Any) -> None:
         setattr(builder, name, following(name))
     builder.create_fmul, builder.create_fadd = create_fmul, create_fadd
     builder.create_fsub, builder.create_fma = create_fsub, create_fma
-    builder.create_dot = create_dot
+    builder.create_dot, builder.create_select = create_dot, create_select

@@ -110,11 +110,11 @@ class _Outcome:
 _OUTCOMES = {(v, c): _Outcome(v, c) for v in (False, True) for c in (False, True)}
 
 
-def truth(value: Any) -> _Outcome:
-    """The condition of an ``if``."""
+def truth(value: Any, acts: bool = True) -> _Outcome:
+    """The condition of an ``if``; one whose branches only compute becomes a selection."""
     value = _plain(value)
     if _is_tensor(value):
-        memory.code_block += 1
+        memory.code_block += acts
         if value.handle.data.size != 1:
             refuse(f"'if' of a block, {value.type}: use tl.where")
         return _OUTCOMES[_one(value), True]
@@ -196,9 +196,12 @@ class counting:
 
     def __iter__(self) -> Iterator[Any]:
         numpy_type = interpreter._get_np_dtype(self.type)
+        ragged = self.steps.start % 16 != 0 or self.steps.step % 16 != 0
         for step in self.steps:
             memory.code_block += 1
             handle = interpreter.TensorHandle(np.array([step], numpy_type), self.type)
+            if ragged:
+                handle.ragged = True
             yield tl.tensor(handle, self.type)
         memory.code_block += 1
 

@@ -86,9 +86,9 @@ def _layout(shape: tuple[int, ...], axis: int, size: int, warps: int) -> tuple[i
     """How a block lies in registers along one axis: neighbours in a lane, lanes and warps.
 
     As Triton lays out a block that was loaded along its rows, 16 bytes a lane, or one element where
-    an argument is no multiple of 16 (its BlockedEncoding: lanes and warps go along the last
-    dimension as far as there are elements, then the others). A block of another layout is added in
-    another order.
+    its addresses are not known to be multiples of them (its BlockedEncoding: lanes and warps go
+    along the last dimension as far as there are elements, then the others). A block of another
+    layout is added in another order.
     """
     lanes, threads = 32, 32 * warps
     for at in range(len(shape) - 1, -1, -1):

@@ -185,7 +185,10 @@ class _Rewriter(ast.NodeTransformer):
 
     def visit_If(self, node: ast.If) -> Any:
         before, (then, other) = set(self.bound), (_names(node.body), _names(node.orelse))
-        test = _call("truth", self.visit(node.test))
+        acts = any(
+            isinstance(n, ast.Call) for part in (*node.body, *node.orelse) for n in ast.walk(part)
+        )
+        test = _call("truth", self.visit(node.test), ast.Constant(acts))
         node.body = self.block(node.body)
         after_then, self.bound = self.bound, set(before)
         node.orelse = self.block(node.orelse)
