@@ -9,7 +9,7 @@
 // Traffic: a chunk of 1024 queries is packed once a part and head; a part's dk and dv are kept in A until they are complete.
 // Bits:    parts depend on the sequence's keys alone. Sums over a block begin at 0.
 // Edges:   as forward; a row that is emptied, or a score of -inf, has no gradient. Bias and sink: attention_bias.cpp.
-#include "attention_gradients.h"
+#include "attention_deltas.h"
 #include "parallel.h"
 
 namespace hetkern::cpu {
@@ -203,17 +203,6 @@ struct Backward : Gradients<A> {
                 static_cast<size_t>((p.Lk - q.Lk) * columns * f.elements.size));
   }
 
-  // delta_i = dout_i out_i - dlse_i
-  void row_deltas(int64_t b, int64_t head) const {
-    const Sequence q = sequence_of(p, b);
-    for (int64_t i = 0; i < q.Lq; ++i) {
-      const int64_t x = query_offset(p.dout, q, head, i), y = query_offset(p.out, q, head, i);
-      const int64_t at = stat_offset(p, q, head, i);
-      const A sum = f.elements.dot_rows({p.dout.data, &x, p.dout.step}, {p.out.data, &y, p.out.step}, p.Dv);
-      delta[at] = sum - (p.dlse ? static_cast<const A*>(p.dlse)[at] : A(0));
-    }
-  }
-
   // dq = scale times the sum of its parts.
   void add_parts(int64_t b, int64_t head) const {
     const Sequence q = sequence_of(p, b);
@@ -249,7 +238,7 @@ struct Backward : Gradients<A> {
 
   void run() const {
     const int64_t heads = p.B * p.Hq, key_heads = p.B * p.Hkv;
-    run_items(plan.tasks, heads, [&](int, int64_t item) { row_deltas(item / p.Hq, item % p.Hq); });
+    Deltas<A>{*this}.run(plan);
     if (p.dq || p.dk || p.dv || p.dslopes) {
       run_items(plan.tasks, key_heads * plan.parts, [&](int task, int64_t item) {
         const int64_t at = item / plan.parts;

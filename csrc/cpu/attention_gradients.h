@@ -44,12 +44,15 @@ struct Gradients {
 
   // Queries first … of one head; what the products of this pass read of them.
   void read_panel(QueryPanel<A>& panel, const Sequence& q, int64_t head, int64_t first, bool rows) const {
-    const int n = static_cast<int>(q.Lq - first < kPanel ? q.Lq - first : kPanel);
-    panel.at.set(p, q, head, first, n);
+    panel.at.set(p, q, head, first, static_cast<int>(q.Lq - first < kPanel ? q.Lq - first : kPanel));
+    read_rows(panel, q, head, rows);
+  }
+  void read_rows(QueryPanel<A>& panel, const Sequence& q, int64_t head, bool rows) const {
+    const int n = panel.at.rows;
     int64_t of_q[kPanel], of_dout[kPanel];
     for (int r = 0; r < n; ++r) {
-      of_q[r] = query_offset(p.q, q, head, first + r), of_dout[r] = query_offset(p.dout, q, head, first + r);
-      const int64_t at = stat_offset(p, q, head, first + r);
+      const int64_t i = panel.at.query[r], at = stat_offset(p, q, head, i);
+      of_q[r] = query_offset(p.q, q, head, i), of_dout[r] = query_offset(p.dout, q, head, i);
       panel.m[r] = static_cast<const A*>(p.row_max)[at], panel.log_sum[r] = static_cast<const A*>(p.log_sum)[at];
       panel.delta[r] = delta[at];
     }

@@ -1,0 +1,89 @@
+// Each row's delta, which its gradients of scores are taken from.
+//
+//   delta_i = dout_i out_i - dlse_i        ds_ij = p_ij (drop_ij dout_i v_j - delta_i)
+//
+// Where one key has most of a row, the difference is small beside both terms, and out, rounded to 16 bits, is too coarse for it:
+// such a row's delta is sum_j p_ij drop_ij (dout_i v_j), of the same products that it is taken from.
+// Work:    one product of two rows; of confident rows, put together in panels, two of the five products of backward.
+// Bits:    a row is judged by its own log-sum, and added up over blocks of keys in their order.
+#pragma once
+#include "attention_gradients.h"
+#include "parallel.h"
+
+namespace hetkern::cpu {
+namespace {
+
+template <class A>
+struct Deltas : Gradients<A> {
+  using Gradients<A>::p, Gradients<A>::f, Gradients<A>::delta;
+  static constexpr int64_t kChunk = kPanelsOfChunk * kPanel;
+
+  void set(const Sequence& q, int64_t head, int64_t i, A sum) const {
+    const int64_t at = stat_offset(p, q, head, i);
+    delta[at] = sum - (p.dlse ? static_cast<const A*>(p.dlse)[at] : A(0));
+  }
+
+  // A key has more than half of the row: exp(-log_sum). An emptied row has no key.
+  bool confident(const Sequence& q, int64_t head, int64_t i) const {
+    const int64_t at = stat_offset(p, q, head, i);
+    return static_cast<const A*>(p.log_sum)[at] < A(0.6931472) && static_cast<const A*>(p.row_max)[at] > -kInfinity<A>;
+  }
+
+  // Queries first … first + kChunk - 1 of one head.
+  void chunk(int task, const Sequence& q, int64_t head, int64_t first) const {
+    const bool coarse = p.type == DType::bf16 || p.type == DType::f16;
+    const int64_t end = first + kChunk < q.Lq ? first + kChunk : q.Lq;
+    int64_t list[kPanel];
+    int n = 0;
+    for (int64_t i = first; i < end; ++i) {
+      if (coarse && confident(q, head, i)) {
+        list[n++] = i;
+        if (n == kPanel) together(task, q, head, list, n), n = 0;
+        continue;
+      }
+      const int64_t x = query_offset(p.dout, q, head, i), y = query_offset(p.out, q, head, i);
+      set(q, head, i, f.elements.dot_rows({p.dout.data, &x, p.dout.step}, {p.out.data, &y, p.out.step}, p.Dv));
+    }
+    if (n) together(task, q, head, list, n);
+  }
+
+  void together(int task, const Sequence& q, int64_t head, const int64_t* list, int n) const {
+    Carver carver{static_cast<char*>(p.workspace) +
+                  static_cast<int64_t>(sizeof(A)) * task * backward_scratch(p.Lq, p.Lk, p.D, p.Dv)};
+    QueryPanel<A> panel = this->carve_turned(carver, p.D, p.Dv);
+    A* const k = carver.take<A>(segments_of(p.D) * kBlock * kPanel);
+    A* const v = carver.take<A>(segments_of(p.Dv) * kBlock * kPanel);
+    const ScoreTiles<A> tiles = this->carve_tiles(carver);
+    panel.at.set(p, q, head, 0, n, list);
+    this->read_rows(panel, q, head, false);
+    std::memset(panel.delta, 0, sizeof(panel.delta));
+
+    alignas(64) A total[kPanel] = {};
+    for (int64_t j0 = 0; j0 < q.Lk; j0 += kBlock) {
+      const int nk = static_cast<int>(q.Lk - j0 < kBlock ? q.Lk - j0 : kBlock);
+      const Sight sight = sight_of(panel.at, j0, nk);
+      if (sight.to <= sight.from) continue;
+      const KeyRows of_k(p.k, q, head / (p.Hq / p.Hkv), j0, nk), of_v(p.v, q, head / (p.Hq / p.Hkv), j0, nk);
+      f.elements.pack_segments(k, kBlock, of_k.of(p.k), nk, p.D);
+      f.elements.pack_segments(v, kBlock, of_v.of(p.v), nk, p.Dv);
+      this->scores(panel, q, sight, j0, k, v, tiles, true);  // of a delta of 0: ds is p drop dP
+      for (int u = 0; u < panel.at.vectors * W<A>; u += W<A>) {
+        Vec<A> sum{};
+        for (int j = sight.from; j < sight.to; ++j) sum += load<A>(tiles.ds + j * kPanel + u);
+        store<A>(total + u, load<A>(total + u) + sum);
+      }
+    }
+    for (int r = 0; r < n; ++r) set(q, head, list[r], total[r]);
+  }
+
+  void run(const AttentionPlan& plan) const {
+    const int64_t chunks = ceil_div(p.Lq, kChunk);
+    run_items(plan.tasks, p.B * p.Hq * chunks, [&](int task, int64_t item) {
+      const int64_t head = item / chunks;
+      chunk(task, sequence_of(p, head / p.Hq), head % p.Hq, item % chunks * kChunk);
+    });
+  }
+};
+
+}  // namespace
+}  // namespace hetkern::cpu
