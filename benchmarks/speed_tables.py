@@ -56,7 +56,7 @@ def main() -> None:
     text = PAGE.read_text()
     tables = "\n\n".join(
         speed(family, vendor)
-        for family in ("softmax", "cross_entropy", "rnn", "rnn_error")
+        for family in ("softmax", "cross_entropy", "rnn", "rnn_error", "attention")
         for vendor in ("amd", "intel", "cpu")
         if (RESULTS / f"{family}-{vendor}.json").exists()
     )

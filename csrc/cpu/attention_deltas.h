@@ -13,9 +13,10 @@
 namespace hetkern::cpu {
 namespace {
 
-template <class A>
-struct Deltas : Gradients<A> {
-  using Gradients<A>::p, Gradients<A>::f, Gradients<A>::delta;
+template <class A, bool pairs>
+struct Deltas : Gradients<A, pairs> {
+  using Base = Gradients<A, pairs>;
+  using Base::p, Base::f, Base::delta, Base::by;
   static constexpr int64_t kChunk = kPanelsOfChunk * kPanel;
 
   void set(const Sequence& q, int64_t head, int64_t i, A sum) const {
@@ -51,22 +52,20 @@ struct Deltas : Gradients<A> {
     Carver carver{static_cast<char*>(p.workspace) +
                   static_cast<int64_t>(sizeof(A)) * task * backward_scratch(p.Lq, p.Lk, p.D, p.Dv)};
     QueryPanel<A> panel = this->carve_turned(carver, p.D, p.Dv);
-    A* const k = carver.take<A>(segments_of(p.D) * kBlock * kPanel);
-    A* const v = carver.take<A>(segments_of(p.Dv) * kBlock * kPanel);
+    const KeyBlock<A> keys = this->carve_keys(carver, p.D, p.Dv);
     const ScoreTiles<A> tiles = this->carve_tiles(carver);
     panel.at.set(p, q, head, 0, n, list);
     this->read_rows(panel, q, head, false);
     std::memset(panel.delta, 0, sizeof(panel.delta));
+    const TilesInUse in_use(by);
 
     alignas(64) A total[kPanel] = {};
     for (int64_t j0 = 0; j0 < q.Lk; j0 += kBlock) {
       const int nk = static_cast<int>(q.Lk - j0 < kBlock ? q.Lk - j0 : kBlock);
       const Sight sight = sight_of(panel.at, j0, nk);
       if (sight.to <= sight.from) continue;
-      const KeyRows of_k(p.k, q, head / (p.Hq / p.Hkv), j0, nk), of_v(p.v, q, head / (p.Hq / p.Hkv), j0, nk);
-      f.elements.pack_segments(k, kBlock, of_k.of(p.k), nk, p.D);
-      f.elements.pack_segments(v, kBlock, of_v.of(p.v), nk, p.Dv);
-      this->scores(panel, q, sight, j0, k, v, tiles, true);  // of a delta of 0: ds is p drop dP
+      this->read_keys(keys, q, head / (p.Hq / p.Hkv), j0, nk, false);
+      this->scores(panel, q, sight, j0, keys, tiles, true);  // of a delta of 0: ds is p drop dP
       for (int u = 0; u < panel.at.vectors * W<A>; u += W<A>) {
         Vec<A> sum{};
         for (int j = sight.from; j < sight.to; ++j) sum += load<A>(tiles.ds + j * kPanel + u);

@@ -1,10 +1,9 @@
 #include "rnn_plan.h"
 
-#include <atomic>
 #include <cstdlib>
-#include <cstring>
 #include <initializer_list>
 
+#include "bf16_product.h"
 #include "team.h"
 
 namespace hetkern::cpu {
@@ -28,44 +27,18 @@ int unit_vectors(int64_t units, int64_t tasks) {
   return best;
 }
 
-bool dot_by_rule() {
-#if defined(HETKERN_HAS_AVX512) && defined(__x86_64__)
-  const char* wanted = std::getenv("HETKERN_BF16");
-  if (wanted && std::strcmp(wanted, "dot") == 0) return true;
-  if (wanted && std::strcmp(wanted, "fma") == 0) return false;
-  return __builtin_cpu_is("amd");
-#else
-  return false;
-#endif
-}
-
-std::atomic<bool>& dot_in_force() {
-  static std::atomic<bool> value{dot_by_rule()};
-  return value;
-}
-
 }  // namespace
-
-bool has_bf16_dot() {
-#if defined(HETKERN_HAS_AVX512) && defined(__x86_64__)
-  return isa() == Isa::avx512 && __builtin_cpu_supports("avx512bf16");
-#else
-  return false;
-#endif
-}
-bool bf16_dot() { return has_bf16_dot() && dot_in_force().load(std::memory_order_relaxed); }
-void set_bf16_dot(bool dot) { dot_in_force().store(dot, std::memory_order_relaxed); }
 
 Vectors vectors_in_force() {
   const int64_t bytes = isa() == Isa::avx512 ? 64 : isa() == Isa::avx2 ? 32 : 16;
-  return {bytes, bf16_dot()};
+  return {bytes, bf16_product()};
 }
 
 RnnPlan rnn_plan(const RnnShape& shape) { return rnn_plan(shape, machine(), vectors_in_force()); }
 
 RnnPlan rnn_plan(const RnnShape& shape, const Machine& machine, const Vectors& vectors) {
   const auto [cell, type, T, B, H, ragged, backward] = shape;
-  const bool dot = type == DType::bf16 && vectors.dot;
+  const bool dot = type == DType::bf16 && vectors.product == Product::dot;
   const int64_t G = gates_of(cell), A = type == DType::f64 ? 8 : 4, word = dot ? 2 : A;  // bytes
   const int64_t lanes = vectors.bytes / A, units = ceil_div(H, lanes);
   const int64_t step = B * G * H * H, panels = G * H * H * word;
