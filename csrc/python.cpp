@@ -66,7 +66,7 @@ py::dict dict_of(const RnnPlan& plan) {
   d["path"] = name_of(plan.path);
   d["tasks"] = plan.tasks;
   d["unit_vectors"] = plan.unit_vectors;
-  d["product"] = plan.dot ? "dot" : "fma";
+  d["product"] = name_of(plan.product);
   add(d, plan.block);
   return d;
 }

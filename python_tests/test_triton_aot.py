@@ -108,6 +108,7 @@ def compiling():
         pytest.skip("Triton interprets in this process: compiling needs another")
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("architecture", triton_aot.ARCHITECTURES)
 @pytest.mark.parametrize("name", CASES)
 def test_triton_kernels_keep_their_budget_without_spills(name, architecture):

@@ -22,8 +22,6 @@ constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * t
 using Words16 = Vec<uint32_t>;
 
 #if defined(__AVX512F__)
-#define HETKERN_AMX_TARGET __attribute__((target("amx-tile,amx-bf16")))
-
 // ---- The product. ---------------------------------------------------------------------------------------------------------
 
 // c's rows are `ldc` floats apart, b's kPanel words. `rows` is a multiple of 16, `pairs` too.
@@ -85,7 +83,7 @@ inline void pairs_by_dot(float* c, int64_t ldc, const bf16* a, int64_t lda, cons
 
 // Two by two of the processor's tiles of 16 rows of 64 bytes: 0 … 3 sums, 4 and 5 of a, 6 and 7 of b.
 template <int M, int N>
-HETKERN_AMX_TARGET __attribute__((noinline)) void amx_tile(float* c, int64_t ldc, const bf16* a, int64_t lda,
+HETKERN_AMX_TARGET __attribute__((noinline)) void amx_pairs(float* c, int64_t ldc, const bf16* a, int64_t lda,
                                                            const uint32_t* b, int64_t pairs, bool add) {
   const int64_t of_c = ldc * 4, of_a = lda * 2;
   constexpr int64_t of_b = kPanel * 4;
@@ -127,7 +125,7 @@ inline void pairs_by_amx(float* c, int64_t ldc, const bf16* a, int64_t lda, cons
       float* const to = c + m * ldc + v * 16;
       const bf16* const left = a + m * lda;
       const bool tall = rows - m > 16, wide = vectors - v > 1;
-      const auto tile = tall ? (wide ? amx_tile<2, 2> : amx_tile<2, 1>) : (wide ? amx_tile<1, 2> : amx_tile<1, 1>);
+      const auto tile = tall ? (wide ? amx_pairs<2, 2> : amx_pairs<2, 1>) : (wide ? amx_pairs<1, 2> : amx_pairs<1, 1>);
       tile(to, ldc, left, lda, b + v * 16, pairs, add);
     }
 }

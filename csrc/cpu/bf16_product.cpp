@@ -55,9 +55,7 @@ std::atomic<Product>& in_force() {
 
 }  // namespace
 
-Product bf16_product() {
-  return isa() == Isa::avx512 ? in_force().load(std::memory_order_relaxed) : Product::fma;
-}
+Product bf16_product() { return isa() == Isa::avx512 ? in_force().load(std::memory_order_relaxed) : Product::fma; }
 void set_bf16_product(Product product) {
   if (processor_has(product)) in_force().store(product, std::memory_order_relaxed);
 }

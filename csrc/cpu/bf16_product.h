@@ -8,7 +8,7 @@
 
 namespace hetkern::cpu {
 
-Product bf16_product();                    // in force
-void set_bf16_product(Product product);    // affects calls that start afterwards
+Product bf16_product();                  // in force
+void set_bf16_product(Product product);  // affects calls that start afterwards
 
 }  // namespace hetkern::cpu

@@ -1,6 +1,5 @@
 #include "rnn_plan.h"
 
-#include <cstdlib>
 #include <initializer_list>
 
 #include "bf16_product.h"
@@ -12,6 +11,7 @@ namespace {
 // Multiply-adds of a step below which tasks that wait for one another are no gain: some 2 us of one core. Where cores are
 // shared a step may cost them a time slice.
 constexpr int64_t kWorthWaiting = 1 << 16;
+constexpr int64_t kWorthATile = 64;         // units below which AMX's set-up costs more than it saves
 constexpr int64_t kWorthSharing = 1 << 20;  // of a whole call, below which another thread's wake-up is none
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -38,16 +38,19 @@ RnnPlan rnn_plan(const RnnShape& shape) { return rnn_plan(shape, machine(), vect
 
 RnnPlan rnn_plan(const RnnShape& shape, const Machine& machine, const Vectors& vectors) {
   const auto [cell, type, T, B, H, ragged, backward] = shape;
-  const bool dot = type == DType::bf16 && vectors.product == Product::dot;
-  const int64_t G = gates_of(cell), A = type == DType::f64 ? 8 : 4, word = dot ? 2 : A;  // bytes
+  const bool worth_a_tile = vectors.product != Product::amx || H >= kWorthATile;
+  const Product product = type == DType::bf16 && worth_a_tile ? vectors.product : Product::fma;
+  const int64_t G = gates_of(cell), A = type == DType::f64 ? 8 : 4, word = product == Product::fma ? A : 2;  // bytes
   const int64_t lanes = vectors.bytes / A, units = ceil_div(H, lanes);
   const int64_t step = B * G * H * H, panels = G * H * H * word;
   const int64_t threads = machine.threads < kMostMembers ? machine.threads : kMostMembers;
 
-  // Rows, where each task keeps enough of them for a tile, or two with all weights in its own cache; else units.
+  // Rows, where each task keeps enough of them for a tile, or two with all weights in its own cache; else units. An AMX tile
+  // takes as long for one row as for 16, and is so quick that only weights in the task's own cache keep up with it.
   RnnPath path = RnnPath::one_task;
   int64_t tasks = 1;
-  const bool by_rows = B >= 4 * threads || (B >= 2 * threads && panels <= machine.l2_bytes);
+  const bool by_rows = product == Product::amx ? B >= 16 * threads && 2 * panels <= machine.l2_bytes
+                                               : B >= 4 * threads || (B >= 2 * threads && panels <= machine.l2_bytes);
   if (threads > 1 && T * step >= kWorthSharing) {
     if ((ragged || !by_rows) && step >= kWorthWaiting && units >= 2 && units <= kMostChunks) {
       path = RnnPath::split_units, tasks = units < threads ? units : threads;
@@ -60,9 +63,9 @@ RnnPlan rnn_plan(const RnnShape& shape, const Machine& machine, const Vectors& v
 
   // As rnn_walk.h lays it out.
   const int64_t K = backward ? G * H : H, columns = (backward ? 1 : G) * wide * lanes;
-  const int64_t stride = ceil_div(K, 8) * 8 * word, blocks = ceil_div(units, wide);
+  const int64_t stride = ceil_div(K, 32) * 32 * word, blocks = ceil_div(units, wide);
   const int64_t bytes = blocks * columns * stride + 2 * B * stride + B * H * A + (3 * B + T + 2) * 8 + 16 * 64;
-  return {path, static_cast<int>(tasks), wide, dot, bytes};
+  return {path, static_cast<int>(tasks), wide, product, bytes};
 }
 
 }  // namespace hetkern::cpu

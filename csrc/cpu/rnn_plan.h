@@ -1,6 +1,5 @@
 // How the CPU shares out a sequence: a pure function of the shape, the machine and its vectors.
 #pragma once
-#include "../bf16_product.h"
 #include "../rnn.h"
 #include "isa.h"
 
