@@ -111,7 +111,8 @@ struct Backward : Gradients<A, pairs> {
 #if defined(__AVX512F__)
     const ScoreTiles<A>& tiles = t.tiles;
     const int vectors = panel.at.vectors;
-    const auto add = [&](A* to, const bf16* weights, const A* operand, const Heads& from, int64_t columns, bool finite) {
+    const auto add = [&](A* to, const bf16* weights, const A* operand, const Heads& from, int64_t columns,
+                         bool finite) {
       query_sums(by, panel.at, sight, j0, to, weights, reinterpret_cast<const uint32_t*>(operand), columns);
       if (!finite) add_strange_queries(f, panel.at, q, sight, j0, to, weights, from, columns);
     };

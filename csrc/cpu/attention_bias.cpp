@@ -95,11 +95,8 @@ struct BiasGradient : Gradients<A, pairs> {
     run_items(plan.tasks, items, [&](int task, int64_t item) {
       Carver carver{static_cast<char*>(p.workspace) +
                     static_cast<int64_t>(sizeof(A)) * task * backward_scratch(p.Lq, p.Lk, p.D, p.Dv)};
-      Task t{this->carve_turned(carver, p.D, p.Dv),
-             this->carve_keys(carver, p.D, p.Dv),
-             this->carve_tiles(carver),
-             carver.take<double>(int64_t{kBlock} * kPanel),
-             carver.take<A>(segments_of(kBlock) * kPanel * kPanel)};
+      Task t{this->carve_turned(carver, p.D, p.Dv), this->carve_keys(carver, p.D, p.Dv), this->carve_tiles(carver),
+             carver.take<double>(int64_t{kBlock} * kPanel), carver.take<A>(segments_of(kBlock) * kPanel * kPanel)};
       const int64_t at = item / panels;
       const TilesInUse in_use(by);
       slice(t, at / p.bias_size[1], at % p.bias_size[1], item % panels);

@@ -3,8 +3,9 @@
 //   delta_i = dout_i out_i - dlse_i        ds_ij = p_ij (drop_ij dout_i v_j - delta_i)
 //
 // Where one key has most of a row, the difference is small beside both terms, and out, rounded to 16 bits, is too coarse for it:
-// such a row's delta is sum_j p_ij drop_ij (dout_i v_j), of the same products that it is taken from.
-// Work:    one product of two rows; of confident rows, put together in panels, two of the five products of backward.
+// such a row's delta is sum_j p_ij drop_ij (dout_i v_j), of the same products that it is taken from. So is every row's of
+// float16, and that of a row that one key has all of, whose gradient is 0 and would be what two orders of adding differ by.
+// Work:    one product of two rows; of those others, put together in panels, two of the five products of backward.
 // Bits:    a row is judged by its own log-sum, and added up over blocks of keys in their order.
 #pragma once
 #include "attention_gradients.h"
@@ -24,20 +25,20 @@ struct Deltas : Gradients<A, pairs> {
     delta[at] = sum - (p.dlse ? static_cast<const A*>(p.dlse)[at] : A(0));
   }
 
-  // A key has more than half of the row: exp(-log_sum). An emptied row has no key.
-  bool confident(const Sequence& q, int64_t head, int64_t i) const {
-    const int64_t at = stat_offset(p, q, head, i);
-    return static_cast<const A*>(p.log_sum)[at] < A(0.6931472) && static_cast<const A*>(p.row_max)[at] > -kInfinity<A>;
+  // The largest log-sum of a row that is taken from the products: of bfloat16 a key has more than half of it.
+  A limit() const { return p.type == DType::bf16 ? A(0.6931472) : p.type == DType::f16 ? kInfinity<A> : A(0x1p-10); }
+  bool by_products(const Sequence& q, int64_t head, int64_t i) const {
+    const int64_t at = stat_offset(p, q, head, i);  // an emptied row has no key
+    return static_cast<const A*>(p.log_sum)[at] < limit() && static_cast<const A*>(p.row_max)[at] > -kInfinity<A>;
   }
 
   // Queries first … first + kChunk - 1 of one head.
   void chunk(int task, const Sequence& q, int64_t head, int64_t first) const {
-    const bool coarse = p.type == DType::bf16 || p.type == DType::f16;
     const int64_t end = first + kChunk < q.Lq ? first + kChunk : q.Lq;
     int64_t list[kPanel];
     int n = 0;
     for (int64_t i = first; i < end; ++i) {
-      if (coarse && confident(q, head, i)) {
+      if (by_products(q, head, i)) {
         list[n++] = i;
         if (n == kPanel) together(task, q, head, list, n), n = 0;
         continue;

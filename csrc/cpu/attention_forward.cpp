@@ -10,7 +10,7 @@
 //          their order, whoever computed them: a decoding step is the last row of the whole call bit for bit.
 // Edges:   at the diagonal and at a window's edges whole vectors of queries and whole keys are left out. Where a row does not see
 //          all of a block that holds NaN or infinity, its sums skip what it does not see.
-#include "attention_pairs.h"
+#include "attention_pair_sums.h"
 #include "carver.h"
 #include "parallel.h"
 
@@ -230,7 +230,8 @@ struct Forward {
     for (int64_t c = 0; pairs && c < p.Dv; ++c)
       for (int v = 0; v < vectors * W<A>; v += W<A>) {
         A* const to = total.o + c * total.room + v;
-        store<A>(to, fma(load<A>(part.o + c * part.room + v), load<A>(of_part + v), load<A>(to) * load<A>(of_total + v)));
+        store<A>(to,
+                 fma(load<A>(part.o + c * part.room + v), load<A>(of_part + v), load<A>(to) * load<A>(of_total + v)));
       }
     for (int64_t g = 0; !pairs && g < segments; ++g)
       for (int r = 0; r < rows; ++r) {

@@ -1,6 +1,6 @@
 // Gradients of scores: P and dS of one panel against one block of keys, computed anew from what forward kept of each row.
 #pragma once
-#include "attention_pairs.h"
+#include "attention_pair_sums.h"
 #include "carver.h"
 
 namespace hetkern::cpu {

@@ -67,16 +67,23 @@ inline void pairs_rows(float* c, int64_t ldc, const bf16* a, int64_t lda, const 
     for (int i = 0; i < n; ++i) pairs_tile<1, N>(to + i * ldc, ldc, from + i * lda, lda, b, pairs, add);
   });
 }
-inline void pairs_by_dot(float* c, int64_t ldc, const bf16* a, int64_t lda, const uint32_t* b, int64_t rows, int vectors,
-                  int64_t pairs, bool add) {
+inline void pairs_by_dot(float* c, int64_t ldc, const bf16* a, int64_t lda, const uint32_t* b, int64_t rows,
+                         int vectors, int64_t pairs, bool add) {
   for (int v = 0; v < vectors; v += 4) {
     float* const to = c + v * 16;
     const uint32_t* const from = b + v * 16;
     switch (vectors - v) {
-      case 1: pairs_rows<1>(to, ldc, a, lda, from, rows, pairs, add); break;
-      case 2: pairs_rows<2>(to, ldc, a, lda, from, rows, pairs, add); break;
-      case 3: pairs_rows<3>(to, ldc, a, lda, from, rows, pairs, add); break;
-      default: pairs_rows<4>(to, ldc, a, lda, from, rows, pairs, add);
+      case 1:
+        pairs_rows<1>(to, ldc, a, lda, from, rows, pairs, add);
+        break;
+      case 2:
+        pairs_rows<2>(to, ldc, a, lda, from, rows, pairs, add);
+        break;
+      case 3:
+        pairs_rows<3>(to, ldc, a, lda, from, rows, pairs, add);
+        break;
+      default:
+        pairs_rows<4>(to, ldc, a, lda, from, rows, pairs, add);
     }
   }
 }
@@ -84,7 +91,7 @@ inline void pairs_by_dot(float* c, int64_t ldc, const bf16* a, int64_t lda, cons
 // Two by two of the processor's tiles of 16 rows of 64 bytes: 0 … 3 sums, 4 and 5 of a, 6 and 7 of b.
 template <int M, int N>
 HETKERN_AMX_TARGET __attribute__((noinline)) void amx_pairs(float* c, int64_t ldc, const bf16* a, int64_t lda,
-                                                           const uint32_t* b, int64_t pairs, bool add) {
+                                                            const uint32_t* b, int64_t pairs, bool add) {
   const int64_t of_c = ldc * 4, of_a = lda * 2;
   constexpr int64_t of_b = kPanel * 4;
   asm volatile("" ::: "memory");  // to GCC a tile's load reads no memory
@@ -118,8 +125,8 @@ HETKERN_AMX_TARGET __attribute__((noinline)) void amx_pairs(float* c, int64_t ld
   if constexpr (M > 1) _tile_stored(2, c + 16 * ldc, of_c);
   if constexpr (M > 1 && N > 1) _tile_stored(3, c + 16 * ldc + 16, of_c);
 }
-inline void pairs_by_amx(float* c, int64_t ldc, const bf16* a, int64_t lda, const uint32_t* b, int64_t rows, int vectors,
-                  int64_t pairs, bool add) {
+inline void pairs_by_amx(float* c, int64_t ldc, const bf16* a, int64_t lda, const uint32_t* b, int64_t rows,
+                         int vectors, int64_t pairs, bool add) {
   for (int64_t m = 0; m < rows; m += 32)
     for (int v = 0; v < vectors; v += 2) {
       float* const to = c + m * ldc + v * 16;
@@ -154,7 +161,7 @@ inline __m512i interleaved() {
 // Rows from … to - 1 of tile[key][kPanel] as pairs of keys, to[key / 2][kPanel], which may be the tile itself; zeros beside
 // them up to whole thirty-twos. `from` is even.
 HETKERN_DOT_TARGET __attribute__((noinline, unused)) void pair_keys(uint32_t* to, const float* tile, int from, int end,
-                                                            int vectors) {
+                                                                    int vectors) {
   const __m512i order = interleaved();
   for (int j = from / 32 * 32; j < from; j += 2)
     std::memset(to + j / 2 * kPanel, 0, sizeof(float) * static_cast<size_t>(vectors) * 16);
@@ -171,7 +178,7 @@ HETKERN_DOT_TARGET __attribute__((noinline, unused)) void pair_keys(uint32_t* to
 
 // The same rows as rows of kPanel numbers, with zeros behind `vectors` vectors and in the other rows of their sixteens.
 HETKERN_DOT_TARGET __attribute__((noinline, unused)) void round_keys(bf16* to, const float* tile, int from, int end,
-                                                             int vectors) {
+                                                                     int vectors) {
   for (int j = from / 16 * 16; j < round_up(end, 16); ++j) {
     if (j < from || j >= end) {
       std::memset(to + j * kPanel, 0, sizeof(bf16) * kPanel);
@@ -240,8 +247,8 @@ inline RowPair row_pair(const RowsAt& from, int r, int rows, int64_t c, int64_t 
     }
   }
   const Words16 w = half[0] | (half[1] << 16), low = w & 0x7f80, high = w & 0x7f800000;
-  const Words16 strange =
-      bit_cast<Words16>((low == 0x7f80) & 0xffff) | bit_cast<Words16>((high == 0x7f800000) & static_cast<int>(0xffff0000));
+  const Words16 strange = bit_cast<Words16>((low == 0x7f80) & 0xffff) |
+                          bit_cast<Words16>((high == 0x7f800000) & static_cast<int>(0xffff0000));
   return {w & ~strange, strange};
 }
 inline bool any(Words16 w) { return _mm512_test_epi32_mask(bit_cast<__m512i>(w), bit_cast<__m512i>(w)) != 0; }
@@ -315,101 +322,6 @@ struct TilesInUse {
   TilesInUse(const TilesInUse&) = delete;
   TilesInUse& operator=(const TilesInUse&) = delete;
 };
-
-// ---- What forward and backward do with them. ------------------------------------------------------------------------------
-
-// Queries, or their outs' gradients, as a product reads them beside keys.
-template <bool pairs, class A>
-inline void pack_queries(const Scoring<A>& f, A* to, const RowsAt& from, int rows, int64_t columns) {
-#if defined(__AVX512F__)
-  if constexpr (pairs) return pack_pair_columns(reinterpret_cast<uint32_t*>(to), from, rows, columns);
-#endif
-  f.elements.pack_turned(to, from, rows, columns);
-}
-
-// S^T or dP^T: a block's keys or values times a panel of queries.
-template <bool pairs, class A>
-inline void turned_product(const Pairs& by, const Panel<A>& panel, const Sight& sight, int64_t j0, A* s, const A* keys,
-                           const A* queries, int64_t columns) {
-#if defined(__AVX512F__)
-  if constexpr (pairs) {
-    const int64_t width = round_up(columns, 32);
-    const int step = sight.edge ? 32 : kBlock, first = sight.from / 16 * 16;
-    for (int j = first; j < sight.to; j += step) {
-      const int end = static_cast<int>(round_up(sight.to, 16)), n = end - j < step ? end - j : step;
-      const VectorRange at = vectors_that_see(panel, sight.edge, j0 + j, n);
-      if (at.begin < at.end)
-        by.product(s + j * kPanel + at.begin * 16, kPanel, reinterpret_cast<const bf16*>(keys) + j * width, width,
-                   reinterpret_cast<const uint32_t*>(queries) + at.begin * 16, n, at.end - at.begin, width / 2, false);
-    }
-    return;
-  }
-#endif
-  static_cast<void>(by);
-  row_groups(sight.from, sight.to, kTileRows, [&](int64_t j, int n) {
-    const VectorRange at = vectors_that_see(panel, sight.edge, j0 + j, n);
-    product<A, false, Start::zero>(s + j * kPanel, keys + j * kPanel, queries, columns, n, at.begin, at.end);
-  });
-}
-
-#if defined(__AVX512F__)
-// c[column][query] += sum over a block's keys: keys turned, times weights in pairs of keys.
-inline void key_sums(const Pairs& by, const Panel<float>& panel, const Sight& sight, int64_t j0, float* c, int64_t ldc,
-                     const bf16* turned, const uint32_t* weights, int64_t columns) {
-  const int step = sight.edge ? 2 : panel.vectors;
-  for (int v = 0; v < panel.vectors; v += step) {
-    const int n = panel.vectors - v < step ? panel.vectors - v : step, rows = panel.rows - v * 16;
-    const Sight keys = keys_of_rows(panel, sight, j0, v * 16, rows < n * 16 ? rows : n * 16);
-    if (keys.to <= keys.from) continue;
-    const int64_t from = keys.from / 32 * 32, pairs = (round_up(keys.to, 32) - from) / 2;
-    by.product(c + v * 16, ldc, turned + from, kBlock, weights + from / 2 * kPanel + v * 16, round_up(columns, 16), n,
-               pairs, true);
-  }
-}
-// What key_sums left out: numbers of k or v that are not finite, for the rows that see them.
-inline void add_strange_keys(const Scoring<float>& f, const Panel<float>& panel, const Sequence& q, const Sight& sight,
-                             int64_t j0, float* c, int64_t ldc, const uint32_t* weights, const Heads& t, int64_t head,
-                             int64_t columns) {
-  for (int j = sight.from; j < sight.to; ++j)
-    for (int64_t i = 0; i < columns; ++i) {
-      const float x = f.elements.read(t.data, key_offset(t, q, head, j0 + j) + i * t.step);
-      if (x - x == 0) continue;
-      for (int r = 0; r < panel.rows; ++r)
-        if (f.row_sees(panel, q, r, j0 + j)) {
-          const uint32_t word = weights[j / 2 * kPanel + r];
-          c[i * ldc + r] += bit_cast<float>(j % 2 ? word & 0xffff0000 : word << 16) * x;
-        }
-    }
-}
-
-// c[key][column] += sum over a panel's queries: weights by rows of keys, times queries in pairs.
-inline void query_sums(const Pairs& by, const Panel<float>& panel, const Sight& sight, int64_t j0, float* c,
-                       const bf16* weights, const uint32_t* queries, int64_t columns) {
-  const int step = sight.edge ? 32 : kBlock, end = static_cast<int>(round_up(sight.to, 16));
-  for (int j = sight.from / 16 * 16; j < end; j += step) {
-    const int n = end - j < step ? end - j : step;
-    const VectorRange rows = rows_of_keys(panel, sight.edge, j0 + j, n);
-    if (rows.end <= rows.begin) continue;
-    const int64_t from = rows.begin / 32 * 32, pairs = (round_up(rows.end, 32) - from) / 2;
-    for (int64_t g = 0; g < segments_of(columns); ++g)
-      by.product(c + (g * kBlock + j) * kPanel, kPanel, weights + j * kPanel + from, kPanel,
-                 queries + (g * kPanel / 2 + from / 2) * kPanel, n, vectors_of<float>(columns - g * kPanel), pairs, true);
-  }
-}
-// What query_sums left out: numbers of q or dout that are not finite, for the keys that their rows see.
-inline void add_strange_queries(const Scoring<float>& f, const Panel<float>& panel, const Sequence& q,
-                                const Sight& sight, int64_t j0, float* c, const bf16* weights, const Heads& t,
-                                int64_t columns) {
-  for (int r = 0; r < panel.rows; ++r)
-    for (int64_t i = 0; i < columns; ++i) {
-      const float x = f.elements.read(t.data, query_offset(t, q, panel.head[r], panel.query[r]) + i * t.step);
-      if (x - x == 0) continue;
-      for (int j = sight.from; j < sight.to; ++j)
-        if (f.row_sees(panel, q, r, j0 + j))
-          c[(i / kPanel * kBlock + j) * kPanel + i % kPanel] += get<float>(weights + j * kPanel + r) * x;
-    }
-}
-#endif
 
 }  // namespace
 }  // namespace hetkern::cpu

@@ -48,8 +48,7 @@ AttentionPlan shared_out(const AttentionShape& shape, const Machine& machine) {
   // Parts of the keys are tasks' own where there are few panels: their results wait in memory.
   const bool split = parts > 1 && threads > 1 && unit_rows <= kPanel && chunks < 4 * threads;
   const int64_t items = split ? units * parts : chunks, tasks = threads < items ? threads : items > 0 ? items : 1;
-  const int64_t words =
-      tasks * forward_scratch(D, Dv) + (split ? items * part_result(part_rows(unit_rows), Dv) : 0);
+  const int64_t words = tasks * forward_scratch(D, Dv) + (split ? items * part_result(part_rows(unit_rows), Dv) : 0);
   const AttentionPath path = tasks < 2 ? AttentionPath::one_task
                              : split   ? AttentionPath::split_keys
                                        : AttentionPath::split_queries;

@@ -110,9 +110,7 @@ def _torch_attention_of_lengths(
 ) -> Tensor:
     true = torch.arange(k.shape[2], device=k.device) < lengths[:, None]
     grouped = q.shape[1] != k.shape[1]
-    return F.scaled_dot_product_attention(
-        q, k, v, true[:, None, None], dropout, enable_gqa=grouped
-    )
+    return F.scaled_dot_product_attention(q, k, v, true[:, None, None], dropout, enable_gqa=grouped)
 
 
 def _in_window(q: Tensor, k: Tensor, window: int) -> Tensor:
