@@ -8,13 +8,14 @@ against the reference in float64 over the first head.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from bench_rnn import product_speed
-from harness import arguments, best_of, peak_mb, row_error, save, table
+from harness import RESULTS, arguments, best_of, peak_mb, row_error, save, table, vendor
 from torch import Tensor
 
 import hetkern
@@ -171,23 +172,41 @@ def gemma(dtype, limit, options):
     yield from measured(name, calls, leaves, pairs, D, dtype, limit, options, error)
 
 
-def main() -> None:
-    """Measure, print, save."""
-    options = arguments(__doc__ or "")
+def parts(quick: bool, options: Any = None) -> dict[str, Callable[..., Any]]:
+    """{part: its rows of a dtype}."""
     shapes, window, at = CAUSAL, 256, WINDOW
-    if options.quick:
+    if quick:
         shapes, window, at = [(1, 2, 64, 64)], 16, (1, 2, 64, 64)
+
+    def causal(dtype, limit):
+        for shape in shapes:
+            yield from dense(shape, dtype, limit, options)
+
+    return {
+        "causal": causal,
+        "window": lambda dtype, limit: dense(at, dtype, limit, options, window),
+        "decode": lambda dtype, limit: decode(dtype, limit, options),
+        "packed": lambda dtype, limit: packed(dtype, limit, options),
+        "gemma": lambda dtype, limit: gemma(dtype, limit, options),
+    }
+
+
+def main() -> None:
+    """Measure, print, save; of a part alone what is saved already stays, but for its works."""
+    options = arguments(__doc__ or "", parts=list(parts(quick=True)))
     size = 256 if options.quick else 2048
     limits = {t: product_speed(t, options.repeats, size) for t in BOTH}
-    torch.manual_seed(0)
+    made = parts(options.quick, options)
     rows: list[dict[str, Any]] = []
-    for dtype in BOTH:
-        limit = limits[dtype]
-        for shape in shapes:
-            rows += dense(shape, dtype, limit, options)
-        rows += dense(at, dtype, limit, options, window)
-        for work in (decode, packed, gemma):
-            rows += work(dtype, limit, options)
+    for part in options.parts or made:
+        torch.manual_seed(0)
+        for dtype in BOTH:
+            rows += made[part](dtype, limits[dtype])
+    file = options.out or RESULTS / f"attention-{vendor()}.json"
+    if options.parts and file.exists():
+        new = {(row["work"], row["dtype"]): row for row in rows}
+        old = json.loads(file.read_text())["rows"]
+        rows = [new.pop((row["work"], row["dtype"]), row) for row in old] + [*new.values()]
     products = {str(t).removeprefix("torch."): round(limit) for t, limit in limits.items()}
     save("attention", rows, {"torch_product_gflop_s": products}, options)
 

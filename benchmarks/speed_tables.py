@@ -89,7 +89,7 @@ def main() -> None:
     text = PAGE.read_text()
     tables = "\n\n".join(
         speed(family, vendor)
-        for family in ("softmax", "cross_entropy", "rnn", "rnn_error", "models")
+        for family in ("softmax", "cross_entropy", "rnn", "rnn_error", "attention", "models")
         for vendor in ("amd", "intel", "cpu")
         if (RESULTS / f"{family}-{vendor}.json").exists()
     )

@@ -88,6 +88,7 @@ struct AttentionPlan {
   bool dot;           // products of bfloat16 by the pairwise dot product; otherwise fused multiply-adds of A
   int64_t workspace;  // bytes
   BlockShape block{};
+  bool amx = false;  // products of bfloat16 by the processor's tiles
 };
 
 // What the plan depends on.

@@ -1,4 +1,4 @@
-// How the CPU's recurrences multiply numbers of bfloat16. The sums are float32 always; each way has bits of its own.
+// How the CPU multiplies numbers of bfloat16. The sums are float32 always; each way has bits of its own.
 #pragma once
 #include <cstdint>
 

@@ -109,6 +109,84 @@ def test_attention_is_within_budget_in_every_layout(impl, layout):
     )
 
 
+@pytest.fixture(params=["fma", "dot", "amx"])
+def product(request, native):
+    """Each way to multiply bfloat16 that this processor has."""
+    from hetkern import _C
+
+    if native.name != "cpu":
+        pytest.skip("a claim about the C++ kernels")
+    before = _C.bf16_product()
+    if _C.set_bf16_product(request.param) != request.param:
+        _C.set_bf16_product(before)
+        pytest.skip(f"this processor, at this instruction set, has no {request.param} of bfloat16")
+    yield request.param
+    _C.set_bf16_product(before)
+
+
+def test_every_product_of_bfloat16_is_within_budget(native, product):
+    from hetkern import _C
+
+    assert _C.attention_plan(1, 2, 2, 9, 9, 8, 8, "bfloat16")["product"] == product
+    assert _C.attention_plan(1, 2, 2, 9, 9, 8, 8, "float16")["product"] == "fma"
+    cases = [
+        dense_case(2, (4, 2), 20, 37, 16, **EVERYTHING),
+        dense_case(1, 2, 150, 230, 72, 40, causal=True, return_lse=True),
+        dense_case(1, 2, 130, 1300, 33, 130, window=(90, 40), kind="sharp"),
+        dense_case(1, (8, 2), 1, 1300, 64, causal=True),
+        packed_case([5, 100, 0, 33], [70, 100, 3, 8], (2, 1), 59, causal=True),
+    ]
+    check_attention("cpu", *cases, dtypes=[torch.bfloat16])
+    check_attention("cpu", cases[1], dtypes=[torch.bfloat16], layouts=[*LAYOUTS])
+
+
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf])
+def test_every_product_of_bfloat16_keeps_poison_where_it_is_seen(native, product, poison):
+    """In the rows that see a poisoned key, and in the keys that a poisoned query sees."""
+    L = 150
+    clean = [normal(1, 1, L, 40, seed=i).bfloat16() for i in range(3)]
+
+    def gradients(tensors):
+        leaves = [t.clone().requires_grad_() for t in tensors]
+        out = hetkern.attention(*leaves, causal=True, window=(50, 0))
+        return [out, *torch.autograd.grad(out, leaves, torch.ones_like(out))]
+
+    for which in range(3):
+        dirty = [t.clone() for t in clean]
+        dirty[which][0, 0, 80, 3] = poison
+        out, dq, dk, dv = (
+            (a != b).any(-1)[0, 0] for a, b in zip(gradients(clean), gradients(dirty), strict=True)
+        )
+        rows = slice(80, 131) if which else slice(80, 81)
+        for changed in (out, dq):
+            assert changed[rows].any() and not changed[: rows.start].any()
+            assert not changed[rows.stop :].any()
+        keys = slice(30, 131) if which else slice(30, 81)
+        for changed in (dk, dv):
+            assert not changed[: keys.start].any() and not changed[keys.stop :].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_confident_rows_gradient_keeps_its_digits_in_16_bits(native, dtype):
+    """One key has nearly all of each row: what is left of dP - delta is small beside both."""
+    q, k, v = (normal(1, 1, 90, 32, seed=i) for i in range(3))
+    q = (0.4 * q + 8 * k / k.norm(dim=-1, keepdim=True)).to(dtype)
+    k, v = k.to(dtype), v.to(dtype)
+
+    def gradient(tensors, **options):
+        leaves = [t.clone().requires_grad_() for t in tensors]
+        out = hetkern.attention(*leaves, causal=True, **options)
+        return torch.autograd.grad(out.sum(), leaves[0])[0].double()
+
+    exact = gradient([t.double() for t in (q, k, v)], impl="reference")
+    error = (gradient((q, k, v), impl=native.name) - exact).norm(dim=-1)
+    values = torch.eye(90, dtype=torch.double)[None, None]
+    most = hetkern.attention(q.double(), k.double(), values, causal=True).amax(-1)
+    confident = (most > 0.8) & (most < 0.999)
+    assert confident.sum() > 20
+    assert (error / exact.norm(dim=-1))[confident].max() < torch.finfo(dtype).eps
+
+
 PACKED = {
     "same": ([5, 17, 1, 64, 33], [5, 17, 1, 64, 33]),
     "other keys": ([5, 17, 1, 40], [70, 17, 3, 8]),

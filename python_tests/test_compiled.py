@@ -49,6 +49,31 @@ FUNCTIONS = {
         lambda x: -(x.softmax(1) * x.log_softmax(1)).sum(),
     ),
 }
+#: Attention of four tokens and two heads, which has no forward mode.
+SLOPES = normal(2, seed=4).abs()
+
+
+def _heads(x):
+    q = x[None, None] + torch.stack([V, 0.5 * V]).to(x)
+    return q, q[..., :6].tanh(), q.sin()
+
+
+def _attention(x):
+    bias = x[None, None, :, :4]
+    out, lse = hetkern.attention(
+        *_heads(x), causal=True, softcap=CAP, bias=bias, alibi_slopes=SLOPES.to(x), return_lse=True
+    )
+    return out.square().sum() + lse.sin().sum()
+
+
+def _attention_by_torch(x):
+    q, k, v = _heads(x)
+    i = torch.arange(4)
+    z = _capped(q @ k.mT / 6**0.5) - SLOPES.to(x)[:, None, None] * (i[:, None] - i).abs()
+    z = (z + x[None, None, :, :4]).masked_fill(i > i[:, None], -torch.inf)
+    return (z.softmax(-1) @ v).square().sum() + z.logsumexp(-1).sin().sum()
+
+
 func = torch.func
 TRANSFORMS = {
     "jvp": lambda f: lambda x, v: func.jvp(f, (x,), (v,))[1],
@@ -75,6 +100,19 @@ def test_a_transform_is_right_compiled_and_not(ours, torchs, transform):
     torch.testing.assert_close(transform(ours)(X, V), wanted)
     compiled = torch.compile(transform(ours), backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(X, V), wanted)
+    assert wanted.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("transform", ["grad", "grad of grad", "vmap of grad"])
+def test_attention_under_a_transform_is_right_compiled_and_not(transform):
+    def of_rows(f):
+        return lambda x, v: func.vmap(func.grad(f))(torch.stack([v, x]))
+
+    apply = of_rows if transform == "vmap of grad" else TRANSFORMS[transform]
+    wanted = apply(_attention_by_torch)(X.double(), V.double()).float()
+    torch.testing.assert_close(apply(_attention)(X, V), wanted, rtol=2e-5, atol=2e-5)
+    compiled = torch.compile(apply(_attention), backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(X, V), wanted, rtol=2e-5, atol=2e-5)
     assert wanted.abs().max() > 1e-3
 
 

@@ -81,6 +81,20 @@ def test_explain_shows_the_plan_of_the_library():
 
 
 @needs_library
+@pytest.mark.skipif(impl.native is None, reason="hetkern._C is not built")
+def test_explain_shows_the_plan_of_attention():
+    q, k = torch.empty(2, 4, 70, 16), torch.empty(2, 2, 300, 16)
+    for dtype, product in ((torch.float32, "fma"), (torch.bfloat16, impl.native.bf16_product())):
+        call = hetkern.explain(hetkern.attention, *(t.to(dtype) for t in (q, k, k)), causal=True)
+        assert (call.op, call.impl, call.shape) == ("hetkern.attention", "cpu", (2, 4, 70, 16))
+        plan = impl.native.attention_plan(2, 4, 2, 70, 300, 16, 16, call.dtype, True)
+        assert call.plan == {"isa": impl.native.isa(), **plan}
+        assert (plan["product"], plan["fold"]) == (product, False)
+    step = hetkern.explain(hetkern.attention, q[:, :, :1], k, k)
+    assert step.plan["fold"]  # one query: the heads of a group stand together
+
+
+@needs_library
 @pytest.mark.parametrize(
     ("given", "dtype", "read", "written"),
     [

@@ -9,7 +9,7 @@
 // Traffic: a chunk of 1024 queries is packed once a part and head; a part's dk and dv are kept in A until they are complete.
 // Bits:    parts depend on the sequence's keys alone. Sums over a block begin at 0.
 // Edges:   as forward; a row that is emptied, or a score of -inf, has no gradient. Bias and sink: attention_bias.cpp.
-#include "attention_gradients.h"
+#include "attention_deltas.h"
 #include "parallel.h"
 
 namespace hetkern::cpu {
@@ -18,16 +18,18 @@ void attention_bias_backward(const AttentionBackward& p, const AttentionPlan& pl
 }
 namespace {
 
-template <class A>
-struct Backward : Gradients<A> {
-  using Gradients<A>::p, Gradients<A>::f, Gradients<A>::delta;
+template <class A, bool pairs>
+struct Backward : Gradients<A, pairs> {
+  using Base = Gradients<A, pairs>;
+  using Base::p, Base::f, Base::delta, Base::by;
   const AttentionPlan& plan;
   A *dq_parts, *slope_parts;  // [part] laid out as row_max, D each; [b][head][part]
   const int64_t of_D = segments_of(p.D), of_Dv = segments_of(p.Dv);
   const int64_t stats = p.cu_seqlens_q ? p.stat_head * p.Hq : p.B * p.stat_batch;  // rows of all heads
 
   struct Task {
-    A *k, *v, *dk, *dv;  // a block; gradients of the part's blocks
+    KeyBlock<A> keys;
+    A *dk, *dv;  // gradients of the part's blocks
     ScoreTiles<A> tiles;
   };
   int64_t key_size() const { return of_D * kBlock * kPanel; }
@@ -50,7 +52,7 @@ struct Backward : Gradients<A> {
   void block(const Task& t, QueryPanel<A>& panel, const Sequence& q, const Sight& sight, int64_t j0, A* dk, A* dv,
              bool k_finite, double& dslope) const {
     const bool wants_ds = p.dq || p.dk || p.dslopes;
-    this->scores(panel, q, sight, j0, t.k, t.v, t.tiles, wants_ds);
+    this->scores(panel, q, sight, j0, t.keys, t.tiles, wants_ds);
     const A *const weights = t.tiles.p, *const ds = t.tiles.ds;
     if (p.dslopes) add_slopes(panel.at, sight, j0, ds, dslope);
     if (p.softcap > 0 && wants_ds)
@@ -59,6 +61,7 @@ struct Backward : Gradients<A> {
         store<A>(at, d == A(0) ? d : d * load<A>(t.tiles.cap_slope + (at - t.tiles.ds)));
       });
     const bool all = f.all_seen(sight);
+    if constexpr (pairs) return add_pairs(t, panel, q, sight, j0, dk, dv, k_finite);
 
     // dv += P dout, dk += dS q, by keys.
     row_groups(sight.from, sight.to, kTileRows, [&](int64_t j, int n) {
@@ -89,7 +92,7 @@ struct Backward : Gradients<A> {
       if (keys.to <= keys.from) return;
       for (int64_t g = 0; g < of_D; ++g) {
         A* const c = panel.dq + (g * kPanel + r) * kPanel;
-        const A* const b = t.k + g * kBlock * kPanel;
+        const A* const b = t.keys.k + g * kBlock * kPanel;
         const int vectors = vectors_of<A>(p.D - g * kPanel);
         if (all || k_finite)
           product<A, true, Start::sum>(c, ds + keys.from * kPanel + r, b + keys.from * kPanel, keys.to - keys.from, n,
@@ -100,6 +103,34 @@ struct Backward : Gradients<A> {
               [&](int m, int i) { return f.row_sees(panel.at, q, static_cast<int>(r) + m, j0 + i); });
       }
     });
+  }
+
+  // The same of pairs.
+  void add_pairs(const Task& t, const QueryPanel<A>& panel, const Sequence& q, const Sight& sight, int64_t j0, A* dk,
+                 A* dv, bool k_finite) const {
+#if defined(__AVX512F__)
+    const ScoreTiles<A>& tiles = t.tiles;
+    const int vectors = panel.at.vectors;
+    const auto add = [&](A* to, const bf16* weights, const A* operand, const Heads& from, int64_t columns,
+                         bool finite) {
+      query_sums(by, panel.at, sight, j0, to, weights, reinterpret_cast<const uint32_t*>(operand), columns);
+      if (!finite) add_strange_queries(f, panel.at, q, sight, j0, to, weights, from, columns);
+    };
+    if (p.dv) {
+      round_keys(tiles.weights, tiles.p, sight.from, sight.to, vectors);
+      add(dv, tiles.weights, panel.dout_rows, p.dout, p.Dv, panel.dout_finite);
+    }
+    if (p.dk) {
+      round_keys(tiles.slopes, tiles.ds, sight.from, sight.to, vectors);
+      add(dk, tiles.slopes, panel.q_rows, p.q, p.D, panel.q_finite);
+    }
+    if (!p.dq) return;
+    pair_keys(tiles.slope_pairs, tiles.ds, sight.from, sight.to, vectors);
+    key_sums(by, panel.at, sight, j0, panel.dq, kPanel, t.keys.turned, tiles.slope_pairs, p.D);
+    if (!k_finite)
+      add_strange_keys(f, panel.at, q, sight, j0, panel.dq, kPanel, tiles.slope_pairs, p.k,
+                       panel.at.head[0] / (p.Hq / p.Hkv), p.D);
+#endif
   }
 
   void add_slopes(const Panel<A>& panel, const Sight& sight, int64_t j0, const A* ds, double& dslope) const {
@@ -128,8 +159,13 @@ struct Backward : Gradients<A> {
       chunk[i].q_rows = carver.take<A>(of_D * kPanel * kPanel), chunk[i].dq = carver.take<A>(of_D * kPanel * kPanel);
       chunk[i].dout_rows = carver.take<A>(of_Dv * kPanel * kPanel);
     }
-    Task t{carver.take<A>(key_size()), carver.take<A>(value_size()), carver.take<A>(own * key_size()),
-           carver.take<A>(own * value_size()), this->carve_tiles(carver)};
+    Task t{this->carve_keys(carver, p.D, p.Dv), carver.take<A>(own * key_size()), carver.take<A>(own * value_size()),
+           this->carve_tiles(carver)};
+    if constexpr (pairs) {
+      t.tiles.weights = carver.take<bf16>(kBlock * kPanel), t.tiles.slopes = carver.take<bf16>(kBlock * kPanel);
+      t.tiles.slope_pairs = carver.take<uint32_t>(kBlock / 2 * kPanel);
+    }
+    const TilesInUse in_use(by);
     std::memset(t.dk, 0, sizeof(A) * static_cast<size_t>(own * key_size()));
     std::memset(t.dv, 0, sizeof(A) * static_cast<size_t>(own * value_size()));
 
@@ -145,7 +181,7 @@ struct Backward : Gradients<A> {
           key_block(t, chunk, n, q, kv_head, number + i * parts, t.dk + i * key_size(), t.dv + i * value_size(),
                     dslope);
         if (p.dq)
-          for (int i = 0; i < n; ++i) store_dq(chunk[i], q, parts, number);
+          for (int i = 0; i < n; ++i) store_dq(chunk[i], q, parts, number, t.tiles.p);
       }
       if (p.dslopes) slope_parts[(b * p.Hq + head) * plan.parts + number] = static_cast<A>(dslope);
     }
@@ -163,16 +199,19 @@ struct Backward : Gradients<A> {
       const Sight sight = sight_of(chunk[i].at, j0, nk);
       if (sight.to <= sight.from) continue;
       if (!packed) {
-        const KeyRows k(p.k, q, kv_head, j0, nk), v(p.v, q, kv_head, j0, nk);
-        k_finite = f.elements.pack_segments(t.k, kBlock, k.of(p.k), nk, p.D);
-        f.elements.pack_segments(t.v, kBlock, v.of(p.v), nk, p.Dv);
+        k_finite = this->read_keys(t.keys, q, kv_head, j0, nk, bool(p.dq));
         packed = true;
       }
       block(t, chunk[i], q, sight, j0, dk, dv, k_finite, dslope);
     }
   }
 
-  void store_dq(const QueryPanel<A>& panel, const Sequence& q, int64_t parts, int64_t number) const {
+  void store_dq(const QueryPanel<A>& panel, const Sequence& q, int64_t parts, int64_t number, A* scratch) const {
+    const A* dq = panel.dq;
+#if defined(__AVX512F__)
+    if constexpr (pairs) turn_back(scratch, panel.dq, kPanel, panel.at.rows, p.D), dq = scratch;
+#endif
+    static_cast<void>(scratch);
     int64_t offset[kPanel];
     A factor[kPanel];
     for (int r = 0; r < panel.at.rows; ++r) {
@@ -181,9 +220,9 @@ struct Backward : Gradients<A> {
       factor[r] = parts == 1 ? f.scale : A(1);
     }
     if (parts == 1)
-      f.elements.store_segments(p.dq.data, offset, panel.dq, kPanel, panel.at.rows, p.D, factor);
+      f.elements.store_segments(p.dq.data, offset, dq, kPanel, panel.at.rows, p.D, factor);
     else
-      store_segments<A, A>(dq_parts, offset, panel.dq, kPanel, panel.at.rows, p.D, factor);
+      store_segments<A, A>(dq_parts, offset, dq, kPanel, panel.at.rows, p.D, factor);
   }
 
   // A part's dk or dv; zeros behind the keys that a cache has, of which the first part takes care.
@@ -201,17 +240,6 @@ struct Backward : Gradients<A> {
     if (!p.seqlens_k || number != 0 || q.Lk == p.Lk) return;
     std::memset(static_cast<char*>(to.data) + key_offset(to, q, head, q.Lk) * f.elements.size, 0,
                 static_cast<size_t>((p.Lk - q.Lk) * columns * f.elements.size));
-  }
-
-  // delta_i = dout_i out_i - dlse_i
-  void row_deltas(int64_t b, int64_t head) const {
-    const Sequence q = sequence_of(p, b);
-    for (int64_t i = 0; i < q.Lq; ++i) {
-      const int64_t x = query_offset(p.dout, q, head, i), y = query_offset(p.out, q, head, i);
-      const int64_t at = stat_offset(p, q, head, i);
-      const A sum = f.elements.dot_rows({p.dout.data, &x, p.dout.step}, {p.out.data, &y, p.out.step}, p.Dv);
-      delta[at] = sum - (p.dlse ? static_cast<const A*>(p.dlse)[at] : A(0));
-    }
   }
 
   // dq = scale times the sum of its parts.
@@ -249,7 +277,7 @@ struct Backward : Gradients<A> {
 
   void run() const {
     const int64_t heads = p.B * p.Hq, key_heads = p.B * p.Hkv;
-    run_items(plan.tasks, heads, [&](int, int64_t item) { row_deltas(item / p.Hq, item % p.Hq); });
+    Deltas<A, pairs>{*this}.run(plan);
     if (p.dq || p.dk || p.dv || p.dslopes) {
       run_items(plan.tasks, key_heads * plan.parts, [&](int task, int64_t item) {
         const int64_t at = item / plan.parts;
@@ -263,13 +291,13 @@ struct Backward : Gradients<A> {
   }
 };
 
-template <class A>
+template <class A, bool pairs>
 void backward(const AttentionBackward& p, const AttentionPlan& plan) {
   const int64_t rows = p.cu_seqlens_q ? p.stat_head * p.Hq : p.B * p.stat_batch;
   A* const delta = static_cast<A*>(p.workspace) + plan.tasks * backward_scratch(p.Lq, p.Lk, p.D, p.Dv);
   A* const slopes = delta + ceil_div(rows, 16) * 16;
   A* const parts = slopes + ceil_div(p.B * p.Hq * plan.parts, 16) * 16;
-  Backward<A>{{p, Scoring<A>(p), delta}, plan, parts, slopes}.run();
+  Backward<A, pairs>{{p, Scoring<A>(p), Pairs(plan), delta}, plan, parts, slopes}.run();
 }
 
 }  // namespace
@@ -277,7 +305,10 @@ void backward(const AttentionBackward& p, const AttentionPlan& plan) {
 namespace HETKERN_ISA {
 void attention_backward(const AttentionBackward& p, AttentionPlan plan, void* stream);
 void attention_backward(const AttentionBackward& p, AttentionPlan plan, void*) {
-  p.type == DType::f64 ? backward<double>(p, plan) : backward<float>(p, plan);
+#if defined(__AVX512F__)
+  if (plan.dot || plan.amx) return backward<float, true>(p, plan);
+#endif
+  p.type == DType::f64 ? backward<double, false>(p, plan) : backward<float, false>(p, plan);
 }
 }  // namespace HETKERN_ISA
 

@@ -17,13 +17,14 @@ struct Range {
   Range(int64_t size, int64_t n, int64_t at) : begin(size == 1 ? 0 : at), end(size == 1 ? n : at + 1) {}
 };
 
-template <class A>
-struct BiasGradient : Gradients<A> {
-  using Gradients<A>::p, Gradients<A>::f, Gradients<A>::delta;
+template <class A, bool pairs>
+struct BiasGradient : Gradients<A, pairs> {
+  using Base = Gradients<A, pairs>;
+  using Base::p, Base::f, Base::delta, Base::by;
 
   struct Task {
     QueryPanel<A> panel;
-    A *k, *v;
+    KeyBlock<A> keys;
     ScoreTiles<A> tiles;
     double* sum;  // [kBlock][kPanel]
     A* rows;      // [segment][kPanel][kPanel]: the sum, turned
@@ -58,10 +59,8 @@ struct BiasGradient : Gradients<A> {
     const Sight sight = sight_of(t.panel.at, j0, nk);
     if (sight.to <= sight.from) return;
     const int64_t kv_head = head / (p.Hq / p.Hkv);
-    const KeyRows k(p.k, q, kv_head, j0, nk), v(p.v, q, kv_head, j0, nk);
-    f.elements.pack_segments(t.k, kBlock, k.of(p.k), nk, p.D),
-        f.elements.pack_segments(t.v, kBlock, v.of(p.v), nk, p.Dv);
-    this->scores(t.panel, q, sight, j0, t.k, t.v, t.tiles, true);
+    this->read_keys(t.keys, q, kv_head, j0, nk, false);
+    this->scores(t.panel, q, sight, j0, t.keys, t.tiles, true);
     const int rows = t.panel.at.rows;
     for (int j = sight.from; j < sight.to; ++j)
       for (int r = 0; r < rows; ++r) t.sum[j * kPanel + r] += static_cast<double>(t.tiles.ds[j * kPanel + r]);
@@ -96,13 +95,10 @@ struct BiasGradient : Gradients<A> {
     run_items(plan.tasks, items, [&](int task, int64_t item) {
       Carver carver{static_cast<char*>(p.workspace) +
                     static_cast<int64_t>(sizeof(A)) * task * backward_scratch(p.Lq, p.Lk, p.D, p.Dv)};
-      Task t{this->carve_turned(carver, p.D, p.Dv),
-             carver.take<A>(segments_of(p.D) * kBlock * kPanel),
-             carver.take<A>(segments_of(p.Dv) * kBlock * kPanel),
-             this->carve_tiles(carver),
-             carver.take<double>(int64_t{kBlock} * kPanel),
-             carver.take<A>(segments_of(kBlock) * kPanel * kPanel)};
+      Task t{this->carve_turned(carver, p.D, p.Dv), this->carve_keys(carver, p.D, p.Dv), this->carve_tiles(carver),
+             carver.take<double>(int64_t{kBlock} * kPanel), carver.take<A>(segments_of(kBlock) * kPanel * kPanel)};
       const int64_t at = item / panels;
+      const TilesInUse in_use(by);
       slice(t, at / p.bias_size[1], at % p.bias_size[1], item % panels);
     });
   }
@@ -127,9 +123,9 @@ struct BiasGradient : Gradients<A> {
   }
 };
 
-template <class A>
+template <class A, bool pairs>
 void gradients(const AttentionBackward& p, const AttentionPlan& plan, void* delta) {
-  const BiasGradient<A> job{{p, Scoring<A>(p), static_cast<A*>(delta)}};
+  const BiasGradient<A, pairs> job{{p, Scoring<A>(p), Pairs(plan), static_cast<A*>(delta)}};
   if (p.dbias) job.bias(plan);
   if (p.dsink) run_items(plan.tasks, p.Hq, [&](int, int64_t head) { job.sink(head); });
 }
@@ -140,7 +136,10 @@ namespace HETKERN_ISA {
 void attention_bias_backward(const AttentionBackward& p, const AttentionPlan& plan, void* delta);
 void attention_bias_backward(const AttentionBackward& p, const AttentionPlan& plan, void* delta) {
   if (!p.dbias && !p.dsink) return;
-  p.type == DType::f64 ? gradients<double>(p, plan, delta) : gradients<float>(p, plan, delta);
+#if defined(__AVX512F__)
+  if (plan.dot || plan.amx) return gradients<float, true>(p, plan, delta);
+#endif
+  p.type == DType::f64 ? gradients<double, false>(p, plan, delta) : gradients<float, false>(p, plan, delta);
 }
 }  // namespace HETKERN_ISA
 

@@ -10,7 +10,7 @@
 //          their order, whoever computed them: a decoding step is the last row of the whole call bit for bit.
 // Edges:   at the diagonal and at a window's edges whole vectors of queries and whole keys are left out. Where a row does not see
 //          all of a block that holds NaN or infinity, its sums skip what it does not see.
-#include "attention_scores.h"
+#include "attention_pair_sums.h"
 #include "carver.h"
 #include "parallel.h"
 
@@ -20,7 +20,7 @@ namespace {
 // Sums of a panel, not yet divided by l.
 template <class A>
 struct State {
-  A* o;  // [segment of Dv][room][kPanel]
+  A* o;  // [segment of Dv][room][kPanel]; of pairs turned, [Dv][room]
   A *m, *l;
   int64_t room;
 };
@@ -33,10 +33,11 @@ struct Task {  // one task's memory
   Panel<A> panel[kPanelsOfTask];
 };
 
-template <class A>
+template <class A, bool pairs>
 struct Forward {
   const AttentionForward& p;
   const Scoring<A> f;
+  const Pairs by;
   const int64_t heads;  // that stand in one panel
   const int64_t segments = segments_of(p.Dv);
 
@@ -62,13 +63,10 @@ struct Forward {
   void block(const Task<A>& t, const Panel<A>& panel, const Sequence& q, const A* turned, const Sight& sight,
              int64_t j0, const State<A>& state, bool finite) const {
     A* const s = t.s;
-    row_groups(sight.from, sight.to, kTileRows, [&](int64_t j, int n) {
-      const VectorRange at = vectors_that_see(panel, sight.edge, j0 + j, n);
-      product<A, false, Start::zero>(s + j * kPanel, t.k + j * kPanel, turned, p.D, n, at.begin, at.end);
-    });
+    turned_product<pairs>(by, panel, sight, j0, s, t.k, turned, p.D);
     const bool scaled = !f.plain || sight.edge;  // what stands in s is scores, else products
     if (scaled) f.scores(panel, q, sight, j0, s, t.tile, nullptr);
-    const Vec<A> by = splat(scaled ? A(1) : f.scale);
+    const Vec<A> factor = splat(scaled ? A(1) : f.scale);
     if (f.drops()) f.dropout(panel, sight, j0, t.tile);
 
     // Row maximum and sum.
@@ -76,9 +74,10 @@ struct Forward {
     constexpr int U = 4;  // vectors side by side
     for (int v = 0; v < panel.vectors; v += U) {
       const int wide = panel.vectors - v < U ? panel.vectors - v : U;
-      wide == U ? exponentials<U>(t, state, sight, alpha, v, by)
-                : each_exponential(t, state, sight, alpha, v, wide, by);
+      wide == U ? exponentials<U>(t, state, sight, alpha, v, factor)
+                : each_exponential(t, state, sight, alpha, v, wide, factor);
     }
+    if constexpr (pairs) return add_pairs(t, panel, q, sight, j0, state, alpha, finite);
 
     // out = alpha out + P V.
     row_groups(0, panel.rows, kTileRows, [&](int64_t r, int n) {
@@ -150,12 +149,50 @@ struct Forward {
       }
   }
 
+  // out = alpha out + P V, turned: O^T = alpha O^T + V^T P^T.
+  void add_pairs(const Task<A>& t, const Panel<A>& panel, const Sequence& q, const Sight& sight, int64_t j0,
+                 const State<A>& state, const A* alpha, bool finite) const {
+#if defined(__AVX512F__)
+    auto* const weights = reinterpret_cast<uint32_t*>(t.s);
+    pair_keys(weights, t.s, sight.from, sight.to, panel.vectors);
+    for (int v = 0; v < panel.vectors * W<A>; v += W<A>) {
+      const Vec<A> factor = load<A>(alpha + v);
+      if (!lane_bits(factor != A(1))) continue;
+      for (int64_t c = 0; c < p.Dv; ++c) {
+        A* const at = state.o + c * state.room + v;
+        store<A>(at, load<A>(at) * factor);
+      }
+    }
+    key_sums(by, panel, sight, j0, state.o, state.room, key_columns(t.v), weights, p.Dv);
+    if (!finite)
+      add_strange_keys(f, panel, q, sight, j0, state.o, state.room, weights, p.v, panel.head[0] / (p.Hq / p.Hkv), p.Dv);
+#endif
+  }
+  static bf16* key_columns(A* v) { return reinterpret_cast<bf16*>(v); }
+
   // ---- Parts of the keys. ----------------------------------------------------------------------------------------------
 
   void clear(const State<A>& state, int rows, const A* sinks) const {
-    for (int64_t g = 0; g < segments; ++g)
+    if (pairs) std::memset(state.o, 0, sizeof(A) * static_cast<size_t>(round_up(p.Dv, 16) * state.room));
+    for (int64_t g = 0; !pairs && g < segments; ++g)
       std::memset(state.o + g * state.room * kPanel, 0, sizeof(A) * static_cast<size_t>(rows) * kPanel);
     for (int r = 0; r < kPanel; ++r) state.m[r] = sinks ? sinks[r] : -kInfinity<A>, state.l[r] = sinks ? A(1) : A(0);
+  }
+
+  // A block's keys and values from … to - 1. Returns whether the values are finite.
+  bool read_keys(const Task<A>& t, const Sequence& q, int64_t kv_head, int64_t j0, int from, int to) const {
+#if defined(__AVX512F__)
+    if constexpr (pairs) {
+      const int first = from / 32 * 32;  // what none of these rows sees is packed as well, and meets a weight of 0
+      const KeyRows k(p.k, q, kv_head, j0 + first, to - first), v(p.v, q, kv_head, j0 + first, to - first);
+      const int64_t width = round_up(p.D, 32);
+      pack_pair_rows(key_columns(t.k) + first * width, width, k.of(p.k), to - first, p.D);
+      return pack_turned_rows(key_columns(t.v) + first, v.of(p.v), to - first, p.Dv);
+    }
+#endif
+    const KeyRows k(p.k, q, kv_head, j0 + from, to - from), v(p.v, q, kv_head, j0 + from, to - from);
+    f.elements.pack_segments(t.k + from * kPanel, kBlock, k.of(p.k), to - from, p.D);
+    return f.elements.pack_segments(t.v + from * kPanel, kBlock, v.of(p.v), to - from, p.Dv);
   }
 
   // The panels' sums over one part.
@@ -173,9 +210,7 @@ struct Forward {
         if (sight[i].to > to) to = sight[i].to;
       }
       if (to <= from) continue;
-      const KeyRows k(p.k, q, kv_head, j0 + from, to - from), v(p.v, q, kv_head, j0 + from, to - from);
-      f.elements.pack_segments(t.k + from * kPanel, kBlock, k.of(p.k), to - from, p.D);
-      const bool finite = f.elements.pack_segments(t.v + from * kPanel, kBlock, v.of(p.v), to - from, p.Dv);
+      const bool finite = read_keys(t, q, kv_head, j0, from, to);
       for (int i = 0; i < panels; ++i)
         if (sight[i].to > sight[i].from) block(t, t.panel[i], q, t.q[i], sight[i], j0, t.part[i], finite);
     }
@@ -192,7 +227,13 @@ struct Forward {
       store<A>(total.l + v, fma(load<A>(part.l + v), b, load<A>(total.l + v) * a));
       store<A>(of_total + v, a), store<A>(of_part + v, b);
     }
-    for (int64_t g = 0; g < segments; ++g)
+    for (int64_t c = 0; pairs && c < p.Dv; ++c)
+      for (int v = 0; v < vectors * W<A>; v += W<A>) {
+        A* const to = total.o + c * total.room + v;
+        store<A>(to,
+                 fma(load<A>(part.o + c * part.room + v), load<A>(of_part + v), load<A>(to) * load<A>(of_total + v)));
+      }
+    for (int64_t g = 0; !pairs && g < segments; ++g)
       for (int r = 0; r < rows; ++r) {
         A* const to = total.o + (g * total.room + r) * kPanel;
         const A* const from = part.o + (g * part.room + r) * kPanel;
@@ -201,7 +242,7 @@ struct Forward {
       }
   }
 
-  void finish(const Panel<A>& panel, const Sequence& q, const State<A>& total) const {
+  void finish(const Panel<A>& panel, const Sequence& q, const State<A>& total, A* scratch) const {
     alignas(64) A inverse[kPanel], log_sum[kPanel];
     for (int v = 0; v < panel.vectors * W<A>; v += W<A>) {
       const Vec<A> l = load<A>(total.l + v);  // at least 1, where a row sees anything
@@ -214,6 +255,13 @@ struct Forward {
       const int64_t at = stat_offset(p, q, panel.head[r], panel.query[r]);
       static_cast<A*>(p.row_max)[at] = total.m[r], static_cast<A*>(p.log_sum)[at] = log_sum[r];
     }
+#if defined(__AVX512F__)
+    if constexpr (pairs) {
+      turn_back(scratch, total.o, total.room, panel.rows, p.Dv);
+      return f.elements.store_segments(p.out.data, offset, scratch, kPanel, panel.rows, p.Dv, inverse);
+    }
+#endif
+    static_cast<void>(scratch);
     f.elements.store_segments(p.out.data, offset, total.o, total.room, panel.rows, p.Dv, inverse);
   }
 
@@ -232,7 +280,7 @@ struct Forward {
       int64_t offset[kPanel];
       for (int r = 0; r < t.panel[i].rows; ++r)
         offset[r] = query_offset(p.q, q, t.panel[i].head[r], t.panel[i].query[r]);
-      f.elements.pack_turned(t.q[i], {p.q.data, offset, p.q.step}, t.panel[i].rows, p.D);
+      pack_queries<pairs>(f, t.q[i], {p.q.data, offset, p.q.step}, t.panel[i].rows, p.D);
     }
   }
   void begin(const State<A>& total, const Panel<A>& panel) const {
@@ -244,7 +292,7 @@ struct Forward {
   void run(const AttentionPlan& plan) const {
     const int64_t rows = chunk_rows(plan), chunks = ceil_div(heads * p.Lq, rows), units = p.B * (p.Hq / heads);
     const int64_t parts = ceil_div(p.Lk, kPart), per_task = forward_scratch(p.D, p.Dv);
-    const int64_t room = heads * p.Lq < kPanel ? heads * p.Lq : kPanel, result = part_result(room, p.Dv);
+    const int64_t room = part_rows(heads * p.Lq), result = part_result(room, p.Dv);
     const bool split = plan.path == AttentionPath::split_keys;
     A* const memory = static_cast<A*>(p.workspace);
     A* const results = memory + plan.tasks * per_task;
@@ -259,6 +307,7 @@ struct Forward {
       const int64_t unit = number / chunks, head = unit % (p.Hq / heads) * heads;
       const Sequence q = sequence_of(p, unit / (p.Hq / heads));
       const int panels = q.Lq ? set_panels(t, q, head, (chunks - 1 - number % chunks) * rows, rows) : 0;
+      const TilesInUse tiles(by);
       if (panels) use(t, q, head / (p.Hq / p.Hkv), panels);
     };
 
@@ -280,19 +329,22 @@ struct Forward {
             merge(t.total[i], split ? result_of(item * parts + number) : t.part[i], t.panel[i].rows,
                   t.panel[i].vectors);
         }
-        for (int i = 0; i < panels; ++i) finish(t.panel[i], q, t.total[i]);
+        for (int i = 0; i < panels; ++i) finish(t.panel[i], q, t.total[i], t.tile);
       });
     });
   }
 };
 
-template <class A>
+template <class A, bool pairs>
 void forward(const AttentionForward& p, const AttentionPlan& plan) {
-  Forward<A>{p, Scoring<A>(p), plan.fold ? p.Hq / p.Hkv : 1}.run(plan);
+  Forward<A, pairs>{p, Scoring<A>(p), Pairs(plan), plan.fold ? p.Hq / p.Hkv : 1}.run(plan);
 }
 
 void launch_forward(const AttentionForward& p, AttentionPlan plan, void*) {
-  p.type == DType::f64 ? forward<double>(p, plan) : forward<float>(p, plan);
+#if defined(__AVX512F__)
+  if (plan.dot || plan.amx) return forward<float, true>(p, plan);
+#endif
+  p.type == DType::f64 ? forward<double, false>(p, plan) : forward<float, false>(p, plan);
 }
 
 }  // namespace

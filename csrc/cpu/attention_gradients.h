@@ -1,6 +1,6 @@
 // Gradients of scores: P and dS of one panel against one block of keys, computed anew from what forward kept of each row.
 #pragma once
-#include "attention_scores.h"
+#include "attention_pair_sums.h"
 #include "carver.h"
 
 namespace hetkern::cpu {
@@ -10,9 +10,9 @@ namespace {
 template <class A>
 struct QueryPanel {
   Panel<A> at;
-  A *q, *dout;            // turned: [column][kPanel]
-  A *q_rows, *dout_rows;  // [segment][kPanel][kPanel]
-  A* dq;                  // likewise
+  A *q, *dout;            // turned: [column][kPanel]; pairs of columns where those are multiplied
+  A *q_rows, *dout_rows;  // [segment][kPanel][kPanel]; pairs of rows: [segment][kPanel / 2][kPanel]
+  A* dq;                  // [segment][kPanel][kPanel]; of pairs turned, [D][kPanel]
   bool q_finite, dout_finite;
   alignas(64) A m[kPanel], log_sum[kPanel], delta[kPanel];
 };
@@ -21,12 +21,23 @@ template <class A>
 struct ScoreTiles {
   A *p, *ds;                   // P^T, times what dropout keeps, and dS^T
   A *tile, *drop, *cap_slope;  // of features
+  // The same rounded, for pairs: by keys, and dS^T in pairs of keys.
+  bf16 *weights, *slopes;
+  uint32_t* slope_pairs;
 };
 
+// A block of keys and values; of pairs, the keys turned as well.
 template <class A>
+struct KeyBlock {
+  A *k, *v;
+  bf16* turned;
+};
+
+template <class A, bool pairs>
 struct Gradients {
   const AttentionBackward& p;
   const Scoring<A> f;
+  const Pairs by;
   A* delta;  // laid out as row_max
 
   // Memory of a panel but for its rows.
@@ -36,40 +47,67 @@ struct Gradients {
     panel.dout = carver.take<A>(ceil_div(Dv, 16) * 16 * kPanel);
     return panel;
   }
+  static KeyBlock<A> carve_keys(Carver& carver, int64_t D, int64_t Dv) {
+    A* const k = carver.take<A>(segments_of(D) * kBlock * kPanel);
+    // Half of it are rows, half the same turned.
+    return {k, carver.take<A>(segments_of(Dv) * kBlock * kPanel),
+            reinterpret_cast<bf16*>(k + segments_of(D) * kBlock * kPanel / 2)};
+  }
+  // All of block j0. Returns whether the keys are finite, if asked.
+  bool read_keys(const KeyBlock<A>& block, const Sequence& q, int64_t head, int64_t j0, int nk, bool turned) const {
+    const KeyRows k(p.k, q, head, j0, nk), v(p.v, q, head, j0, nk);
+#if defined(__AVX512F__)
+    if constexpr (pairs) {
+      pack_pair_rows(reinterpret_cast<bf16*>(block.k), round_up(p.D, 32), k.of(p.k), nk, p.D);
+      pack_pair_rows(reinterpret_cast<bf16*>(block.v), round_up(p.Dv, 32), v.of(p.v), nk, p.Dv);
+      return !turned || pack_turned_rows(block.turned, k.of(p.k), nk, p.D);
+    }
+#endif
+    static_cast<void>(turned);
+    f.elements.pack_segments(block.v, kBlock, v.of(p.v), nk, p.Dv);
+    return f.elements.pack_segments(block.k, kBlock, k.of(p.k), nk, p.D);
+  }
+
   static ScoreTiles<A> carve_tiles(Carver& carver) {
     A* const first = carver.take<A>(5 * kBlock * kPanel);
     const auto tile = [&](int i) { return first + i * kBlock * kPanel; };
-    return {tile(0), tile(1), tile(2), tile(3), tile(4)};
+    return {tile(0), tile(1), tile(2), tile(3), tile(4), nullptr, nullptr, nullptr};
   }
 
   // Queries first … of one head; what the products of this pass read of them.
   void read_panel(QueryPanel<A>& panel, const Sequence& q, int64_t head, int64_t first, bool rows) const {
-    const int n = static_cast<int>(q.Lq - first < kPanel ? q.Lq - first : kPanel);
-    panel.at.set(p, q, head, first, n);
+    panel.at.set(p, q, head, first, static_cast<int>(q.Lq - first < kPanel ? q.Lq - first : kPanel));
+    read_rows(panel, q, head, rows);
+  }
+  void read_rows(QueryPanel<A>& panel, const Sequence& q, int64_t head, bool rows) const {
+    const int n = panel.at.rows;
     int64_t of_q[kPanel], of_dout[kPanel];
     for (int r = 0; r < n; ++r) {
-      of_q[r] = query_offset(p.q, q, head, first + r), of_dout[r] = query_offset(p.dout, q, head, first + r);
-      const int64_t at = stat_offset(p, q, head, first + r);
+      const int64_t i = panel.at.query[r], at = stat_offset(p, q, head, i);
+      of_q[r] = query_offset(p.q, q, head, i), of_dout[r] = query_offset(p.dout, q, head, i);
       panel.m[r] = static_cast<const A*>(p.row_max)[at], panel.log_sum[r] = static_cast<const A*>(p.log_sum)[at];
       panel.delta[r] = delta[at];
     }
     for (int r = n; r < kPanel; ++r) panel.m[r] = panel.delta[r] = A(0), panel.log_sum[r] = kInfinity<A>;
     const RowsAt q_at{p.q.data, of_q, p.q.step}, dout_at{p.dout.data, of_dout, p.dout.step};
-    f.elements.pack_turned(panel.q, q_at, n, p.D), f.elements.pack_turned(panel.dout, dout_at, n, p.Dv);
+    pack_queries<pairs>(f, panel.q, q_at, n, p.D), pack_queries<pairs>(f, panel.dout, dout_at, n, p.Dv);
     if (!rows) return;
+#if defined(__AVX512F__)
+    if constexpr (pairs) {
+      panel.q_finite = pack_row_pairs(reinterpret_cast<uint32_t*>(panel.q_rows), q_at, n, p.D);
+      panel.dout_finite = pack_row_pairs(reinterpret_cast<uint32_t*>(panel.dout_rows), dout_at, n, p.Dv);
+      return;
+    }
+#endif
     panel.q_finite = f.elements.pack_segments(panel.q_rows, kPanel, q_at, n, p.D);
     panel.dout_finite = f.elements.pack_segments(panel.dout_rows, kPanel, dout_at, n, p.Dv);
   }
 
   // P and dS, the latter only if wanted; before the softcap, whose slope is left in its tile.
-  void scores(const QueryPanel<A>& panel, const Sequence& q, const Sight& sight, int64_t j0, const A* k, const A* v,
+  void scores(const QueryPanel<A>& panel, const Sequence& q, const Sight& sight, int64_t j0, const KeyBlock<A>& keys,
               const ScoreTiles<A>& t, bool wants_ds) const {
-    row_groups(sight.from, sight.to, kTileRows, [&](int64_t j, int n) {
-      const VectorRange at = vectors_that_see(panel.at, sight.edge, j0 + j, n);
-      product<A, false, Start::zero>(t.p + j * kPanel, k + j * kPanel, panel.q, p.D, n, at.begin, at.end);
-      if (wants_ds)
-        product<A, false, Start::zero>(t.ds + j * kPanel, v + j * kPanel, panel.dout, p.Dv, n, at.begin, at.end);
-    });
+    turned_product<pairs>(by, panel.at, sight, j0, t.p, keys.k, panel.q, p.D);
+    if (wants_ds) turned_product<pairs>(by, panel.at, sight, j0, t.ds, keys.v, panel.dout, p.Dv);
     const bool scaled = !f.plain || sight.edge;
     if (scaled) f.scores(panel.at, q, sight, j0, t.p, t.tile, t.cap_slope);
     if (f.drops()) f.dropout(panel.at, sight, j0, t.drop);

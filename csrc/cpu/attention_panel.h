@@ -59,13 +59,14 @@ struct Panel {
   alignas(64) uint32_t philox_query[kPanel];
   alignas(64) uint32_t philox_head[kPanel];
 
-  // Rows first … first + n - 1 of the queries of `heads` heads from head_0 on, one head after another.
-  void set(const AttentionProblem& p, const Sequence& s, int64_t head_0, int64_t first, int n) {
+  // Rows first … first + n - 1 of the queries of heads from head_0 on, one head after another; or those of a list.
+  void set(const AttentionProblem& p, const Sequence& s, int64_t head_0, int64_t first, int n,
+           const int64_t* list = nullptr) {
     rows = n, vectors = vectors_of<A>(n);
     least = inner_most = kFar, most = inner_least = -1;
     for (int r = 0; r < n; ++r) {
-      const int64_t i = (first + r) % s.Lq, place = i + s.shift();
-      head[r] = head_0 + (first + r) / s.Lq, query[r] = i;
+      const int64_t row = list ? list[r] : first + r, i = row % s.Lq, place = i + s.shift();
+      head[r] = head_0 + row / s.Lq, query[r] = i;
       int64_t from = 0, to = s.Lk - 1;
       if (p.window_left >= 0 && place - p.window_left > from) from = place - p.window_left;
       if (p.window_right >= 0 && place + p.window_right < to) to = place + p.window_right;

@@ -21,10 +21,11 @@ AttentionPlan attention_plan(const AttentionShape& shape) {
   return attention_plan(shape, machine(), vectors_in_force());
 }
 
-AttentionPlan attention_plan(const AttentionShape& shape, const Machine& machine, const Vectors&) {
+namespace {
+AttentionPlan shared_out(const AttentionShape& shape, const Machine& machine) {
+  constexpr bool dot = false;  // whoever multiplies
   const auto [type, B, Hq, Hkv, Lq, Lk, D, Dv, causal, window, rows, backward, dbias] = shape;
   const int64_t A = type == DType::f64 ? 8 : 4;
-  constexpr bool dot = false;  // products of bfloat16 are made by conversion; see attention_tile.h
   const int64_t queries = rows > 0 ? rows : B * Lq, seen = window > 0 && window < Lk ? window : Lk;
   const int64_t work =
       Hq * queries * seen * (D + Dv) / (causal && seen == Lk && Lq == Lk ? 2 : 1) * (backward ? 5 : 2) / 2;
@@ -47,14 +48,20 @@ AttentionPlan attention_plan(const AttentionShape& shape, const Machine& machine
   // Parts of the keys are tasks' own where there are few panels: their results wait in memory.
   const bool split = parts > 1 && threads > 1 && unit_rows <= kPanel && chunks < 4 * threads;
   const int64_t items = split ? units * parts : chunks, tasks = threads < items ? threads : items > 0 ? items : 1;
-  const int64_t words =
-      tasks * forward_scratch(D, Dv) + (split ? items * part_result(unit_rows < kPanel ? unit_rows : kPanel, Dv) : 0);
+  const int64_t words = tasks * forward_scratch(D, Dv) + (split ? items * part_result(part_rows(unit_rows), Dv) : 0);
   const AttentionPath path = tasks < 2 ? AttentionPath::one_task
                              : split   ? AttentionPath::split_keys
                                        : AttentionPath::split_queries;
   if (path == AttentionPath::one_task)
     return {path, 1, static_cast<int>(parts), fold, dot, forward_scratch(D, Dv) * A + 4096};
   return {path, static_cast<int>(tasks), static_cast<int>(parts), fold, dot, words * A + 4096};
+}
+}  // namespace
+
+AttentionPlan attention_plan(const AttentionShape& shape, const Machine& machine, const Vectors& vectors) {
+  AttentionPlan plan = shared_out(shape, machine);
+  if (shape.type == DType::bf16) plan.dot = vectors.product == Product::dot, plan.amx = vectors.product == Product::amx;
+  return plan;
 }
 
 }  // namespace hetkern::cpu

@@ -31,7 +31,8 @@ constexpr int64_t forward_scratch(int64_t D, int64_t Dv) {
   const AttentionScratch s = attention_scratch(D, Dv);
   return kPanelsOfTask * (s.q + 2 * s.out + 4 * s.stats) + 4 * s.scores + s.keys + s.values;
 }
-// A part's result of one panel.
+// A part's result of one panel, whose rows are whole vectors.
+constexpr int64_t part_rows(int64_t rows) { return rows < kPanel ? ceil_div(rows, 16) * 16 : kPanel; }
 constexpr int64_t part_result(int64_t rows, int64_t Dv) { return segments_of(Dv) * rows * kPanel + 2 * kPanel; }
 
 // Parts that a head's keys are cut into for backward, interleaved by blocks: by the number of keys alone.

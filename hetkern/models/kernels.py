@@ -20,12 +20,15 @@ class Kernels:
         attention: ``(q (B, Hq, Lq, D), k, v (B, Hkv, Lk, D), window, dropout) -> (B, Hq, Lq, D)``,
             ``softmax(q k^T / √D) v``. Query ``i`` sees the last ``window`` keys of those with
             ``j <= i + Lk - Lq``, all of them for 0; Hkv divides Hq; ``dropout`` of the weights.
+        attention_of_lengths: ``(q, k, v, lengths (B,), dropout)``, the same where every query of
+            row b sees the first ``lengths[b]`` keys, and no others.
         cross_entropy: ``(logits (M, V), targets (M,), reduction) -> nats``; reduction is ``"mean"``
             or ``"sum"`` (a scalar) or ``"none"`` (``(M,)``).
     """
 
     name: str
     attention: Callable[[Tensor, Tensor, Tensor, int, float], Tensor]
+    attention_of_lengths: Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
     cross_entropy: Callable[[Tensor, Tensor, str], Tensor]
 
 
@@ -41,11 +44,12 @@ def choose_kernels(name: str = "hetkern", device: torch.device | str = "cpu") ->
         ValueError, RuntimeError: hetkern knows no such implementation, or it cannot run here.
     """
     if name == "torch":
-        return Kernels(name, _torch_attention, _torch_cross_entropy)
+        return Kernels(name, _torch_attention, _torch_attention_of_lengths, _torch_cross_entropy)
     impl = "auto" if name == "hetkern" else name
     kernels = Kernels(
         name,
         functools.partial(_hetkern_attention, impl=impl),
+        functools.partial(_hetkern_attention_of_lengths, impl=impl),
         functools.partial(_hetkern_cross_entropy, impl=impl),
     )
     # One element through each: a name that cannot run says so now, not in the first step.
@@ -70,6 +74,17 @@ def _hetkern_attention(
     return out
 
 
+def _hetkern_attention_of_lengths(
+    q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, dropout: float, *, impl: str
+) -> Tensor:
+    import hetkern
+
+    # As of a cache that is filled so far: what lies behind is not read.
+    out = hetkern.attention_decode(q, k, v, lengths, causal=False, dropout_p=dropout, impl=impl)
+    assert isinstance(out, Tensor)
+    return out
+
+
 def _hetkern_cross_entropy(logits: Tensor, targets: Tensor, reduction: str, *, impl: str) -> Tensor:
     import hetkern
 
@@ -88,6 +103,14 @@ def _torch_attention(q: Tensor, k: Tensor, v: Tensor, window: int, dropout: floa
     return F.scaled_dot_product_attention(
         q, k, v, mask, dropout, causal, enable_gqa=q.shape[1] != k.shape[1]
     )
+
+
+def _torch_attention_of_lengths(
+    q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, dropout: float
+) -> Tensor:
+    true = torch.arange(k.shape[2], device=k.device) < lengths[:, None]
+    grouped = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, true[:, None, None], dropout, enable_gqa=grouped)
 
 
 def _in_window(q: Tensor, k: Tensor, window: int) -> Tensor:

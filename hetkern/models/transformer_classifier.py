@@ -22,18 +22,6 @@ from hetkern.models.kernels import Kernels, choose_kernels
 from hetkern.models.rnn_classifier import PAD
 
 
-def attention(
-    kernels: Kernels, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, dropout: float
-) -> Tensor:
-    """softmax(q k^T / √D) v over each row's true keys; all (B, Hq, T, D).
-
-    The one place where this model meets an attention kernel. Torch's serves for every choice of
-    kernels as yet.
-    """
-    true = torch.arange(k.shape[2], device=k.device) < lengths[:, None]
-    return F.scaled_dot_product_attention(q, k, v, true[:, None, None], dropout)
-
-
 class _Block(nn.Module):
     """Attention, then the MLP, each normalised before and added to the residual stream."""
 
@@ -54,7 +42,7 @@ class _Block(nn.Module):
         q_k_v = self.query_key_value(self.attention_norm(x))
         q_k_v = q_k_v.view(B, T, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
         q, k = rotary(q_k_v[:2])
-        mixed = attention(self.kernels, q, k, q_k_v[2], lengths, p)
+        mixed = self.kernels.attention_of_lengths(q, k, q_k_v[2], lengths, p)
         x = x + F.dropout(self.project(mixed.transpose(1, 2).reshape(B, T, C)), p)
         wide = F.gelu(self.widen(self.mlp_norm(x)))
         return x + F.dropout(self.narrow(wide), p)
