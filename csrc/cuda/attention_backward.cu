@@ -280,7 +280,8 @@ void attention_backward(const AttentionBackward& p, AttentionPlan, void* stream)
   if (p.dk || p.dv) {
     const AttentionTiles tiles = tiles_of(AttentionPass::dk_dv, p, p.Lk);
     with_type_and_width(p.type, tiles.width, [&](auto type, auto width) {
-      if constexpr (width.value <= 128) run_dk_dv<decltype(type), width.value>(p, tiles, delta, stream);
+      if constexpr (width.value <= (sizeof(type) == 2 ? 128 : 64))
+        run_dk_dv<decltype(type), width.value>(p, tiles, delta, stream);
     });
   }
   if (p.dbias) attention_dbias(p, delta, stream);

@@ -15,13 +15,13 @@ constexpr int kAttentionWarps = 4;
 
 // Columns of the result that a warp keeps in registers; wider heads are done in slices.
 HETKERN_HOST_DEVICE constexpr int attention_width(AttentionPass pass, int64_t bytes, int64_t columns) {
-  if (bytes == 8 || columns <= 64) return 64;
+  if (bytes == 8 || columns <= 64 || (bytes == 4 && pass == AttentionPass::dk_dv))
+    return 64;  // two sums of 128 floats spill
   return columns <= 128 || bytes == 4 || pass == AttentionPass::dk_dv ? 128 : 256;
 }
 // Columns of a tile of scores.
 HETKERN_HOST_DEVICE constexpr int attention_columns(AttentionPass pass, int64_t bytes, int width) {
   if (bytes == 8) return 8;
-  if (bytes == 4 && pass == AttentionPass::dk_dv && width > 64) return 16;
   if (bytes == 4 || pass == AttentionPass::dbias) return 32;
   return width <= (pass == AttentionPass::forward ? 128 : 64) ? 64 : 32;
 }
