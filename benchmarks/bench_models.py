@@ -2,12 +2,16 @@
 
 Both sides have the same weights, see the same batches and take turns step by step: forward, loss,
 backward, clipping and the fused optimizer. Beside the speeds stands the largest relative difference
-of their losses over all steps, and what a step adds to the memory of the process at its peak.
+of their losses over all steps, and what training steps add to the memory of a fresh process at its
+peak: activations, gradients and the optimizer's state. `--only lstm` takes the models so named.
 """
 
 from __future__ import annotations
 
+import argparse
+import multiprocessing
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +25,9 @@ from hetkern.models.recurrent import detached
 
 V, BATCH = 65, 32  # characters
 WORDS, CLASSES = 20_000, 26
+NAMES = "hetkern", "torch"
 Batch = tuple[Tensor, ...]
+Sides = dict[str, tuple[nn.Module, Callable[..., Tensor]]]
 # (model, context) of language models; (cell, texts, shortest, longest) of classifiers.
 LANGUAGE = [("gpt", 256), ("lstm", 128), ("gru", 128), ("rnn", 128)]
 TEXTS = [
@@ -64,7 +70,7 @@ def ragged_batch(rows: int, shortest: int, longest: int, generator: torch.Genera
 
 
 def compare(
-    sides: dict[str, tuple[nn.Module, Callable[..., Tensor]]],
+    sides: Sides,
     batches: list[Batch],
     tokens: list[int],
 ) -> dict[str, Any]:
@@ -95,50 +101,89 @@ def compare(
         for name, times in seconds.items()
     }
     curves = zip(losses["hetkern"], losses["torch"], strict=True)
-    largest = max(range(len(batches)), key=tokens.__getitem__)
-    memory = {name: peak_mb(lambda name=name: step(name, batches[largest])) for name in sides}
     row: dict[str, Any] = {f"{name} tokens/s": round(rate) for name, rate in rates.items()}
     row["torch ÷ hetkern"] = round(rates["hetkern"] / rates["torch"], 2)
-    row |= {f"{name} peak MB": round(mb, 1) for name, mb in memory.items()}
     row["losses differ by"] = f"{max(abs(a - b) / b for a, b in curves):.1e}"
     return row
 
 
+def language_sides(name: str, context: int, quick: bool) -> Sides:
+    """Both sides of a language model."""
+    return {
+        kernels: (model, language_loss(model))
+        for kernels in NAMES
+        for model in [seeded(lambda k=kernels: language_model(name, context, k, quick))]
+    }
+
+
+def classifier_sides(cell: str, quick: bool) -> Sides:
+    """Both sides of a classifier."""
+    width = 32 if quick else 256
+
+    def made(kernels: str) -> RNNClassifier:
+        chosen = choose_kernels(kernels)
+        return RNNClassifier(WORDS, width, CLASSES, dropout=0.0, cell=cell, kernels=chosen)
+
+    models = {kernels: seeded(lambda k=kernels: made(k)) for kernels in NAMES}
+    return {kernels: (model, model.loss) for kernels, model in models.items()}
+
+
+def seeded(make: Callable[[], Any]) -> Any:
+    """The same weights each time."""
+    torch.manual_seed(0)
+    return make()
+
+
+def peak_of(task: tuple[Any, ...]) -> float:
+    """What two steps add to this process's memory at its peak, in MB; a process of its own."""
+    make, sizes, kernels, batch, threads = task
+    torch.set_num_threads(threads)
+    model, loss_of = make(*sizes)[kernels]
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
+
+    def steps() -> None:
+        for _ in range(2):
+            optimizer.zero_grad()
+            loss_of(*batch).backward()
+            optimizer.step()
+
+    return peak_mb(steps)
+
+
 def main() -> None:
     """Each model on both kernels."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--only", default="")
+    only, sys.argv[1:] = parser.parse_known_args()
     options = arguments(__doc__.splitlines()[0])
     steps = 4 if options.quick else 3 + 2 * options.repeats
-    names = "hetkern", "torch"
-    rows = []
-    for name, context in LANGUAGE:
-        generator = torch.Generator().manual_seed(0)
-        if options.quick:
-            context = 16
-        batches = [
+    works: list[tuple[dict[str, str], Any, tuple[Any, ...], list[Batch], list[int]]] = []
+    generator = torch.Generator().manual_seed(0)
+    for name, full in LANGUAGE:
+        context = 16 if options.quick else full
+        whole: list[Batch] = [
             (torch.randint(V, (BATCH, context + 1), generator=generator),) for _ in range(steps)
         ]
-        sides = {}
-        for kernels in names:
-            torch.manual_seed(0)
-            model = language_model(name, context, kernels, options.quick)
-            sides[kernels] = model, language_loss(model)
         what = {"model": f"{name} LM", "batch": f"{BATCH}×{context}"}
-        rows.append(what | compare(sides, batches, [BATCH * context] * steps))
-        print(rows[-1], flush=True)
+        sizes = name, context, options.quick
+        works.append((what, language_sides, sizes, whole, [BATCH * context] * steps))
     for cell, texts, shortest, longest in TEXTS:
-        generator = torch.Generator().manual_seed(0)
-        width = 32 if options.quick else 256
         ragged = [ragged_batch(texts, shortest, longest, generator) for _ in range(steps)]
-        sides = {}
-        for kernels in names:
-            torch.manual_seed(0)
-            model = RNNClassifier(
-                WORDS, width, CLASSES, dropout=0.0, cell=cell, kernels=choose_kernels(kernels)
-            )
-            sides[kernels] = model, model.loss
         what = {"model": f"{cell} classifier", "batch": f"{texts}×{shortest} to {longest}"}
-        rows.append(what | compare(sides, ragged, [int(batch[1].sum()) for batch in ragged]))
-        print(rows[-1], flush=True)
+        counts = [int(batch[1].sum()) for batch in ragged]
+        works.append((what, classifier_sides, (cell, options.quick), ragged, counts))
+    rows = []
+    for what, make, sizes, batches, tokens in works:
+        if only.only not in what["model"]:
+            continue
+        row = what | compare(make(*sizes), batches, tokens)
+        largest = batches[max(range(steps), key=tokens.__getitem__)]
+        with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+            for kernels in NAMES:
+                task = make, sizes, kernels, largest, options.threads
+                row[f"{kernels} peak MB"] = round(pool.apply(peak_of, (task,)), 1)
+        rows.append(row)
+        print(row, flush=True)
     save("models", rows, {}, options)
 
 

@@ -49,7 +49,7 @@ def three(cell: str, T: int, dtype: torch.dtype) -> dict[str, tuple[Tensor, Tens
 
 def main() -> None:
     """Measure, print, save."""
-    options = arguments(__doc__ or "")
+    options = arguments(__doc__ or "", threads=1)
     rows = []
     for cell in ("tanh", "lstm", "gru"):
         for dtype in DTYPES:
@@ -62,6 +62,7 @@ def main() -> None:
                         error = (results[name][i].double() - exact).abs().max() / exact.abs().max()
                         row[f"{what}, {name}"] = f"{error:.1e}"
                 rows.append(row)
+                print(row, flush=True)
     save("rnn_error", rows, {"B": B, "I = H": WIDTH}, options)
 
 

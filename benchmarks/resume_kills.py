@@ -54,19 +54,28 @@ def _kill(folder: Path, arguments: argparse.Namespace) -> int:
     start = _forked if arguments.processes == 1 else _command
 
     straight = folder / "straight"
-    import hetkern.training  # noqa: F401  # not in the children, and not in the time
+    if arguments.processes == 1:  # what takes seconds to load is not loaded in each child
+        import torch._dynamo  # noqa: F401
 
+        import hetkern.training  # noqa: F401
     began = time.monotonic()
-    if os.waitstatus_to_exitcode(os.waitpid(start(config, straight), 0)[1]):
+    process = start(config, straight)
+    while not (straight / "metrics.jsonl").exists() and time.monotonic() < began + 120:
+        time.sleep(0.005)
+    steps_begin = time.monotonic() - began
+    if os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]):
         raise RuntimeError("the straight run failed")
     length = time.monotonic() - began
     moments = random.Random(arguments.seed)
     failures = 0
     for point in range(arguments.points):
         run = folder / f"killed{point}"
-        moment = moments.uniform(0, length)
+        earliest = 0.0 if point % 5 == 4 else steps_begin  # most of them while it makes steps
+        moment = moments.uniform(earliest, length)
         saved, reached = _killed(start, config, run, moment)
-        status = os.waitstatus_to_exitcode(os.waitpid(start(config, run), 0)[1])
+        status = 0
+        if not (run / "summary.json").exists():  # else the run had ended already
+            status = os.waitstatus_to_exitcode(os.waitpid(start(config, run), 0)[1])
         lost = reached - saved
         same = status == 0 and _contents(run) == _contents(straight)
         failures += not same or lost > arguments.save_every
@@ -85,6 +94,7 @@ def _killed(start, config: Path, run: Path, moment: float) -> tuple[int, int]:
     time.sleep(moment)
     os.killpg(process, signal.SIGKILL)
     os.waitpid(process, 0)
+    time.sleep(0.5)  # the processes that it launched die with it
     steps = [int(path.name[5:]) for path in run.glob("checkpoints/step-*")]
     metrics = run / "metrics.jsonl"
     lines = metrics.read_text().split("\n")[:-1] if metrics.exists() else []

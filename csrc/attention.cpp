@@ -92,8 +92,7 @@ struct Call {
       if (!(got.size() == 1 && got[0] == Hq) && !(got.size() == 2 && got[0] == B && got[1] == Hq))
         value_error(op, ": alibi_slopes: wanted shape (", Hq, ",) or (", B, ", ", Hq, "), got ", got);
     }
-    for (const auto& [name, t, wanted] :
-         {std::tuple{"bias", &s.bias, storage}, {"mask", &s.mask, ScalarType::Bool}}) {
+    for (const auto& [name, t, wanted] : {std::tuple{"bias", &s.bias, storage}, {"mask", &s.mask, ScalarType::Bool}}) {
       if (!*t) continue;
       if (packed) value_error(op, ": ", name, ": wanted none with packed sequences");
       check_like(op, name, **t, q, wanted);

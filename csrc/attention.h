@@ -32,7 +32,7 @@ struct Heads {
 
 // What a row attends to, and what it adds to scores.
 struct AttentionProblem {
-  DType type;  // T
+  DType type;                         // T
   int64_t B, Hq, Hkv, Lq, Lk, D, Dv;  // packed: B sequences, of at most Lq queries and Lk keys
   Heads q, k, v;                      // T; packed: no batch stride, rows count from the first sequence's
   double scale, softcap;              // softcap 0: none
@@ -47,9 +47,9 @@ struct AttentionProblem {
   const int64_t* seed;                // one number; present with dropout
   const int32_t* cu_seqlens_q;        // (B + 1): packed alone
   const int32_t* cu_seqlens_k;
-  int64_t rows_q, rows_k;             // of packed tensors, which cu_seqlens end with
-  const int32_t* seqlens_k;           // (B): a cache alone
-  int64_t stat_batch, stat_head;      // strides of row_max, log_sum, dlse, whose rows are neighbours; packed: 0, rows
+  int64_t rows_q, rows_k;         // of packed tensors, which cu_seqlens end with
+  const int32_t* seqlens_k;       // (B): a cache alone
+  int64_t stat_batch, stat_head;  // strides of row_max, log_sum, dlse, whose rows are neighbours; packed: 0, rows
 };
 
 struct AttentionForward : AttentionProblem {
@@ -60,15 +60,15 @@ struct AttentionForward : AttentionProblem {
 };
 
 struct AttentionBackward : AttentionProblem {
-  Heads dout, out;        // T
-  const void* dlse;       // A, laid out as row_max; may be null: 0
-  const void* row_max;    // A
-  const void* log_sum;    // A
-  Heads dq, dk, dv;       // T, contiguous; absent where not wanted, as are the others
-  Heads dbias;            // T, contiguous, of the bias' shape
-  int64_t bias_size[4];   // 1, or B, Hq, Lq, Lk
-  void* dsink;            // T (Hq)
-  void* dslopes;          // A, (Hq), or (B, Hq) where slope_batch is not 0
+  Heads dout, out;       // T
+  const void* dlse;      // A, laid out as row_max; may be null: 0
+  const void* row_max;   // A
+  const void* log_sum;   // A
+  Heads dq, dk, dv;      // T, contiguous; absent where not wanted, as are the others
+  Heads dbias;           // T, contiguous, of the bias' shape
+  int64_t bias_size[4];  // 1, or B, Hq, Lq, Lk
+  void* dsink;           // T (Hq)
+  void* dslopes;         // A, (Hq), or (B, Hq) where slope_batch is not 0
   void* workspace;
 };
 
@@ -95,8 +95,8 @@ struct AttentionShape {
   DType type;
   int64_t B, Hq, Hkv, Lq, Lk, D, Dv;
   bool causal;
-  int64_t window;     // keys a query sees at most; 0: all
-  int64_t rows = 0;   // queries in all, of a packed batch; 0: B Lq
+  int64_t window;    // keys a query sees at most; 0: all
+  int64_t rows = 0;  // queries in all, of a packed batch; 0: B Lq
   bool backward = false;
   bool dbias = false;
 };

@@ -34,10 +34,11 @@ def pytest_collection_modifyitems(items):
     for item in items:
         impl = getattr(getattr(item, "callspec", None), "params", {}).get("impl")
         sample, one_in = item.get_closest_marker("sample"), 1
-        if sample:
+        if sample and sample.args[0] > 1:
             one_in = sample.args[0] * (4 if impl is not None and impl.simulated else 1)
-        if impl in present[:-1] and item.get_closest_marker("any_level"):
-            one_in = max(one_in, 8)
+        level = item.get_closest_marker("any_level")
+        if impl in present[:-1] and level:
+            one_in = max(one_in, *level.args or (8,))
         if zlib.crc32(item.nodeid.encode()) % one_in:
             item.add_marker(pytest.mark.proof)
 
@@ -68,7 +69,7 @@ def pytest_configure(config):
     """
     config.addinivalue_line(
         "markers",
-        "any_level: hardly of the instruction set: all but the best one run an eighth, proof all",
+        "any_level(n=8): hardly of the instruction set: all but the best run one in n, proof all",
     )
     config.addinivalue_line(
         "markers",

@@ -240,33 +240,3 @@ def test_explain_and_record_tell_the_path():
         hetkern.rnn_cell(x[0], x[0, :, :3], torch.ones(3, COLUMNS), torch.ones(3, 3))
     assert [entry.op for entry in log] == ["hetkern.gru", "hetkern.rnn_cell"]
     assert log[0].plan == told.plan
-
-
-@pytest.mark.parametrize(
-    "cell, T, B, H, threads, path",
-    [
-        ("gru", 1000, 1, 64, 2, "one_task"),  # a step under 2 us: nobody waits
-        ("gru", 1000, 1, 256, 2, "split_units"),
-        ("lstm", 128, 32, 512, 2, "split_rows"),
-        ("tanh", 300, 4, 128, 2, "split_rows"),
-        ("gru", 1, 2, 8, 2, "one_task"),
-        ("lstm", 128, 32, 512, 1, "one_task"),
-    ],
-)
-def test_the_plan_is_a_function_of_shape_and_threads(cell, T, B, H, threads, path):
-    native = pytest.importorskip("hetkern._C")
-    plan = native.rnn_plan(cell, T, B, H, "float32", threads=threads, l2_bytes=1 << 20)
-    assert plan["path"] == path
-
-
-def test_the_product_of_bfloat16_is_a_fixed_choice_that_can_be_overruled():
-    native = pytest.importorskip("hetkern._C")
-    before = native.bf16_product()
-    assert before in ("fma", "dot")
-    try:
-        assert native.set_bf16_product("fma") == "fma"
-        assert native.rnn_plan("gru", 3, 3, 64, "bfloat16")["product"] == "fma"
-        with pytest.raises(ValueError, match="set_bf16_product: wanted fma or dot, got half"):
-            native.set_bf16_product("half")
-    finally:
-        native.set_bf16_product(before)

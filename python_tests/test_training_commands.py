@@ -152,14 +152,14 @@ def test_profile_has_ops_by_implementation_and_leaves_the_run_alone(run, capsys)
     before = (run / "metrics.jsonl").read_bytes(), sorted((run / "checkpoints").iterdir())
     commands.profile(str(run), 2, {"kernels": None, "device": None})
     table = capsys.readouterr().out
-    for name in ("hetkern::softmax_backward ", "hetkern::cross_entropy "):
+    for name in ("hetkern::attention_backward ", "hetkern::cross_entropy "):
         [line] = [line for line in table.splitlines() if line.startswith(name)]
         assert line.split()[1] == "cpu" and line.split()[-1] == "1"  # call a step
     assert "aten::addmm" in table
     names = {
         e.get("name") for e in json.loads((run / "profile/trace.json").read_text())["traceEvents"]
     }
-    assert "hetkern::softmax [cpu]" in names
+    assert "hetkern::attention [cpu]" in names
     assert before == ((run / "metrics.jsonl").read_bytes(), sorted((run / "checkpoints").iterdir()))
 
 
@@ -289,7 +289,7 @@ def test_auto_is_kept_as_a_number(text, tmp_path):
         (PermissionError(13, "Permission denied", "x"), "[Errno 13] Permission denied: 'x'"),
         (torch.OutOfMemoryError("CUDA"), "out of memory; a smaller --batch-size"),
         (MemoryError(), "out of memory; a smaller --batch-size"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you"), "out of memory; a smal"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you"), "out of memory; a"),
         (OtherProcessFailed("it"), ""),
     ],
 )

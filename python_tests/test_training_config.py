@@ -52,8 +52,9 @@ def test_unknown_key_like_no_other_lists_the_known_ones():
         ("learning_rate", float("inf"), "learning_rate must be finite, got inf"),
         ("dropout", 1.0, r"dropout must be in \[0, 1\), got 1.0"),
         ("heads", 3, "width 128 must be a multiple of heads 3"),
-        ("tokens", "words", "tokens must be bytes or characters, got 'words'"),
-        ("model", "lstm", "model must be gpt, got 'lstm'"),
+        ("tokens", "words", "tokens words lose blanks and capitals"),
+        ("tokens", "letters", "tokens must be bytes, characters or bpe, got 'letters'"),
+        ("model", "mlp", "model must be gpt, rnn, lstm or gru, got 'mlp'"),
         ("min_learning_rate", 1.0, "min_learning_rate 1.0 must not be above learning_rate"),
     ],
 )

@@ -113,7 +113,8 @@ def test_tokenizers_round_trip_text_and_json(tokenizer):
 
 
 def test_batches_are_windows_of_the_text_and_reach_both_ends():
-    data = Data(None, Bytes(), torch.arange(12), torch.arange(2), 1, 11)
+    begins = torch.zeros(1, dtype=torch.long)
+    data = Data(None, Bytes(), torch.arange(12), torch.arange(2), 1, 11, begins, begins)
     task = LanguageModel(TrainConfig(context=8), data)
     inputs, targets = task.fetch(task.order(64, seed=0).draw())
     assert torch.equal(inputs + 1, targets)

@@ -47,7 +47,7 @@ def test_training_learns_the_text(tiny, model):
     result = tiny(
         model=model, kernels="hetkern", steps=250, learning_rate=2e-2, width=48, eval_every=0
     )
-    assert result.val_loss < 0.5  # 44 different bytes in a row; a uniform guess is 5.5
+    assert result.val_loss < 1.0  # 44 different bytes in a row; a uniform guess is 5.5
     assert result.val_bits_per_byte == pytest.approx(result.val_loss / math.log(2))
     run = load(result.run)
     assert sample(run.model, run.tokenizer, "\n", 20, 0.6, seed=1) == result.sample

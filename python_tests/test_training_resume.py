@@ -194,6 +194,26 @@ def test_the_last_checkpoints_and_the_best_are_kept(settings, monkeypatch):
         load(result.run, checkpoint="9")
 
 
+def test_a_resume_from_an_earlier_checkpoint_forgets_the_later_ones(
+    settings, tmp_path, interrupted
+):
+    straight = train(TrainConfig(**settings | {"out": str(tmp_path / "straight"), "keep": 9})).run
+    settings |= {"keep": 9}
+    run = train(TrainConfig(**settings)).run
+    assert best_of(run)[0] == 24
+    (run / "checkpoints/step-00000024/model.safetensors").write_bytes(b"broken")
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        stop_at(patch, 10)
+        resume(run, checkpoint="8")
+    signal.signal(signal.SIGINT, before)
+    assert saved_steps(run) == [8, 10] and best_of(run)[0] == 8
+    assert [row.step for row in read_metrics(run)] == [3, 6, 8, 9, 10]
+    resume(run)
+    assert contents(run) == contents(straight)
+
+
 def test_early_stopping_ends_after_patience_validations_without_a_better_one(settings):
     result = train(TrainConfig(**settings | {"eval_every": 2, "patience": 2, "learning_rate": 0.0}))
     assert result.steps == 6  # the first is the best, two more are not better
@@ -241,6 +261,35 @@ def test_a_checkpoint_of_another_model_is_refused(settings, tmp_path):
     for use in (load, lambda run: resume(run, steps=30)):
         with pytest.raises(UserError, match="checkpoint of step 24 is of another model"):
             use(small)
+
+
+@pytest.mark.parametrize(
+    ("dropout", "carried", "message"),
+    [
+        (0.1, None, "2 processes, and its dropout belongs to each: resume it with --nproc 2"),
+        (0.0, torch.zeros(1), "2 processes, and what it carries from step to step belongs to"),
+        (0.0, None, None),
+    ],
+)
+def test_another_number_of_processes_is_refused_where_it_matters(
+    settings, monkeypatch, dropout, carried, message
+):
+    run = train(TrainConfig(**settings | {"dropout": dropout})).run
+    true = Trainer.restore
+
+    def restore(self, checkpoint):
+        state = checkpoint.state
+        state["processes"] = 2
+        state["random"] *= 2
+        state["carried"] = [[carried]] * 2
+        return true(self, checkpoint)
+
+    monkeypatch.setattr(Trainer, "restore", restore)
+    if message is None:
+        assert resume(run, steps=25).steps == 25
+    else:
+        with pytest.raises(UserError, match=message):
+            resume(run, steps=25)
 
 
 def test_a_run_in_use_is_refused(settings, tmp_path):

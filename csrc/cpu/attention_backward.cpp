@@ -55,7 +55,8 @@ struct Backward : Gradients<A> {
     if (p.dslopes) add_slopes(panel.at, sight, j0, ds, dslope);
     if (p.softcap > 0 && wants_ds)
       each_score(t.tiles.ds, sight.from, sight.to, panel.at.vectors, [&](A* at, int, int) {
-        store<A>(at, load<A>(at) * load<A>(t.tiles.cap_slope + (at - t.tiles.ds)));
+        const Vec<A> d = load<A>(at);  // 0 where a key is not seen, whatever it holds
+        store<A>(at, d == A(0) ? d : d * load<A>(t.tiles.cap_slope + (at - t.tiles.ds)));
       });
     const bool all = f.all_seen(sight);
 
@@ -71,8 +72,9 @@ struct Backward : Gradients<A> {
             product<A, false, Start::sum>(c, from + j * kPanel + rows.begin, b + rows.begin * kPanel,
                                           rows.end - rows.begin, n, 0, vectors);
           else
-            careful(c, [&](int m, int i) { return from[(j + m) * kPanel + i]; }, b, n, rows.begin, rows.end, vectors,
-                    [&](int m, int i) { return f.row_sees(panel.at, q, i, j0 + j + m); });
+            careful(
+                c, [&](int m, int i) { return from[(j + m) * kPanel + i]; }, b, n, rows.begin, rows.end, vectors,
+                [&](int m, int i) { return f.row_sees(panel.at, q, i, j0 + j + m); });
         }
       };
       if (rows.end <= rows.begin) return;
@@ -93,8 +95,9 @@ struct Backward : Gradients<A> {
           product<A, true, Start::sum>(c, ds + keys.from * kPanel + r, b + keys.from * kPanel, keys.to - keys.from, n,
                                        0, vectors);
         else
-          careful(c, [&](int m, int i) { return ds[i * kPanel + r + m]; }, b, n, keys.from, keys.to, vectors,
-                  [&](int m, int i) { return f.row_sees(panel.at, q, static_cast<int>(r) + m, j0 + i); });
+          careful(
+              c, [&](int m, int i) { return ds[i * kPanel + r + m]; }, b, n, keys.from, keys.to, vectors,
+              [&](int m, int i) { return f.row_sees(panel.at, q, static_cast<int>(r) + m, j0 + i); });
       }
     });
   }
@@ -125,7 +128,7 @@ struct Backward : Gradients<A> {
       chunk[i].q_rows = carver.take<A>(of_D * kPanel * kPanel), chunk[i].dq = carver.take<A>(of_D * kPanel * kPanel);
       chunk[i].dout_rows = carver.take<A>(of_Dv * kPanel * kPanel);
     }
-    Task t{carver.take<A>(key_size()),       carver.take<A>(value_size()),       carver.take<A>(own * key_size()),
+    Task t{carver.take<A>(key_size()), carver.take<A>(value_size()), carver.take<A>(own * key_size()),
            carver.take<A>(own * value_size()), this->carve_tiles(carver)};
     std::memset(t.dk, 0, sizeof(A) * static_cast<size_t>(own * key_size()));
     std::memset(t.dv, 0, sizeof(A) * static_cast<size_t>(own * value_size()));
@@ -139,7 +142,8 @@ struct Backward : Gradients<A> {
           std::memset(chunk[i].dq, 0, sizeof(A) * static_cast<size_t>(of_D) * kPanel * kPanel);
         }
         for (int64_t i = 0; i < own; ++i)
-          key_block(t, chunk, n, q, kv_head, number + i * parts, t.dk + i * key_size(), t.dv + i * value_size(), dslope);
+          key_block(t, chunk, n, q, kv_head, number + i * parts, t.dk + i * key_size(), t.dv + i * value_size(),
+                    dslope);
         if (p.dq)
           for (int i = 0; i < n; ++i) store_dq(chunk[i], q, parts, number);
       }
@@ -219,8 +223,8 @@ struct Backward : Gradients<A> {
       A* const sum = dq_parts + stat_offset(p, q, head, i) * p.D;
       for (int64_t part = 1; part < parts; ++part)
         for (int64_t c = 0; c < p.D; c += W<A>)
-          store_first<A>(sum + c, load_first<A>(sum + c, p.D - c) + load_first<A>(sum + part * stats * p.D + c, p.D - c),
-                         p.D - c);
+          store_first<A>(
+              sum + c, load_first<A>(sum + c, p.D - c) + load_first<A>(sum + part * stats * p.D + c, p.D - c), p.D - c);
       const int64_t offset = query_offset(p.dq, q, head, i);
       for (int64_t c = 0; c < p.D; c += kPanel) {
         A columns[kPanel];

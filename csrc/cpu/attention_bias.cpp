@@ -59,7 +59,8 @@ struct BiasGradient : Gradients<A> {
     if (sight.to <= sight.from) return;
     const int64_t kv_head = head / (p.Hq / p.Hkv);
     const KeyRows k(p.k, q, kv_head, j0, nk), v(p.v, q, kv_head, j0, nk);
-    f.elements.pack_segments(t.k, kBlock, k.of(p.k), nk, p.D), f.elements.pack_segments(t.v, kBlock, v.of(p.v), nk, p.Dv);
+    f.elements.pack_segments(t.k, kBlock, k.of(p.k), nk, p.D),
+        f.elements.pack_segments(t.v, kBlock, v.of(p.v), nk, p.Dv);
     this->scores(t.panel, q, sight, j0, t.k, t.v, t.tiles, true);
     const int rows = t.panel.at.rows;
     for (int j = sight.from; j < sight.to; ++j)

@@ -59,8 +59,8 @@ struct Forward {
 
   // ---- A panel against a block. ----------------------------------------------------------------------------------------
 
-  void block(const Task<A>& t, const Panel<A>& panel, const Sequence& q, const A* turned, const Sight& sight, int64_t j0,
-             const State<A>& state, bool finite) const {
+  void block(const Task<A>& t, const Panel<A>& panel, const Sequence& q, const A* turned, const Sight& sight,
+             int64_t j0, const State<A>& state, bool finite) const {
     A* const s = t.s;
     row_groups(sight.from, sight.to, kTileRows, [&](int64_t j, int n) {
       const VectorRange at = vectors_that_see(panel, sight.edge, j0 + j, n);
@@ -76,7 +76,8 @@ struct Forward {
     constexpr int U = 4;  // vectors side by side
     for (int v = 0; v < panel.vectors; v += U) {
       const int wide = panel.vectors - v < U ? panel.vectors - v : U;
-      wide == U ? exponentials<U>(t, state, sight, alpha, v, by) : each_exponential(t, state, sight, alpha, v, wide, by);
+      wide == U ? exponentials<U>(t, state, sight, alpha, v, by)
+                : each_exponential(t, state, sight, alpha, v, wide, by);
     }
 
     // out = alpha out + P V.
@@ -136,8 +137,8 @@ struct Forward {
   }
 
   // What the tiles do, in the same order, without the keys that a row does not see.
-  void careful(const Panel<A>& panel, const Sequence& q, const Sight& keys, int64_t j0, const A* s, const A* values, A* o,
-               int first, int rows, int vectors, const A* alpha) const {
+  void careful(const Panel<A>& panel, const Sequence& q, const Sight& keys, int64_t j0, const A* s, const A* values,
+               A* o, int first, int rows, int vectors, const A* alpha) const {
     for (int r = 0; r < rows; ++r)
       for (int v = 0; v < vectors; ++v) {
         Vec<A> sum{};
@@ -276,7 +277,8 @@ struct Forward {
         for (int64_t number = 0; number < parts; ++number) {
           if (!split) part(t, q, kv_head, panels, number);
           for (int i = 0; i < panels; ++i)
-            merge(t.total[i], split ? result_of(item * parts + number) : t.part[i], t.panel[i].rows, t.panel[i].vectors);
+            merge(t.total[i], split ? result_of(item * parts + number) : t.part[i], t.panel[i].rows,
+                  t.panel[i].vectors);
         }
         for (int i = 0; i < panels; ++i) finish(t.panel[i], q, t.total[i]);
       });

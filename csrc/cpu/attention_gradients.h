@@ -32,7 +32,8 @@ struct Gradients {
   // Memory of a panel but for its rows.
   static QueryPanel<A> carve_turned(Carver& carver, int64_t D, int64_t Dv) {
     QueryPanel<A> panel;
-    panel.q = carver.take<A>(ceil_div(D, 16) * 16 * kPanel), panel.dout = carver.take<A>(ceil_div(Dv, 16) * 16 * kPanel);
+    panel.q = carver.take<A>(ceil_div(D, 16) * 16 * kPanel),
+    panel.dout = carver.take<A>(ceil_div(Dv, 16) * 16 * kPanel);
     return panel;
   }
   static ScoreTiles<A> carve_tiles(Carver& carver) {

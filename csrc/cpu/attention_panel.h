@@ -7,8 +7,8 @@ namespace {
 
 // One sequence of the batch.
 struct Sequence {
-  int64_t b, Lq, Lk;           // its own lengths
-  int64_t first_q, first_k;    // rows before it, where sequences are packed
+  int64_t b, Lq, Lk;         // its own lengths
+  int64_t first_q, first_k;  // rows before it, where sequences are packed
   int64_t shift() const { return Lk - Lq; }
 };
 inline Sequence sequence_of(const AttentionProblem& p, int64_t b) {
@@ -46,10 +46,10 @@ template <class A>
 struct Panel {
   using I = typename Bits<A>::type;
   int rows, vectors;
-  int64_t head[kPanel], query[kPanel];  // of each row
-  int64_t low[kPanel], high[kPanel];    // it sees keys low … high, both included
-  int64_t least, most;                  // keys that any row sees lie in least … most, and
-  int64_t inner_least, inner_most;      // all rows see those in between these
+  int64_t head[kPanel], query[kPanel];                      // of each row
+  int64_t low[kPanel], high[kPanel];                        // it sees keys low … high, both included
+  int64_t least, most;                                      // keys that any row sees lie in least … most, and
+  int64_t inner_least, inner_most;                          // all rows see those in between these
   int64_t vector_low[kPanel / 2], vector_high[kPanel / 2];  // keys that a vector's rows see
   // The same for the lanes; a row behind the last one sees nothing.
   alignas(64) I lane_low[kPanel];

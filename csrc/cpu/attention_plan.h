@@ -8,11 +8,12 @@ namespace hetkern::cpu {
 
 namespace {  // of every instruction set's own
 
-constexpr int kPanel = 64;               // queries of a panel, columns of a segment: the stride of all that a tile reads
-constexpr int kBlock = 96;               // keys that scores are computed for at a time
-constexpr int kPanelsOfTask = 2;         // that share a block of keys once it is packed
-constexpr int64_t kPart = 12 * kBlock;   // keys with a maximum and a sum of their own: a decoding call's tasks take parts
-constexpr int64_t kPanelsOfChunk = 16;   // queries whose gradient a backward task adds up at a time
+constexpr int kPanel = 64;        // queries of a panel, columns of a segment: the stride of all that a tile reads
+constexpr int kBlock = 96;        // keys that scores are computed for at a time
+constexpr int kPanelsOfTask = 2;  // that share a block of keys once it is packed
+constexpr int64_t kPart =
+    12 * kBlock;  // keys with a maximum and a sum of their own: a decoding call's tasks take parts
+constexpr int64_t kPanelsOfChunk = 16;  // queries whose gradient a backward task adds up at a time
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t segments_of(int64_t columns) { return ceil_div(columns, kPanel); }
@@ -22,8 +23,8 @@ struct AttentionScratch {
   int64_t q, out, stats, scores, keys, values;  // a panel's, but for keys and values: a block's
 };
 constexpr AttentionScratch attention_scratch(int64_t D, int64_t Dv) {
-  return {ceil_div(D, 16) * 16 * kPanel,  segments_of(Dv) * kPanel * kPanel,  kPanel,
-          int64_t{kBlock} * kPanel,       segments_of(D) * kBlock * kPanel,   segments_of(Dv) * kBlock * kPanel};
+  return {ceil_div(D, 16) * 16 * kPanel, segments_of(Dv) * kPanel * kPanel, kPanel,
+          int64_t{kBlock} * kPanel,      segments_of(D) * kBlock * kPanel,  segments_of(Dv) * kBlock * kPanel};
 }
 // A task's, forward: panels, their totals, scores and three tiles for features, a block of keys and values.
 constexpr int64_t forward_scratch(int64_t D, int64_t Dv) {

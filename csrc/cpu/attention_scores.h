@@ -100,8 +100,7 @@ struct Scoring {
     } else {
       pack(first, {t.data, offset, t.step}, same ? 1 : panel.rows, n);
       if (same)
-        each_score(first, 0, n, panel.vectors,
-                   [&](A* at, int j, int) { store<A>(at, splat(first[j * kPanel])); });
+        each_score(first, 0, n, panel.vectors, [&](A* at, int j, int) { store<A>(at, splat(first[j * kPanel])); });
     }
   }
 

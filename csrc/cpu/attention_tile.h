@@ -23,23 +23,19 @@ enum class Start { zero, sum, scaled };  // nothing, c, c times alpha[m]
 template <class A, int M, int N, bool by_columns, Start start>
 __attribute__((noinline)) void attention_tile(A* c, const A* a, const A* b, int64_t k, const A* alpha) {
   Vec<A> s[M][N] = {};
-  for (; k > 0; k -= kPanel, a += kBlock * kPanel) {  // by columns k counts no more than a block: one round
-    const int64_t n = by_columns || k < kPanel ? k : kPanel;
-    for (int64_t i = 0; i < n; ++i, b += kPanel) {
-      Vec<A> w[N];
+  for (int64_t i = 0; i < k; ++i, b += kPanel) {
+    Vec<A> w[N];
 #pragma GCC unroll 4
-      for (int v = 0; v < N; ++v) {
-        w[v] = load<A>(b + v * W<A>);
-        if (M > 1) hold(w[v]);
-      }
-#pragma GCC unroll 6
-      for (int m = 0; m < M; ++m) {
-        const Vec<A> x = splat(by_columns ? a[i * kPanel + m] : a[m * kPanel + i]);
-#pragma GCC unroll 4
-        for (int v = 0; v < N; ++v) s[m][v] = fma(x, w[v], s[m][v]);
-      }
+    for (int v = 0; v < N; ++v) {
+      w[v] = load<A>(b + v * W<A>);
+      if (M > 1) hold(w[v]);
     }
-    if (by_columns) break;
+#pragma GCC unroll 6
+    for (int m = 0; m < M; ++m) {
+      const Vec<A> x = splat(by_columns ? a[i * kPanel + m] : a[m * kPanel + i]);
+#pragma GCC unroll 4
+      for (int v = 0; v < N; ++v) s[m][v] = fma(x, w[v], s[m][v]);
+    }
   }
 #pragma GCC unroll 6
   for (int m = 0; m < M; ++m)
@@ -72,12 +68,19 @@ struct AttentionTiles {
 template <class A, bool by_columns, Start start>
 constexpr AttentionTiles<A, by_columns, start> kAttentionTiles{};
 
-// A tile of some rows and the vectors begin … end - 1.
+// A tile of some rows and the vectors begin … end - 1. By rows k may take several segments, each a sum of its own: a chain over
+// all of a wide head's columns would cost scores and gradients of keys a digit.
 template <class A, bool by_columns, Start start>
 inline void product(A* c, const A* a, const A* b, int64_t k, int rows, int begin, int end, const A* alpha = nullptr) {
   for (int n = begin; n < end; n += kTileVectors) {
     const int vectors = end - n < kTileVectors ? end - n : kTileVectors;
-    kAttentionTiles<A, by_columns, start>.of[vectors - 1][rows - 1](c + n * W<A>, a, b + n * W<A>, k, alpha);
+    const int64_t first = by_columns || k < kPanel ? k : kPanel;
+    A* const to = c + n * W<A>;
+    kAttentionTiles<A, by_columns, start>.of[vectors - 1][rows - 1](to, a, b + n * W<A>, first, alpha);
+    if constexpr (!by_columns)
+      for (int64_t i = kPanel; i < k; i += kPanel)
+        kAttentionTiles<A, false, Start::sum>.of[vectors - 1][rows - 1](to, a + i * kBlock, b + i * kPanel + n * W<A>,
+                                                                        k - i < kPanel ? k - i : kPanel, alpha);
   }
 }
 

@@ -16,7 +16,8 @@ void run_tasks(int tasks, const Body& body) {
 
 // Calls body(context, task, item) for the items 0 … items - 1, each taken by whichever task is free: for items of unequal
 // work, none of which depends on another. Of items in order those that take long come first.
-void run_items(int tasks, int64_t items, void (*body)(const void* context, int task, int64_t item), const void* context);
+void run_items(int tasks, int64_t items, void (*body)(const void* context, int task, int64_t item),
+               const void* context);
 
 template <class Body>
 void run_items(int tasks, int64_t items, const Body& body) {

@@ -19,6 +19,7 @@ from ..reference.scores import accumulation_dtype
 from . import arguments, philox
 from . import attention_derivatives as derivatives
 from .attention_batching import batch_attention
+from .attention_sharding import shard_backward, shard_forward
 from .family import Derivative, Op, register
 
 # ---- Schemas and shapes. -------------------------------------------------------------------------
@@ -66,6 +67,7 @@ OPS = register(
         _fake,
         Derivative(derivatives.save, derivatives.backward, constant=(1,)),
         batch_attention,
+        shard_forward,
     ),
     Op(
         "attention_backward(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, "
@@ -74,6 +76,7 @@ OPS = register(
         _fake_backward,
         Derivative(derivatives.save_backward, derivatives.double_backward),
         batch_attention,
+        shard_backward,
     ),
 )
 

@@ -130,6 +130,27 @@ def prune(run: Path, keep: int) -> None:
             shutil.rmtree(run / FOLDER / _name(step), ignore_errors=True)
 
 
+def forget_later(run: Path, step: int, validated: Mapping[int, float]) -> None:
+    """Remove what comes after ``step``, from which a run goes on.
+
+    Args:
+        run: the run's folder.
+        step: of the checkpoint that was read.
+        validated: the validation losses up to there, by step.
+    """
+    for later in saved_steps(run):
+        if later > step:
+            shutil.rmtree(run / FOLDER / _name(later))
+    best = best_of(run)
+    if best is None or best[0] <= step:
+        return
+    left = {s: validated[s] for s in saved_steps(run) if s in validated}
+    if left:
+        mark_best(run, *min(left.items(), key=lambda pair: pair[1]))
+    else:
+        (run / FOLDER / BEST).unlink()
+
+
 def mark_best(run: Path, step: int, val_loss: float) -> None:
     """Say which checkpoint has the best validation loss so far."""
     contents = json.dumps({"step": step, "val_loss": val_loss}) + "\n"

@@ -7,6 +7,7 @@ process says it once: the first failure's own sentence.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import logging
 import os
@@ -174,6 +175,7 @@ def join(config: RunConfig) -> Iterator[Workers]:
             )
         yield Workers(device=device_of(config.device))
         return
+    _end_with_the_launcher()
     local = int(os.environ.get("LOCAL_RANK", 0))
     device = device_of(config.device, local)
     if device.type == "cuda":
@@ -186,6 +188,15 @@ def join(config: RunConfig) -> Iterator[Workers]:
     finally:
         if began:
             dist.destroy_process_group()
+
+
+def _end_with_the_launcher() -> None:
+    """Let the system kill this process if the one that launched it is killed.
+
+    Otherwise it would train on, and hold the run's folder against a resume.
+    """
+    if LAUNCHER in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def device_of(name: str, local: int | None = None) -> torch.device:

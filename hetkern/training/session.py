@@ -20,6 +20,7 @@ from hetkern.training.board import open_board
 from hetkern.training.checkpoint import (
     Checkpoint,
     best_of,
+    forget_later,
     mark_best,
     prune,
     saved_steps,
@@ -73,6 +74,7 @@ class Session:
         self.losses: list[float] = list(saved.get("losses", []))  # since the last row
         self.counted = 0  # tokens since the last row, or since the process began
         self.since = time.perf_counter()
+        self.speed = 0.0  # tokens a second between two rows
         self.last: Evaluation | None = None
         self.planned = False
         self.eval_every = self.config.eval_every
@@ -91,6 +93,8 @@ class Session:
                 kept.pop()
             if len(kept) < len(rows):
                 self._written("write the metrics", lambda: keep_rows(self.run, kept))
+            validated = {row.step: row.val_loss for row in kept if row.val_loss is not None}
+            self._written("forget", lambda: forget_later(self.run, self.trainer.step, validated))
         told = self.workers.told(json.dumps([asdict(row) for row in kept]))
         kept = [Row(**row) for row in json.loads(told)]
         self.evaluated = [(row.step, row.val_loss) for row in kept if row.val_loss is not None]
@@ -164,6 +168,7 @@ class Session:
     def _after_step(self, stopping: bool) -> Row | None:
         """What a step has to be followed by: the checkpoint first, whatever then happens."""
         step = self.trainer.step
+        self.speed = self.counted / max(time.perf_counter() - self.since, 1e-9)
         due = self._is_due(step)
         every = self.config.save_every
         if due or stopping or (every and step % every == 0):
@@ -246,7 +251,6 @@ class Session:
 
     def _write_row(self, evaluation: Evaluation | None) -> Row:
         trainer = self.trainer
-        speed = self.counted / max(time.perf_counter() - self.since, 1e-9)
         row = Row(
             step=trainer.step,
             epoch=round(trainer.epoch, 4),
@@ -255,7 +259,7 @@ class Session:
             val_bits_per_byte=evaluation.bits_per_byte if evaluation else None,
             accuracy=evaluation.accuracy if evaluation else None,
             learning_rate=trainer.rate,
-            tokens_per_second=round(speed, 1),
+            tokens_per_second=round(self.speed, 1),
         )
         if self.workers.first:
             self._written(

@@ -230,7 +230,7 @@ def drawn(
         q, k = torch.zeros_like(q), torch.zeros_like(k)
         for t in (q, k):
             rows = t.flatten(0, -2)
-            rows[torch.arange(len(rows)), torch.arange(len(rows)) % D] = 6.0 * root**0.5
+            rows[torch.arange(len(rows)), torch.arange(len(rows)) % D] = 5.0 * root**0.5
             t.copy_(rows.view(t.shape))
     elif kind == "constant":  # of a constant k the gradient by q would be rounding alone
         q = torch.zeros_like(q)
