@@ -34,8 +34,10 @@ def pytest_collection_modifyitems(items):
     for item in items:
         impl = getattr(getattr(item, "callspec", None), "params", {}).get("impl")
         sample, one_in = item.get_closest_marker("sample"), 1
-        if sample and sample.args[0] > 1:
-            one_in = sample.args[0] * (4 if impl is not None and impl.simulated else 1)
+        if sample:
+            one_in = sample.args[0]
+            if impl is not None and impl.simulated:
+                one_in = sample.kwargs.get("simulated", 4 * one_in if one_in > 1 else 1)
         level = item.get_closest_marker("any_level")
         if impl in present[:-1] and level:
             one_in = max(one_in, *level.args or (8,))
@@ -73,8 +75,8 @@ def pytest_configure(config):
     )
     config.addinivalue_line(
         "markers",
-        "sample(n): many alike: one in n runs, of what is emulated or interpreted one in 4 n, "
-        "the others in proof",
+        "sample(n, simulated=4 n): many alike: one in n runs, of what is emulated or interpreted "
+        "another share, the others in proof",
     )
     if not hasattr(config, "workerinput"):  # xdist's workers inherit the variable
         config.stash[_CACHE] = tempfile.mkdtemp(prefix="hetkern-compile-")

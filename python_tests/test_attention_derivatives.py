@@ -12,7 +12,7 @@ from hetkern.ops import attention_derivatives as derivatives
 from hetkern.testing.cases.attention import cumulated
 from hetkern.testing.devices import normal
 
-pytestmark = pytest.mark.any_level
+pytestmark = [pytest.mark.any_level, pytest.mark.sample(1, simulated=6)]
 
 F64 = torch.float64
 random = functools.partial(normal, dtype=F64)
