@@ -14,6 +14,10 @@
 // h reads key head h / (Hq / Hkv). Everything else is A: float, double for double. Packed: (rows, heads, columns), sequence n
 // has rows cu_seqlens[n] … cu_seqlens[n + 1] - 1. A cache: row b of the batch has seqlens_k[b] keys for Lk; what lies behind
 // them is not read.
+// 16 bits: operands of a product are rounded to T, so the weights beside v and dout are, on the scale of their row's largest (a
+// key that has a row for itself weighs 1), and dr is beside q and k; sums, and l among them, are A. With u = eps / 2, that is
+//   |out_i - exact| <= u (sum_j p_ij drop_ij |v_j| + |out_i|)      |dq_i - exact| <= u (scale sum_j |dr_ij| |k_j| + |dq_i|)
+// and dk, dv likewise: as close as a result's own rounding, but where values cancel. An implementation may do without.
 // Dropout: Philox4x32-10, the key is the seed's low and high word, the counter (j / 4, i, b Hq + h, 0); word j mod 4 of the
 // result stays if it is at least dropout_p 2^32. i and j count within the sequence, b is the sequence.
 // Edges: an emptied row without a sink gives out 0, row_max -inf, log_sum 0 and no gradient; with one, lse is the sink. NaN in a

@@ -10,6 +10,11 @@ import hetkern
 def attentions(dtypes, sizes):
     """Calls with forward and backward; of (Lq, Lk, D, Dv), and packed ones, and one of a cache."""
     calls = 0
+    for dtype in dtypes:  # parts of the keys: a block takes them in turn, or blocks one each
+        q, k, v = (torch.randn(1, h, L, 24).to(dtype) for h, L in ((2, 17), (1, 1040), (1, 1040)))
+        hetkern.attention(q, k, v, causal=True)
+        hetkern.attention(q[:, :, -3:], k, v, causal=True, window=(1036, 0))
+        calls += 2
     for dtype, (Lq, Lk, D, Dv) in itertools.product(dtypes, sizes):
         q, k, v = (_leaf(dtype, 2, *n) for n in ((4, Lq, D), (2, Lk, D), (2, Lk, Dv)))
         slopes = _leaf(torch.float64 if dtype == torch.float64 else torch.float32, 4)

@@ -5,9 +5,11 @@ import torch
 
 import hetkern
 from hetkern.testing.cases.attention import attention_op, cumulated
-from hetkern.testing.devices import normal
+from hetkern.testing.devices import here, normal
 from hetkern.testing.layouts import LAYOUTS
 from hetkern.testing.values.calls import Call, random_upstream, run, same_bits
+
+pytestmark = pytest.mark.sample(1, simulated=12)
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
 FEATURES = {
@@ -170,12 +172,37 @@ def test_decoding_has_the_bits_of_the_same_query_in_a_longer_cache(native, lengt
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("Lk", [7, 64, 300, 1000])
+@pytest.mark.parametrize("Lk", [7, 64, 300, pytest.param(1000, marks=pytest.mark.large)])
 def test_decoding_gives_the_last_row_of_prefill(native, Lk, dtype):
     q, k, v = drawn(2, (4, 2), Lk, Lk, 32, dtype)
     full = hetkern.attention(q, k, v, causal=True)[:, :, -1:]
     one = hetkern.attention_decode(q[:, :, -1:], k, v, torch.full((2,), Lk))
     assert same_bits(full, one)
+
+
+MANY_KEYS = {
+    "plain": {},
+    "window": {"window": (1500, 0)},
+    "mask": {"mask": (torch.arange(2100) < 900) | (torch.arange(2100) > 2060)},  # a part of none
+    "sink": {"sink": torch.tensor([1.0, -1.0])},
+}
+
+
+@pytest.mark.sample(1, simulated=4)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("feature", MANY_KEYS)
+def test_a_query_alone_has_the_bits_that_it_has_among_others(native, feature, dtype):
+    """Parts of the keys are put together in one way, whoever takes them."""
+    options = {"causal": True, "return_lse": True}
+    options |= {name: here(value) for name, value in MANY_KEYS[feature].items()}
+    if feature == "sink":
+        options["sink"] = options["sink"].to(dtype)
+    q = normal(1, 2, 20, 24).to(dtype)
+    k, v = (normal(1, 1, 2100, 24, seed=s).to(dtype) for s in (1, 2))
+    many = hetkern.attention(q, k, v, **options)
+    alone = hetkern.attention(q[:, :, -1:], k, v, **options)
+    for whole, one in zip(many, alone, strict=True):
+        assert same_bits(whole[:, :, -1:], one)
 
 
 def test_attention_bits_repeat(native):

@@ -13,7 +13,7 @@ from hetkern.testing import assert_close_to_exact
 from hetkern.testing.cases.attention import cumulated
 from hetkern.testing.devices import normal
 
-pytestmark = pytest.mark.any_level
+pytestmark = [pytest.mark.any_level, pytest.mark.sample(1, simulated=6)]
 
 F64 = torch.float64
 random = functools.partial(normal, dtype=F64)

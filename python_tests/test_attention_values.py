@@ -9,7 +9,7 @@ from hetkern.testing.cases.attention import KINDS, check_attention, dense_case, 
 from hetkern.testing.devices import normal
 from hetkern.testing.layouts import LAYOUTS
 
-pytestmark = [pytest.mark.any_level, pytest.mark.sample(1, simulated=10)]
+pytestmark = [pytest.mark.any_level, pytest.mark.sample(1, simulated=16)]
 
 BOTH = [torch.float32, torch.bfloat16]
 # Queries and keys: one, less than a vector, around tiles, more keys, more queries.
@@ -233,6 +233,15 @@ def test_attention_over_a_cache_is_within_budget_with_each_feature(impl, feature
     lengths = torch.tensor([33, 9])
     case = dense_case(2, (4, 2), 2, 37, 16, cache_seqlens=lengths, **FEATURES[feature])
     check_attention(impl.name, case, dtypes=BOTH)
+
+
+@pytest.mark.sample(1, simulated=2)
+@pytest.mark.parametrize("dtype", BOTH, ids=str)
+@pytest.mark.parametrize("Lq", [2, 18])
+def test_attention_is_within_budget_over_parts_of_the_keys(impl, Lq, dtype):
+    """Some queries are alone with the keys, others take their parts one after another."""
+    options = {"causal": True, "window": (1500, 0), "sink": spread(2), "return_lse": True}
+    check_attention(impl.name, dense_case(1, (2, 1), Lq, 2100, 16, **options), dtypes=[dtype])
 
 
 @pytest.mark.large

@@ -10,7 +10,7 @@ from hetkern.testing.cases.attention import cumulated
 from hetkern.testing.devices import normal
 from hetkern.testing.values.dispatched import dispatched
 
-pytestmark = [pytest.mark.any_level, pytest.mark.sample(1, simulated=4)]
+pytestmark = [pytest.mark.any_level, pytest.mark.sample(1, simulated=6)]
 
 ENDS = cumulated([2, 0, 3])
 FEATURES = {

@@ -136,6 +136,21 @@ def test_a_plan_of_attention_stays_within_the_device_at_every_width(gpu, dtype):
                 assert len(tiles) == 1 and rows in (None, *tiles)
 
 
+@pytest.mark.parametrize("gpu", GPUS, ids=["H100", "A100", "4090"])
+def test_blocks_take_parts_of_the_keys_where_there_are_few_queries(gpu):
+    def plan(Lq, Lk, B=1, D=64):
+        return _C.attention_plan_cuda(B, 4, 2, Lq, Lk, D, D, "bfloat16", **gpu)
+
+    for Lq, Lk, parts in ((1, 1025, 2), (16, 5000, 5)):
+        p = plan(Lq, Lk)
+        assert (p["path"], p["parts"], p["tasks"]) == ("split_keys", parts, 4 * parts)
+        assert p["workspace"] == parts * 4 * Lq * (64 + 8) * 4
+    wide = plan(1, 5000, D=129)  # whose sums leave no registers
+    for p in (plan(1, 1024), plan(17, 5000), plan(1, 5000, B=gpu["processors"]), wide):
+        assert p["path"] == "split_queries"
+    assert plan(1, 1024)["workspace"] == 0 and plan(17, 5000)["workspace"] == 4 * 17 * 72 * 4
+
+
 # ---- What runs by each plan. ---------------------------------------------------------------------
 
 needs_emulation = pytest.mark.skipif(why_no_emulation() is not None, reason=str(why_no_emulation()))

@@ -3,12 +3,14 @@
 //   s_ij = scale q_i k_j, capped, biased, masked      p_ij = exp(s_ij - lse_i)      out_i = sum_j p_ij drop_ij v_j
 //
 // Work:    a block takes up to 64 queries of a head, 16 a warp, and the keys that these see, a tile after another; scores stay in
-//          registers, and a row's maximum and sum go along (Milakov & Gimelshein 2018, Algorithm 3; Dao et al. 2022).
+//          registers, and a row's maximum and sum go along (Milakov & Gimelshein 2018, Algorithm 3; Dao et al. 2022). Every 1024
+//          keys begin anew, and are put together with those before; where there are few queries blocks take one such part each
+//          (but heads of more than 128 columns in 16 bits, whose sums leave no registers for it).
 // Traffic: q is read once, k and v once a block of queries (a head of more than 256 columns, or 128 of float, once a slice of
-//          them); out, row_max and log_sum are written once.
+//          them); out, row_max and log_sum are written once. Beyond 1024 keys a block's sums go aside and come back once a part.
 // Edges:   lengths are checked by a kernel that runs before; an emptied row gives 0.
 #include "attention_backward.h"
-#include "device/attention_scores.cuh"
+#include "device/attention_parts.cuh"
 #include "device/check.cuh"
 #include "gpu.h"
 
@@ -59,26 +61,80 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 // ---- Forward. -------------------------------------------------------------------------------------------------------------
 
+// Which rows a block takes; causal: the longest first.
+struct Share {
+  int slice, x0, b, h;
+};
+__device__ __forceinline__ Share share_of(const AttentionProblem& p, const AttentionTiles& tiles, int64_t task) {
+  const int64_t block = task / tiles.slices, head = block / tiles.blocks;
+  return {static_cast<int>(task % tiles.slices),
+          (tiles.blocks - 1 - static_cast<int>(block % tiles.blocks)) * 16 * tiles.warps, static_cast<int>(head / p.Hq),
+          static_cast<int>(head % p.Hq)};
+}
+
+// The sink, and the rows' ends, by way of shared memory that is the warp's own.
+template <class T, class A, int W>
+__device__ __forceinline__ void finish(const AttentionForward& p, const AttentionTiles& tiles, const Sequence& seq,
+                                       const Share& share, Partial<A, W>& rows, T* stage) {
+  const int h = share.h, first = share.x0 + 16 * (static_cast<int>(threadIdx.x) / 32);
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    A &total = rows.l[half], &largest = rows.m[half];
+    total += __shfl_xor_sync(0xffffffffu, total, 1);
+    total += __shfl_xor_sync(0xffffffffu, total, 2);
+    A factor = 1;
+    if (p.sink) {
+      const A sink = get<A>(static_cast<const T*>(p.sink)[h]), top = larger(largest, sink);
+      const A zero = top == -kInfinity<A> ? A(0) : top;
+      factor = exp_one(largest - zero), total = total * factor + exp_one(sink - zero), largest = top;
+    }
+    const bool emptied = total == A(0);
+    const int i = first + fragment_row() + 8 * half;
+    if (i < seq.Lq && share.slice == 0 && lane_of_warp() % 4 == 0) {
+      const int64_t at = stat_of(p, seq, h, i);
+      static_cast<A*>(p.row_max)[at] = largest;
+      static_cast<A*>(p.log_sum)[at] = emptied ? A(0) : log_one(total);
+    }
+    factor /= total;
+#pragma unroll
+    for (int u = 0; u < W / 8; ++u)
+#pragma unroll
+      for (int e = 2 * half; e < 2 * half + 2; ++e) rows.o[u][e] = emptied ? A(0) : rows.o[u][e] * factor;
+  }
+  const int columns = min(static_cast<int>(p.Dv) - share.slice * W, W);
+  if (columns > 0) {
+    T* const to = at<T>(p.out, share.b, h, seq.q0 + first) + share.slice * W * p.out.step;
+    store_rows(stage, rows.o, A(1), A(1), to, p.out.row, p.out.step, tiles.out, seq.Lq - first, columns);
+  }
+}
+
 template <class T, int W>
 __global__ void __launch_bounds__(kThreads, 1)
     forward_kernel(const __grid_constant__ AttentionForward p, const __grid_constant__ AttentionTiles tiles) {
   using A = AccumulatorOf<T>;
   constexpr int kColumns = attention_columns(AttentionPass::forward, sizeof(T), W), N = kColumns / 8, O = W / 8;
+  constexpr int kPart = attention_part(W);
   struct Memory {
     alignas(16) T of[8];
   };
   HETKERN_SHARED(Memory, memory);
   const int warp = static_cast<int>(threadIdx.x) / 32, rows = 16 * tiles.warps;
 
-  // Which rows.
-  const int slice = static_cast<int>(blockIdx.x % tiles.slices);
-  const int64_t task = blockIdx.x / tiles.slices;
-  const int x0 = (tiles.blocks - 1 - static_cast<int>(task % tiles.blocks)) * rows;  // causal: the longest first
-  const int64_t b = task / tiles.blocks / p.Hq, h = task / tiles.blocks % p.Hq;
+  // Which rows, and which of their keys.
+  const unsigned tasks = tiles.split ? gridDim.x / tiles.parts : gridDim.x;
+  const int part =
+      static_cast<int>(blockIdx.x / tasks);  // a group's heads beside each other: its keys stay in the cache
+  const Share share = share_of(p, tiles, blockIdx.x % tasks);
+  const int slice = share.slice, x0 = share.x0, b = share.b, h = share.h;
   const Sequence seq = sequence_of(p, b);
   if (x0 >= seq.Lq) return;
-  Scores<T, false> scores(p, seq);
+  Scores<T, false> scores(p, tiles, seq);
   scores.take_head(h);
+  int begin = scores.band.from(x0, kColumns), end = scores.band.to(x0, rows);
+  if (tiles.split) {
+    begin = max(begin, part * kPart), end = min(end, (part + 1) * kPart);
+    if (begin >= end) return;  // nor does the next kernel look here
+  }
   const int x = x0 + 16 * warp + fragment_row(), depth = (static_cast<int>(p.D) + 15) / 16 * 16;
   const int columns = min(static_cast<int>(p.Dv) - slice * W, W);
 
@@ -97,107 +153,118 @@ __global__ void __launch_bounds__(kThreads, 1)
     ptx::copy_async_commit();
   };
 
-  A o[O][4], m[2] = {-kInfinity<A>, -kInfinity<A>}, l[2] = {0, 0};  // l: the sum of what this lane has
-  clear(o);
-  const int begin = scores.band.from(x0, kColumns), end = scores.band.to(x0, rows);
+  Partial<A, W> held;
+  held.reset();
+  auto& o = held.o;
+  auto &m = held.m, &l = held.l;
   load_tile(q_tile, tiles.ld_d, source<T>(p.q, b, h, seq.q0 + x0, tiles.q), rows, seq.Lq - x0, static_cast<int>(p.D));
   ptx::copy_async_commit();
   if (begin < end) request(0, begin);
-  for (int y0 = begin, stage = 0; y0 < end; y0 += kColumns) {
-    const bool more = y0 + kColumns < end;
-    if (more && tiles.stages == 2)
-      request(stage ^ 1, y0 + kColumns), ptx::copy_async_wait<1>();
-    else
-      ptx::copy_async_wait<0>();
-    __syncthreads();
-    const T* const k_tile = stages + stage * stage_size;
+  int y0 = begin, stage = 0;
+  do {  // a part of the keys
+    int part_end = end;
+    if constexpr (kPart > 0) part_end = min(end, (y0 / kPart + 1) * kPart);
+    for (; y0 < part_end; y0 += kColumns) {
+      const bool more = y0 + kColumns < end;
+      if (more && tiles.stages == 2)
+        request(stage ^ 1, y0 + kColumns), ptx::copy_async_wait<1>();
+      else
+        ptx::copy_async_wait<0>();
+      __syncthreads();
+      const T* const k_tile = stages + stage * stage_size;
 
-    // Scores.
-    A s[N][4];
-    clear(s);
-    multiply_rows<T>(s, q_tile + 16 * warp * tiles.ld_d, tiles.ld_d, k_tile, tiles.ld_d, depth);
-    const int y = y0 + fragment_column();
-    const bool cut = scores.band.cuts(x0, rows, y0, kColumns);
-    const uint32_t seen = scores.template seen<N>(x, y, cut);
-    A most[2] = {m[0], m[1]};
+      // Scores.
+      A s[N][4];
+      clear(s);
+      multiply_rows<T>(s, q_tile + 16 * warp * tiles.ld_d, tiles.ld_d, k_tile, tiles.ld_d, depth);
+      const int y = y0 + fragment_column();
+      const bool cut = scores.band.cuts(x0, rows, y0, kColumns);
+      const uint32_t seen = scores.template seen<N>(x, y, cut);
+      A most[2] = {m[0], m[1]};
 #pragma unroll
-    for (int t = 0; t < N; ++t)
+      for (int t = 0; t < N; ++t)
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const bool is_seen = seen >> (4 * t + e) & 1;
-        A by_cap;
-        const A z = scores.score(s[t][e], x + e / 2 * 8, y + 8 * t + e % 2, is_seen, by_cap);
-        s[t][e] = is_seen ? z : -kInfinity<A>;
-        most[e / 2] = larger(most[e / 2], s[t][e]);
+        for (int e = 0; e < 4; ++e) {
+          const bool is_seen = seen >> (4 * t + e) & 1;
+          A by_cap;
+          const A z = scores.score(s[t][e], x + e / 2 * 8, y + 8 * t + e % 2, is_seen, by_cap);
+          s[t][e] = is_seen ? z : -kInfinity<A>;
+          most[e / 2] = larger(most[e / 2], s[t][e]);
+        }
+
+      // Their weights, on the scale of the largest so far.
+      A shift[2];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        A& largest = most[half];
+        largest = larger(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
+        largest = larger(largest, __shfl_xor_sync(0xffffffffu, largest, 2));
+        shift[half] = largest == -kInfinity<A> ? A(0) : largest;
+        const A factor = exp_nonpositive(m[half] - shift[half]);
+        m[half] = largest, l[half] *= factor;
+#pragma unroll
+        for (int u = 0; u < O; ++u) o[u][2 * half] *= factor, o[u][2 * half + 1] *= factor;
       }
+      const uint32_t stay = scores.template stays<N>(x, y);
+      A sum[2] = {0, 0};
+#pragma unroll
+      for (int t = 0; t < N; ++t)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const A weight = exp_nonpositive(s[t][e] - shift[e / 2]);
+          sum[e / 2] += weight;
+          const A drop = !p.seed ? A(1) : stay >> (4 * t + e) & 1 ? scores.kept() : A(0);
+          s[t][e] = seen >> (4 * t + e) & 1 ? weight * drop : A(kUnseen);
+        }
+      l[0] += sum[0], l[1] += sum[1];
 
-    // Their weights, on the scale of the largest so far.
-    A shift[2];
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      A& largest = most[half];
-      largest = larger(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
-      largest = larger(largest, __shfl_xor_sync(0xffffffffu, largest, 2));
-      shift[half] = largest == -kInfinity<A> ? A(0) : largest;
-      const A factor = exp_nonpositive(m[half] - shift[half]);
-      m[half] = largest, l[half] *= factor;
-#pragma unroll
-      for (int u = 0; u < O; ++u) o[u][2 * half] *= factor, o[u][2 * half + 1] *= factor;
+      multiply_columns<T>(o, s, seen, k_tile + kColumns * tiles.ld_d, tiles.ld_v, columns, scores.careful(cut));
+      __syncthreads();
+      if (tiles.stages == 2)
+        stage ^= 1;
+      else if (more)
+        request(0, y0 + kColumns);
     }
-    const uint32_t stay = scores.template stays<N>(x, y);
-    A sum[2] = {0, 0};
-#pragma unroll
-    for (int t = 0; t < N; ++t)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const A weight = exp_nonpositive(s[t][e] - shift[e / 2]);
-        sum[e / 2] += weight;
-        const A drop = !p.seed ? A(1) : stay >> (4 * t + e) & 1 ? scores.kept : A(0);
-        s[t][e] = seen >> (4 * t + e) & 1 ? weight * drop : A(kUnseen);
+    if constexpr (kPart > 0) {
+      const bool first = part_end <= (begin / kPart + 1) * kPart;
+      if (first && y0 >= end && !tiles.split) break;
+      // y0 is not negative: by it addresses are found here, not before the loop, where they would take registers.
+      const int none = min(y0, 0);
+      const Aside<A, W> aside(p, tiles, seq, h + none, x + none, slice, tiles.split ? part : 0);
+      if (!first) aside.template add_to<true>(held);
+      if (y0 < end || tiles.split) {
+        aside.put(held);
+        held.reset();
       }
-    l[0] += sum[0], l[1] += sum[1];
-
-    multiply_columns<T>(o, s, seen, k_tile + kColumns * tiles.ld_d, tiles.ld_v, columns, scores.careful(cut));
-    __syncthreads();
-    if (tiles.stages == 2)
-      stage ^= 1;
-    else if (more)
-      request(0, y0 + kColumns);
-  }
+    }
+  } while (y0 < end);
   ptx::copy_async_wait<0>();
   __syncthreads();  // results go by way of the tiles' memory
+  if (!tiles.split) finish<T>(p, tiles, seq, share, held, memory.of + 16 * warp * (W + kChunk<T>));
+}
 
-  // The sink, and the rows' ends.
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    A& total = l[half];
-    total += __shfl_xor_sync(0xffffffffu, total, 1);
-    total += __shfl_xor_sync(0xffffffffu, total, 2);
-    A factor = 1;
-    if (p.sink) {
-      const A sink = get<A>(static_cast<const T*>(p.sink)[h]), largest = larger(m[half], sink);
-      const A zero = largest == -kInfinity<A> ? A(0) : largest;
-      factor = exp_one(m[half] - zero), total = total * factor + exp_one(sink - zero), m[half] = largest;
-    }
-    const bool emptied = total == A(0);
-    const int i = x + 8 * half;
-    if (i < seq.Lq && slice == 0 && lane_of_warp() % 4 == 0) {
-      const int64_t at = stat_of(p, seq, h, i);
-      static_cast<A*>(p.row_max)[at] = m[half];
-      static_cast<A*>(p.log_sum)[at] = emptied ? A(0) : log_one(total);
-    }
-    factor /= total;
-#pragma unroll
-    for (int u = 0; u < O; ++u)
-#pragma unroll
-      for (int e = 2 * half; e < 2 * half + 2; ++e) o[u][e] = emptied ? A(0) : o[u][e] * factor;
-  }
-  if (columns > 0) {
-    const int first = x0 + 16 * warp;
-    T* const to = at<T>(p.out, b, h, seq.q0 + first) + slice * W * p.out.step;
-    store_rows(memory.of + 16 * warp * (W + kChunk<T>), o, A(1), A(1), to, p.out.row, p.out.step, tiles.out,
-               seq.Lq - first, columns);
-  }
+// Puts the parts together that blocks took one each.
+template <class T, int W>
+__global__ void __launch_bounds__(kThreads, 1)
+    parts_kernel(const __grid_constant__ AttentionForward p, const __grid_constant__ AttentionTiles tiles) {
+  using A = AccumulatorOf<T>;
+  constexpr int kColumns = attention_columns(AttentionPass::forward, sizeof(T), W), kPart = attention_part(W);
+  struct Memory {
+    alignas(16) T of[8];
+  };
+  HETKERN_SHARED(Memory, memory);
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const Share share = share_of(p, tiles, blockIdx.x);
+  const Sequence seq = sequence_of(p, share.b);
+  if (share.x0 >= seq.Lq) return;
+  const Band band = Band::of<false>(p, seq);
+  const int begin = band.from(share.x0, kColumns), end = band.to(share.x0, 16 * tiles.warps);
+  Partial<A, W> held;
+  held.reset();
+  for (int part = begin / kPart; begin < end && part * kPart < end; ++part)
+    Aside<A, W>(p, tiles, seq, share.h, share.x0 + 16 * warp + fragment_row(), share.slice, part)
+        .template add_to<false>(held);
+  finish<T>(p, tiles, seq, share, held, memory.of + 16 * warp * (W + kChunk<T>));
 }
 
 // ---- Launchers. -----------------------------------------------------------------------------------------------------------
@@ -218,16 +285,21 @@ AttentionPlan plan(const AttentionShape& shape) {
 template <class T, int W>
 void run_forward(const AttentionForward& p, const AttentionTiles& tiles, void* stream) {
   const int64_t tasks = p.B * p.Hq * tiles.blocks * tiles.slices;
-  if (tasks > 0) HETKERN_LAUNCH((forward_kernel<T, W>), tasks, 32 * tiles.warps, tiles.shared, stream, p, tiles);
+  if (tasks == 0) return;
+  HETKERN_LAUNCH((forward_kernel<T, W>), tiles.split ? tasks * tiles.parts : tasks, 32 * tiles.warps, tiles.shared,
+                 stream, p, tiles);
+  if constexpr (attention_part(W) > 0)
+    if (tiles.split) HETKERN_LAUNCH((parts_kernel<T, W>), tasks, 32 * tiles.warps, tiles.shared, stream, p, tiles);
 }
 
-void forward(const AttentionForward& p, AttentionPlan, void* stream) {
+void forward(const AttentionForward& p, AttentionPlan plan, void* stream) {
   check_attention_lengths(p, false, stream);
   AttentionTiles tiles = attention_tiles(AttentionPass::forward, size_of(p.type), p.D, p.Dv, p.Lq, gpu());
   meet_inputs(tiles, p);
   tiles.out = moves_by_16(p.out, size_of(p.type));
-  with_type_and_width(p.type, tiles.width,
-                      [&](auto type, auto width) { run_forward<decltype(type), width.value>(p, tiles, stream); });
+  tiles.rows = attention_rows(p), tiles.parts = plan.parts, tiles.split = plan.path == AttentionPath::split_keys;
+  with_type_and_width<AttentionPass::forward>(
+      p.type, tiles.width, [&](auto type, auto width) { run_forward<decltype(type), width.value>(p, tiles, stream); });
 }
 
 }  // namespace

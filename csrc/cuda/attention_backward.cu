@@ -35,10 +35,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int slice = static_cast<int>(blockIdx.x % tiles.slices);
   const int64_t task = blockIdx.x / tiles.slices;
   const int x0 = (tiles.blocks - 1 - static_cast<int>(task % tiles.blocks)) * rows;
-  const int64_t b = task / tiles.blocks / p.Hq, h = task / tiles.blocks % p.Hq;
+  const int b = static_cast<int>(task / tiles.blocks / p.Hq), h = static_cast<int>(task / tiles.blocks % p.Hq);
   const Sequence seq = sequence_of(p, b);
   if (x0 >= seq.Lq) return;
-  Scores<T, false> scores(p, seq);
+  Scores<T, false> scores(p, tiles, seq);
   scores.take_head(h);
   const int x = x0 + 16 * warp + fragment_row(), D = static_cast<int>(p.D), Dv = static_cast<int>(p.Dv);
   const int depth = (D + 15) / 16 * 16, depth_v = (Dv + 15) / 16 * 16, columns = min(D - slice * W, W);
@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (p.dq && columns > 0) {
     const int first = x0 + 16 * warp;
     T* const to = at<T>(p.dq, b, h, seq.q0 + first) + slice * W * p.dq.step;
-    store_rows(memory.of + 16 * warp * (W + kChunk<T>), o, scores.scale, scores.scale, to, p.dq.row, p.dq.step,
+    store_rows(memory.of + 16 * warp * (W + kChunk<T>), o, scores.scale(), scores.scale(), to, p.dq.row, p.dq.step,
                tiles.dq, seq.Lq - first, columns);
   }
 }
@@ -140,9 +140,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int slice = static_cast<int>(blockIdx.x % tiles.slices);
   const int64_t task = blockIdx.x / tiles.slices;
   const int x0 = static_cast<int>(task % tiles.blocks) * rows;  // causal: the longest first
-  const int64_t b = task / tiles.blocks / p.Hkv, h_k = task / tiles.blocks % p.Hkv, group = p.Hq / p.Hkv;
+  const int b = static_cast<int>(task / tiles.blocks / p.Hkv), h_k = static_cast<int>(task / tiles.blocks % p.Hkv);
+  const int group = static_cast<int>(p.Hq / p.Hkv);
   const Sequence seq = sequence_of(p, b);
-  Scores<T, true> scores(p, seq);
+  Scores<T, true> scores(p, tiles, seq);
   const int x = x0 + 16 * warp + fragment_row(), D = static_cast<int>(p.D), Dv = static_cast<int>(p.Dv);
   const int depth = (D + 15) / 16 * 16, depth_v = (Dv + 15) / 16 * 16;
   const int columns = min(D - slice * W, W), columns_v = min(Dv - slice * W, W);
@@ -157,13 +158,11 @@ __global__ void __launch_bounds__(kThreads, 1)
   constexpr int kStats = 3 * kColumns * static_cast<int>(sizeof(A) / sizeof(T));
   const int stage_size = kColumns * (tiles.ld_d + tiles.ld_v) + kStats;
   const int begin = scores.band.from(x0, kColumns), end = x0 < seq.Lk ? scores.band.to(x0, rows) : 0;
-  const int64_t blocks = begin < end ? (end - begin + kColumns - 1) / kColumns : 0;
   const auto stats_of = [&](int stage) {
     return reinterpret_cast<A*>(stages + stage * stage_size + kColumns * (tiles.ld_d + tiles.ld_v));
   };
-  const auto request = [&](int stage, int64_t n) {
-    const int64_t h = h_k * group + n / blocks;
-    const int y = begin + static_cast<int>(n % blocks) * kColumns, have = min(kColumns, seq.Lq - y);
+  const auto request = [&](int stage, int h, int y) {
+    const int have = min(kColumns, seq.Lq - y);
     T* const q_tile = stages + stage * stage_size;
     load_tile(q_tile, tiles.ld_d, source<T>(p.q, b, h, seq.q0 + y, tiles.q), kColumns, have, D);
     load_tile(q_tile + kColumns * tiles.ld_d, tiles.ld_v, source<T>(p.dout, b, h, seq.q0 + y, tiles.dout), kColumns,
@@ -182,26 +181,29 @@ __global__ void __launch_bounds__(kThreads, 1)
   load_tile(k_tile, tiles.ld_d, source<T>(p.k, b, h_k, seq.k0 + x0, tiles.k), rows, seq.Lk - x0, D);
   load_tile(v_tile, tiles.ld_v, source<T>(p.v, b, h_k, seq.k0 + x0, tiles.v), rows, seq.Lk - x0, Dv);
   ptx::copy_async_commit();
-  const int64_t count = group * blocks;
-  if (count > 0) request(0, 0);
-  int stage = 0;
-  for (int64_t n = 0; n < count; ++n) {
-    const bool more = n + 1 < count;
+  // The group's heads one after another, and of each its queries.
+  const int end_head = begin < end ? h_k * group + group : 0;
+  int h = h_k * group, y0 = begin, stage = 0;
+  if (h < end_head) request(0, h, y0);
+  while (h < end_head) {
+    const bool same_head = y0 + kColumns < end;
+    const int next_h = same_head ? h : h + 1, next_y0 = same_head ? y0 + kColumns : begin;
+    const bool more = next_h < end_head;
     if (more && tiles.stages == 2)
-      request(stage ^ 1, n + 1), ptx::copy_async_wait<1>();
+      request(stage ^ 1, next_h, next_y0), ptx::copy_async_wait<1>();
     else
       ptx::copy_async_wait<0>();
     __syncthreads();
     const T* const q_tile = stages + stage * stage_size;
     const T* const dout_tile = q_tile + kColumns * tiles.ld_d;
     const A* const stats = stats_of(stage) + fragment_column();
-    scores.take_head(h_k * group + n / blocks);
+    scores.take_head(h);
 
     A s[N][4], dp[N][4];
     clear(s), clear(dp);
     multiply_rows<T>(s, k_tile + 16 * warp * tiles.ld_d, tiles.ld_d, q_tile, tiles.ld_d, depth);
     multiply_rows<T>(dp, v_tile + 16 * warp * tiles.ld_v, tiles.ld_v, dout_tile, tiles.ld_v, depth_v);
-    const int y0 = begin + static_cast<int>(n % blocks) * kColumns, y = y0 + fragment_column();
+    const int y = y0 + fragment_column();
     const bool cut = scores.band.cuts(x0, rows, y0, kColumns);
     uint32_t seen = scores.template seen<N>(x, y, cut);
     const uint32_t stay = scores.template stays<N>(x, y);
@@ -218,7 +220,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (tiles.stages == 2)
       stage ^= 1;
     else if (more)
-      request(0, n + 1);
+      request(0, next_h, next_y0);
+    h = next_h, y0 = next_y0;
   }
   ptx::copy_async_wait<0>();
   __syncthreads();  // results go by way of the tiles' memory
@@ -230,7 +233,7 @@ __global__ void __launch_bounds__(kThreads, 1)
                tiles.dv, room - first, columns_v);
   __syncwarp();
   if (p.dk && columns > 0)
-    store_rows(staged, dk, scores.scale, scores.scale, at<T>(p.dk, b, h_k, seq.k0 + first) + slice * W * p.dk.step,
+    store_rows(staged, dk, scores.scale(), scores.scale(), at<T>(p.dk, b, h_k, seq.k0 + first) + slice * W * p.dk.step,
                p.dk.row, p.dk.step, tiles.dk, room - first, columns);
 }
 
@@ -273,15 +276,14 @@ void attention_backward(const AttentionBackward& p, AttentionPlan, void* stream)
   attention_deltas(p, delta, stream);
   if (p.dq || p.dslopes) {
     const AttentionTiles tiles = tiles_of(AttentionPass::dq, p, p.Lq);
-    with_type_and_width(p.type, tiles.width, [&](auto type, auto width) {
+    with_type_and_width<AttentionPass::dq>(p.type, tiles.width, [&](auto type, auto width) {
       run_dq<decltype(type), width.value>(p, tiles, delta, slope_sums, stream);
     });
   }
   if (p.dk || p.dv) {
     const AttentionTiles tiles = tiles_of(AttentionPass::dk_dv, p, p.Lk);
-    with_type_and_width(p.type, tiles.width, [&](auto type, auto width) {
-      if constexpr (width.value <= (sizeof(type) == 2 ? 128 : 64))
-        run_dk_dv<decltype(type), width.value>(p, tiles, delta, stream);
+    with_type_and_width<AttentionPass::dk_dv>(p.type, tiles.width, [&](auto type, auto width) {
+      run_dk_dv<decltype(type), width.value>(p, tiles, delta, stream);
     });
   }
   if (p.dbias) attention_dbias(p, delta, stream);

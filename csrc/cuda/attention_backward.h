@@ -25,27 +25,41 @@ inline bool moves_by_16(const Heads& t, int64_t bytes) {
   return reinterpret_cast<uintptr_t>(t.data) % 16 == 0 && t.step == 1 && all % (16 / bytes) == 0;
 }
 inline void meet_inputs(AttentionTiles& tiles, const AttentionProblem& p) {
+  tiles.scale = static_cast<float>(p.scale), tiles.softcap = static_cast<float>(p.softcap);
+  tiles.kept = static_cast<float>(1 / (1 - p.dropout_p));
   const int64_t bytes = size_of(p.type);
   tiles.q = moves_by_16(p.q, bytes), tiles.k = moves_by_16(p.k, bytes), tiles.v = moves_by_16(p.v, bytes);
 }
 
-// Calls f(T(), a constant width) for the widths that a type is compiled for.
 template <class F>
-void with_type_and_width(DType type, int width, const F& f) {
-  using W64 = std::integral_constant<int, 64>;
-  using W128 = std::integral_constant<int, 128>;
-  using W256 = std::integral_constant<int, 256>;
-  const auto sixteen_bits = [&](auto t) { width == 64 ? f(t, W64()) : width == 128 ? f(t, W128()) : f(t, W256()); };
+void with_type(DType type, const F& f) {
   switch (type) {
-    case DType::f64:
-      return f(double(), W64());
     case DType::f32:
-      return width == 64 ? f(float(), W64()) : f(float(), W128());
+      return f(float());
+    case DType::f64:
+      return f(double());
     case DType::bf16:
-      return sixteen_bits(bf16());
+      return f(bf16());
     case DType::f16:
-      return sixteen_bits(f16());
+      return f(f16());
   }
+}
+
+// Calls f(T(), a constant width) for the widths that a pass is compiled for.
+template <AttentionPass pass, class F>
+void with_type_and_width(DType type, int width, const F& f) {
+  const auto with = [&](auto t) {
+    using T = decltype(t);
+    constexpr int kWidest = attention_widest(pass, sizeof(T));
+    const auto at_most = [&](auto w) {
+      if constexpr (w.value <= kWidest && (w.value >= 64 || w.value == kWidest)) f(t, w);
+    };
+    if (width == 32) at_most(std::integral_constant<int, 32>());
+    if (width == 64) at_most(std::integral_constant<int, 64>());
+    if (width == 128) at_most(std::integral_constant<int, 128>());
+    if (width == 256) at_most(std::integral_constant<int, 256>());
+  };
+  with_type(type, with);
 }
 
 }  // namespace hetkern::cuda

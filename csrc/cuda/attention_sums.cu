@@ -80,7 +80,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int column_tile = static_cast<int>(blockIdx.x % column_tiles);
   const int64_t task = blockIdx.x / column_tiles;
   const int row_tile = static_cast<int>(task % row_tiles);
-  const int64_t head = task / row_tiles % p.bias_size[1], batch = task / row_tiles / p.bias_size[1];
+  const int head = static_cast<int>(task / row_tiles % p.bias_size[1]);
+  const int batch = static_cast<int>(task / row_tiles / p.bias_size[1]);
   const bool all_b = p.bias_size[0] == 1, all_h = p.bias_size[1] == 1;
   const bool all_i = p.bias_size[2] == 1, all_j = p.bias_size[3] == 1;
 
@@ -91,10 +92,10 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   A sum[N][4];
   clear(sum);
-  for (int64_t b = all_b ? 0 : batch; b < (all_b ? p.B : batch + 1); ++b) {
+  for (int b = all_b ? 0 : batch; b < (all_b ? static_cast<int>(p.B) : batch + 1); ++b) {
     const Sequence seq = sequence_of(p, b);
-    Scores<T, false> scores(p, seq);
-    for (int64_t h = all_h ? 0 : head; h < (all_h ? p.Hq : head + 1); ++h) {
+    Scores<T, false> scores(p, tiles, seq);
+    for (int h = all_h ? 0 : head; h < (all_h ? static_cast<int>(p.Hq) : head + 1); ++h) {
       scores.take_head(h);
       for (int x0 = row_tile * rows; x0 < seq.Lq; x0 += rows) {
         const int x = x0 + 16 * warp + fragment_row();
@@ -233,20 +234,6 @@ __global__ void __launch_bounds__(kSumThreads, 1)
     const int64_t b = p.slope_batch ? n / p.Hq : -1;
     const A sum = sum_of_rows<A>(p, n % p.Hq, b, memory.parts, [&](int64_t row) { return slope_sums[row]; });
     if (threadIdx.x == 0) static_cast<A*>(p.dslopes)[n] = sum;
-  }
-}
-
-template <class F>
-void with_type(DType type, const F& f) {
-  switch (type) {
-    case DType::f32:
-      return f(float());
-    case DType::f64:
-      return f(double());
-    case DType::bf16:
-      return f(bf16());
-    case DType::f16:
-      return f(f16());
   }
 }
 

@@ -10,11 +10,11 @@
 namespace hetkern::cuda {
 
 struct Sequence {
-  int64_t b, q0, k0;  // its first rows in packed tensors
+  int b, q0, k0;  // its first rows in packed tensors
   int Lq, Lk;
 };
 
-__device__ __forceinline__ Sequence sequence_of(const AttentionProblem& p, int64_t b) {
+__device__ __forceinline__ Sequence sequence_of(const AttentionProblem& p, int b) {
   if (p.cu_seqlens_q) {
     const int q0 = p.cu_seqlens_q[b], k0 = p.cu_seqlens_k[b];
     return {b, q0, k0, p.cu_seqlens_q[b + 1] - q0, p.cu_seqlens_k[b + 1] - k0};
@@ -33,11 +33,13 @@ __device__ __forceinline__ Source<T> source(const Heads& t, int64_t b, int64_t h
 __device__ __forceinline__ int64_t stat_of(const AttentionProblem& p, const Sequence& s, int64_t h, int64_t i) {
   return s.b * p.stat_batch + h * p.stat_head + s.q0 + i;
 }
-__device__ __forceinline__ int64_t key_head(const AttentionProblem& p, int64_t h) { return h / (p.Hq / p.Hkv); }
+__device__ __forceinline__ int key_head(const AttentionProblem& p, int h) {
+  return h / (static_cast<int>(p.Hq) / static_cast<int>(p.Hkv));
+}
 
-// Row x sees columns x + shift - before … x + shift + after of [0, columns).
+// Row x sees columns x + low … x + high of [0, columns). In 32 bits, for registers: beyond them an end is the tensor's.
 struct Band {
-  int64_t shift, before, after;
+  int shift, low, high;  // shift: of the row's own place
   int rows, columns;
 
   template <bool kKeysDown>
@@ -46,16 +48,20 @@ struct Band {
     const int64_t left = p.window_left < 0 || p.window_left > kFar ? kFar : p.window_left;
     int64_t right = p.window_right < 0 || p.window_right > kFar ? kFar : p.window_right;
     if (p.causal) right = 0;
-    const int64_t shift = int64_t{s.Lk} - s.Lq;
-    if (kKeysDown) return {-shift, right, left, s.Lk, s.Lq};
-    return {shift, left, right, s.Lq, s.Lk};
+    const int shift = kKeysDown ? s.Lq - s.Lk : s.Lk - s.Lq;
+    const int64_t before = kKeysDown ? right : left, after = kKeysDown ? left : right;
+    const auto clipped = [](int64_t y) {
+      constexpr int64_t kMost = 0x7fffffff;
+      return static_cast<int>(y < -kMost ? -kMost : y > kMost ? kMost : y);
+    };
+    return {shift, clipped(shift - before), clipped(shift + after), kKeysDown ? s.Lk : s.Lq, kKeysDown ? s.Lq : s.Lk};
   }
-  __device__ __forceinline__ int first(int64_t x) const {  // columns: none
-    const int64_t y = x + shift - before;
+  __device__ __forceinline__ int first(int x) const {  // columns: none
+    const int64_t y = int64_t{x} + low;
     return static_cast<int>(y < 0 ? 0 : y > columns ? columns : y);
   }
-  __device__ __forceinline__ int last(int64_t x) const {  // -1: none
-    const int64_t y = x + shift + after;
+  __device__ __forceinline__ int last(int x) const {  // -1: none
+    const int64_t y = int64_t{x} + high;
     return static_cast<int>(y < 0 ? -1 : y >= columns ? columns - 1 : y);
   }
   // The columns that some of the rows x … x + n - 1 sees: from a multiple of `block` to an end.
@@ -84,29 +90,24 @@ template <class T, bool kKeysDown>
 struct Scores {
   using A = AccumulatorOf<T>;
   const AttentionProblem& p;
+  const AttentionTiles& tiles;
   const Sequence seq;
   const Band band;
-  int64_t h = 0;
-  const A scale, softcap, kept;
+  int h = 0;
   A slope = 0;
-  uint32_t threshold = 0, key_0 = 0, key_1 = 0;
   const bool plain;  // scores are scaled products
 
-  __device__ __forceinline__ Scores(const AttentionProblem& p, const Sequence& seq)
+  __device__ __forceinline__ Scores(const AttentionProblem& p, const AttentionTiles& tiles, const Sequence& seq)
       : p(p),
+        tiles(tiles),
         seq(seq),
         band(Band::of<kKeysDown>(p, seq)),
-        scale(static_cast<A>(p.scale)),
-        softcap(static_cast<A>(p.softcap)),
-        kept(static_cast<A>(1 / (1 - p.dropout_p))),
-        plain(!(p.softcap > 0) && !p.slopes && !p.bias) {
-    if (p.seed) {
-      const auto seed = static_cast<uint64_t>(*p.seed);
-      key_0 = static_cast<uint32_t>(seed), key_1 = static_cast<uint32_t>(seed >> 32);
-      threshold = static_cast<uint32_t>(p.dropout_p * 4294967296.0);
-    }
-  }
-  __device__ __forceinline__ void take_head(int64_t head) {
+        plain(!(p.softcap > 0) && !p.slopes && !p.bias) {}
+  static constexpr bool kFloat = sizeof(A) == 4;
+  __device__ __forceinline__ A scale() const { return kFloat ? A(tiles.scale) : A(p.scale); }
+  __device__ __forceinline__ A softcap() const { return kFloat ? A(tiles.softcap) : A(p.softcap); }
+  __device__ __forceinline__ A kept() const { return kFloat ? A(tiles.kept) : A(1 / (1 - p.dropout_p)); }
+  __device__ __forceinline__ void take_head(int head) {
     h = head;
     if (p.slopes) slope = static_cast<const A*>(p.slopes)[seq.b * p.slope_batch + h * p.slope_head];
   }
@@ -151,7 +152,10 @@ struct Scores {
   __device__ __forceinline__ uint32_t stays(int x, int y) const {
     uint32_t bits = 0xffffffffu;
     if (!p.seed) return bits;
-    const auto head = static_cast<uint32_t>(seq.b * p.Hq + h);
+    const auto seed = static_cast<uint64_t>(*p.seed);  // read anew, or ten rounds' keys stay in registers
+    const auto key_0 = static_cast<uint32_t>(seed), key_1 = static_cast<uint32_t>(seed >> 32);
+    const auto threshold = static_cast<uint32_t>(p.dropout_p * 4294967296.0);
+    const auto head = static_cast<uint32_t>(seq.b) * static_cast<uint32_t>(p.Hq) + static_cast<uint32_t>(h);
 #pragma unroll 1
     for (int n = 0; n < 4 * N; ++n) {
       const int row = x + n % 4 / 2 * 8, column = y + n / 4 * 8 + n % 2;
@@ -171,12 +175,12 @@ struct Scores {
 
   // The score of a product; by_cap: its derivative by the scaled product.
   __device__ __forceinline__ A score(A product, int x, int y, bool is_seen, A& by_cap) const {
-    A s = product * scale;
+    A s = product * scale();
     by_cap = 1;
     if (plain) return s;
     if (p.softcap > 0) {
-      const A t = tanh_one(s / softcap);
-      s = softcap * t, by_cap = 1 - t * t;
+      const A t = tanh_one(s / softcap());
+      s = softcap() * t, by_cap = 1 - t * t;
     }
     if (p.slopes) s -= slope * distance(x, y);
     if (p.bias && is_seen) s += get<A>(at<const T>(p.bias, seq.b, h, query(x, y))[key(x, y) * p.bias.step]);
@@ -198,7 +202,7 @@ struct Scores {
         A by_cap;
         const A z = score(s[t][e], row, y + column, is_seen, by_cap);
         const A weight = exp_nonpositive(z - stat.max) * stat.of_sum;
-        const A drop = !p.seed ? A(1) : stay >> (4 * t + e) & 1 ? kept : A(0);
+        const A drop = !p.seed ? A(1) : stay >> (4 * t + e) & 1 ? kept() : A(0);
         const A ds = weight * (dp[t][e] * drop - stat.delta);
         if (is_seen) each(t, e, ds, row, y + column);
         s[t][e] = is_seen ? ds * by_cap : A(kUnseen);

@@ -124,11 +124,12 @@ __device__ __forceinline__ void multiply_rows(A (&s)[N][4], const T* a, int lda,
   } else {
     const T* const from_a = a + fragment_row() * lda;
     const T* const from_b = b + fragment_column() * ldb;
-    for (int k = 0; k < depth; k += 16) {
-      A sum[N][4];  // of 16 products: begun at 0
+    constexpr int kRun = 8;  // products that are added up from 0: one sum of all would lose digits to its own size
+    for (int k = 0; k < depth; k += kRun) {
+      A sum[N][4];
       clear(sum);
 #pragma unroll
-      for (int i = 0; i < 16; i += kChunk<T>) {
+      for (int i = 0; i < kRun; i += kChunk<T>) {
         const auto a_0 = *reinterpret_cast<const Chunk<T>*>(from_a + k + i);
         const auto a_1 = *reinterpret_cast<const Chunk<T>*>(from_a + 8 * lda + k + i);
 #pragma unroll
