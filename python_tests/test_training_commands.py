@@ -92,6 +92,9 @@ def test_eval_of_a_classifier_has_accuracy_and_its_floors(classifier, capsys):
     assert shown["accuracy"] > 0.9
     assert len(shown["floors"]) >= 2
     assert sum(map(sum, shown["confusion"])) == shown["targets"]
+    commands.evaluate(str(classifier), "val", "best", True, False, NO_CHANGE, "")
+    table = capsys.readouterr().out.splitlines()[1:]
+    assert all(" " in line[:-6] and line[-7] == " " for line in table), table
 
 
 # ---- sample, predict. ----------------------------------------------------------------------------

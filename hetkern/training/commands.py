@@ -89,9 +89,9 @@ def evaluate(
     names = {"loss": "nats", "bits_per_byte": "bits per byte", "macro_f1": "macro F1"}
     for name, value in list(values.items())[4:]:
         if value is not None:
-            print(f"{names.get(name, name.replace('_', ' ')):<24}{value:.4f}")
+            print(f"{names.get(name, name.replace('_', ' ')):<32}{value:.4f}")
     for name, value in reached.items():
-        print(f"{'floor: ' + name:<24}{value:.4f}")
+        print(f"{'floor: ' + name:<32}{value:.4f}")
 
 
 def sample(
