@@ -37,6 +37,7 @@ def repair() -> None:
     executor, function = interpreter.GridExecutor, interpreter.InterpretedFunction
     interpreter.FunctionRewriter.rewrite_ast = _rewritten
     executor.__call__ = _launch
+    interpreter._get_np_dtype = _remembering(interpreter._get_np_dtype)
 
     def run(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
         if not warmup:
@@ -45,6 +46,20 @@ def repair() -> None:
             return made(*args, **kwargs)
 
     function.run = run
+
+
+def _remembering(stock: Any) -> Any:
+    """Triton's table of numpy's dtypes, which stock Triton makes anew for every block."""
+    known: dict[str, Any] = {}
+
+    def numpy_dtype(dtype: Any) -> Any:
+        scalar = dtype.scalar
+        name = "pointer" if scalar.is_ptr() else scalar.name
+        if name not in known:
+            known[name] = stock(scalar)
+        return known[name]
+
+    return numpy_dtype
 
 
 # ---- Source. -------------------------------------------------------------------------------------
