@@ -1,35 +1,45 @@
 """Training steps of whole models, on hetkern's kernels and on torch's: tokens/s and peak memory.
 
 Both sides have the same weights, see the same batches and take turns step by step: forward, loss,
-backward, clipping and the fused optimizer. Beside the speeds stands the largest relative difference
-of their losses over all steps, and what training steps add to the memory of a fresh process at its
-peak: activations, gradients and the optimizer's state. `--only lstm` takes the models so named.
+backward, clipping and the fused optimizer; the fastest step counts. Beside the speeds stand the
+largest relative difference of their losses over all steps, and what training steps add to the
+memory of a fresh process at its peak: activations, gradients and the optimizer's state. `--compile`
+has torch.compile of the model on torch's kernels as a third side. `--only "lstm LM"` takes the
+models so named, and replaces their rows in the results. `--threads 1 --cpu-time` counts what the
+process computes, and not how long it waits, for a machine that is busy.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
-import statistics
 import sys
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
-from harness import arguments, peak_mb, save
+from harness import RESULTS, arguments, peak_mb, save, vendor
 from torch import Tensor, nn
 
 from hetkern.models import GPT, RNNLM, GPTShape, RNNClassifier, RNNShape, choose_kernels
 from hetkern.models.recurrent import detached
 
-V, BATCH = 65, 32  # characters
+V = 65  # characters
 WORDS, CLASSES = 20_000, 26
 NAMES = "hetkern", "torch"
+COMPILED = "torch.compile"
 Batch = tuple[Tensor, ...]
 Sides = dict[str, tuple[nn.Module, Callable[..., Tensor]]]
-# (model, context) of language models; (cell, texts, shortest, longest) of classifiers.
-LANGUAGE = [("gpt", 256), ("lstm", 128), ("gru", 128), ("rnn", 128)]
+# (model, width, batch, context, precision) of language models.
+LANGUAGE = [
+    ("gpt", 128, 8, 256, "float32"), ("gpt", 128, 8, 256, "bf16"),
+    ("lstm", 256, 32, 128, "float32"), ("gru", 256, 32, 128, "float32"),
+    ("rnn", 256, 32, 128, "float32"), ("lstm", 128, 8, 128, "float32"),
+    ("gru", 128, 8, 128, "float32"),
+]  # fmt: skip
+# (cell, texts, shortest, longest) of classifiers.
 TEXTS = [
     (cell, rows, *lengths)
     for rows, lengths in ((64, (4, 40)), (32, (20, 256)))  # glosses, reviews
@@ -37,12 +47,31 @@ TEXTS = [
 ]
 
 
-def language_model(name: str, context: int, kernels: str, quick: bool) -> nn.Module:
-    """A model of two megabytes or so."""
-    width = 32 if quick else 256
+class Work(NamedTuple):
+    """A model and its batches.
+
+    Attributes:
+        what: the columns that name it.
+        make: both sides, from ``sizes``.
+        sizes: of the model.
+        batches: one a step.
+        tokens: of each.
+        precision: float32, or bf16 by autocast.
+    """
+
+    what: dict[str, str]
+    make: Callable[..., Sides]
+    sizes: tuple[Any, ...]
+    batches: list[Batch]
+    tokens: list[int]
+    precision: str
+
+
+def language_model(name: str, width: int, context: int, kernels: str) -> nn.Module:
+    """A model of two layers, a Transformer of four."""
     chosen = choose_kernels(kernels)
     if name == "gpt":
-        return GPT(GPTShape(V, context, 4, 4, width // 2), chosen)
+        return GPT(GPTShape(V, context, 4, 4, width), chosen)
     return RNNLM(RNNShape(V, name, 2, width, context), chosen)
 
 
@@ -53,7 +82,7 @@ def language_loss(model: nn.Module) -> Callable[..., Tensor]:
     state: list[Any] = [None]
 
     def loss(tokens: Tensor) -> Tensor:
-        found, after = model.loss(tokens[:, :-1], tokens[:, 1:], state[0])  # type: ignore[operator]
+        found, after = model.loss(tokens[:, :-1], tokens[:, 1:], state[0])
         state[0] = detached(after)
         return found
 
@@ -69,11 +98,7 @@ def ragged_batch(rows: int, shortest: int, longest: int, generator: torch.Genera
     return text, lengths, torch.randint(CLASSES, (rows,), generator=generator)
 
 
-def compare(
-    sides: Sides,
-    batches: list[Batch],
-    tokens: list[int],
-) -> dict[str, Any]:
+def compare(sides: Sides, work: Work, clock: Callable[[], float]) -> dict[str, Any]:
     """Train all sides on the batches in turn; the first three steps warm up."""
     optimizers = {
         name: torch.optim.Adam(model.parameters(), 1e-3, fused=True)
@@ -83,7 +108,8 @@ def compare(
     def step(name: str, batch: Batch) -> float:
         model, loss_of = sides[name]
         optimizers[name].zero_grad()
-        loss = loss_of(*batch)
+        with torch.autocast("cpu", torch.bfloat16, enabled=work.precision == "bf16"):
+            loss = loss_of(*batch)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizers[name].step()
@@ -91,28 +117,30 @@ def compare(
 
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     losses: dict[str, list[float]] = {name: [] for name in sides}
-    for batch in batches:
+    for batch in work.batches:
         for name in sides:
-            began = time.perf_counter()
+            began = clock()
             losses[name].append(step(name, batch))
-            seconds[name].append(time.perf_counter() - began)
+            seconds[name].append(clock() - began)
     rates = {
-        name: statistics.median(t / s for t, s in zip(tokens[3:], times[3:], strict=True))
+        name: max(t / s for t, s in zip(work.tokens[3:], times[3:], strict=True))
         for name, times in seconds.items()
     }
     curves = zip(losses["hetkern"], losses["torch"], strict=True)
     row: dict[str, Any] = {f"{name} tokens/s": round(rate) for name, rate in rates.items()}
     row["torch ÷ hetkern"] = round(rates["hetkern"] / rates["torch"], 2)
+    if COMPILED in rates:
+        row["compiled ÷ hetkern"] = round(rates["hetkern"] / rates[COMPILED], 2)
     row["losses differ by"] = f"{max(abs(a - b) / b for a, b in curves):.1e}"
     return row
 
 
-def language_sides(name: str, context: int, quick: bool) -> Sides:
+def language_sides(name: str, width: int, context: int) -> Sides:
     """Both sides of a language model."""
     return {
         kernels: (model, language_loss(model))
         for kernels in NAMES
-        for model in [seeded(lambda k=kernels: language_model(name, context, k, quick))]
+        for model in [seeded(lambda k=kernels: language_model(name, width, context, k))]
     }
 
 
@@ -126,6 +154,12 @@ def classifier_sides(cell: str, quick: bool) -> Sides:
 
     models = {kernels: seeded(lambda k=kernels: made(k)) for kernels in NAMES}
     return {kernels: (model, model.loss) for kernels, model in models.items()}
+
+
+def compiled(model: Any, language: bool) -> Any:
+    """The same model, its loss through torch.compile."""
+    model.loss = torch.compile(model.loss, dynamic=None if language else True)
+    return model, language_loss(model) if language else lambda *batch: model.loss(*batch)
 
 
 def seeded(make: Callable[[], Any]) -> Any:
@@ -150,41 +184,72 @@ def peak_of(task: tuple[Any, ...]) -> float:
     return peak_mb(steps)
 
 
+def works(quick: bool, steps: int) -> Iterator[Work]:
+    """All that is measured."""
+    generator = torch.Generator().manual_seed(0)
+    for name, width, batch, context, precision in LANGUAGE:
+        if quick:
+            width, context = 32, 16
+        size = (batch, context + 1)
+        whole: list[Batch] = [(torch.randint(V, size, generator=generator),) for _ in range(steps)]
+        what = {"model": f"{name} LM", "width": str(width), "batch": f"{batch}×{context}"}
+        what["precision"] = precision
+        sizes = name, width, context
+        yield Work(what, language_sides, sizes, whole, [batch * context] * steps, precision)
+    for cell, texts, shortest, longest in TEXTS:
+        ragged = [ragged_batch(texts, shortest, longest, generator) for _ in range(steps)]
+        what = {"model": f"{cell} classifier", "width": "32" if quick else "256"}
+        what |= {"batch": f"{texts}×{shortest} to {longest}", "precision": "float32"}
+        counts = [int(batch[1].sum()) for batch in ragged]
+        yield Work(what, classifier_sides, (cell, quick), ragged, counts, "float32")
+
+
 def main() -> None:
     """Each model on both kernels."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--only", default="")
-    only, sys.argv[1:] = parser.parse_known_args()
+    parser.add_argument("--cpu-time", action="store_true")
+    more, sys.argv[1:] = parser.parse_known_args()
     options = arguments(__doc__.splitlines()[0])
+    if more.cpu_time and options.threads != 1:
+        raise SystemExit("--cpu-time counts one thread's: --threads 1")
+    clock = time.process_time if more.cpu_time else time.perf_counter
     steps = 4 if options.quick else 3 + 2 * options.repeats
-    works: list[tuple[dict[str, str], Any, tuple[Any, ...], list[Batch], list[int]]] = []
-    generator = torch.Generator().manual_seed(0)
-    for name, full in LANGUAGE:
-        context = 16 if options.quick else full
-        whole: list[Batch] = [
-            (torch.randint(V, (BATCH, context + 1), generator=generator),) for _ in range(steps)
-        ]
-        what = {"model": f"{name} LM", "batch": f"{BATCH}×{context}"}
-        sizes = name, context, options.quick
-        works.append((what, language_sides, sizes, whole, [BATCH * context] * steps))
-    for cell, texts, shortest, longest in TEXTS:
-        ragged = [ragged_batch(texts, shortest, longest, generator) for _ in range(steps)]
-        what = {"model": f"{cell} classifier", "batch": f"{texts}×{shortest} to {longest}"}
-        counts = [int(batch[1].sum()) for batch in ragged]
-        works.append((what, classifier_sides, (cell, options.quick), ragged, counts))
     rows = []
-    for what, make, sizes, batches, tokens in works:
-        if only.only not in what["model"]:
+    for work in works(options.quick, steps):
+        if more.only not in work.what["model"]:
             continue
-        row = what | compare(make(*sizes), batches, tokens)
-        largest = batches[max(range(steps), key=tokens.__getitem__)]
+        sides = work.make(*work.sizes)
+        if options.compile:
+            language = work.make is language_sides
+            sides[COMPILED] = compiled(work.make(*work.sizes)["torch"][0], language)
+        row = work.what | compare(sides, work, clock)
+        largest = work.batches[max(range(steps), key=work.tokens.__getitem__)]
         with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
             for kernels in NAMES:
-                task = make, sizes, kernels, largest, options.threads
+                task = work.make, work.sizes, kernels, largest, options.threads
                 row[f"{kernels} peak MB"] = round(pool.apply(peak_of, (task,)), 1)
         rows.append(row)
         print(row, flush=True)
-    save("models", rows, {}, options)
+    timed = {"clock": "CPU time of the thread" if more.cpu_time else "wall time"}
+    save("models", merged(rows, more.only, options), timed, options)
+
+
+def merged(
+    rows: list[dict[str, Any]], only: str, options: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """All rows, those that were measured anew in the place of the former ones."""
+    file = options.out or RESULTS / f"models-{vendor()}.json"
+    if not only or not file.exists():
+        return rows
+    former = json.loads(file.read_text())["rows"]
+    new = {_name(row): row for row in rows}
+    kept = [new.pop(_name(row), row) for row in former]
+    return kept + list(new.values())
+
+
+def _name(row: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(row[key] for key in ("model", "width", "batch", "precision"))
 
 
 if __name__ == "__main__":

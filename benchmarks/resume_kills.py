@@ -1,20 +1,24 @@
 """SIGKILL at random moments: every resumed run must end with the straight run's bits.
 
     python benchmarks/resume_kills.py --points 20
-    python benchmarks/resume_kills.py --points 20 --processes 2
+    python benchmarks/resume_kills.py --points 20 --processes 2 --model lstm --parallel fsdp
 
-One process forks children that train and kills them; several are the command with --nproc,
-killed as a group. A run saves every --save-every steps, and none may lose more steps than that.
-Exit status 1 if one does, or if bits differ.
+One process forks children that train and kills them; several are the command with --nproc (or,
+with --forked, children that load nothing anew), killed as a group. A run saves every --save-every
+steps, and none may lose more steps than that. Exit status 1 if one does, or if bits differ.
+`--model classifier` is a bidirectional GRU.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -23,10 +27,19 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 TEXT = "the quick brown fox jumps over the lazy dog.\n" * 200
+ROWS = "".join(
+    f"{label}\t{label[::-1]} {'a b c '[: n % 6]}{n}\n" for n in range(90) for label in ("xy", "uv")
+)
 SETTINGS = {
-    "layers": 1, "heads": 2, "width": 16, "context": 16, "batch_size": 4, "warmup": 5,
-    "dropout": 0.1, "sample_length": 5, "threads": 1, "log_every": 1, "device": "cpu",
+    "layers": 1, "width": 16, "batch_size": 4, "warmup": 5, "dropout": 0.1, "threads": 1,
+    "log_every": 1, "device": "cpu",
 }  # fmt: skip
+LANGUAGE = {"heads": 2, "context": 16, "sample_length": 5}
+MODELS: dict[str, dict[str, object]] = {
+    "gpt": LANGUAGE,
+    "lstm": LANGUAGE | {"model": "lstm", "variational_dropout": 0.1, "recurrent_dropout": 0.1},
+    "classifier": {"task": "classify", "model": "gru", "min_freq": 1, "epochs": 0},
+}
 
 
 def main() -> int:
@@ -34,6 +47,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--points", type=int, default=20, help="kills, each of a run of its own")
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--model", choices=MODELS, default="gpt")
+    parser.add_argument("--parallel", choices=["ddp", "fsdp"], default="ddp")
+    parser.add_argument("--forked", action="store_true", help="several without the launcher")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--save-every", type=int, default=4)
     parser.add_argument("--seed", type=int, default=1, help="of the moments")
@@ -43,23 +59,26 @@ def main() -> int:
 
 
 def _kill(folder: Path, arguments: argparse.Namespace) -> int:
-    text = folder / "text.txt"
-    text.write_text(TEXT)
+    labelled = arguments.model == "classifier"
+    text = folder / ("rows.tsv" if labelled else "text.txt")
+    text.write_text("label\ttext\n" + ROWS if labelled else TEXT)
     config = folder / "config.toml"
-    settings = SETTINGS | {
+    settings = SETTINGS | MODELS[arguments.model] | {
         "data": str(text), "steps": arguments.steps, "eval_every": arguments.steps // 3,
         "save_every": arguments.save_every, "nproc": arguments.processes,
+        "parallel": arguments.parallel,
     }  # fmt: skip
     config.write_text("".join(f"{k} = {json.dumps(v)}\n" for k, v in settings.items()))
-    start = _forked if arguments.processes == 1 else _command
+    forked = arguments.processes == 1 or arguments.forked
+    how = functools.partial(_forked if forked else _launched, processes=arguments.processes)
 
     straight = folder / "straight"
-    if arguments.processes == 1:  # what takes seconds to load is not loaded in each child
+    if forked:  # what takes seconds to load is not loaded in each child
         import torch._dynamo  # noqa: F401
 
         import hetkern.training  # noqa: F401
     began = time.monotonic()
-    process = start(config, straight)
+    process = how(config, straight)
     while not (straight / "metrics.jsonl").exists() and time.monotonic() < began + 120:
         time.sleep(0.005)
     steps_begin = time.monotonic() - began
@@ -72,25 +91,25 @@ def _kill(folder: Path, arguments: argparse.Namespace) -> int:
         run = folder / f"killed{point}"
         earliest = 0.0 if point % 5 == 4 else steps_begin  # most of them while it makes steps
         moment = moments.uniform(earliest, length)
-        saved, reached = _killed(start, config, run, moment)
+        saved, reached = _killed(how, config, run, moment)
         status = 0
         if not (run / "summary.json").exists():  # else the run had ended already
-            status = os.waitstatus_to_exitcode(os.waitpid(start(config, run), 0)[1])
-        lost = reached - saved
-        same = status == 0 and _contents(run) == _contents(straight)
-        failures += not same or lost > arguments.save_every
+            status = os.waitstatus_to_exitcode(os.waitpid(how(config, run), 0)[1])
+        lost = max(0, reached - saved)  # a row follows its save
+        found = f"exit status {status}" if status else _differences(run, straight)
+        failures += bool(found) or lost > arguments.save_every
         print(
             f"killed after {moment:.2f} of {length:.2f} s at step {reached}, {lost} steps lost: "
-            + ("the same bits" if same else f"OTHER BITS (exit status {status})"),
+            + (f"OTHER BITS: {found}" if found else "the same bits"),
             flush=True,
         )
     print(f"{arguments.points - failures} of {arguments.points} passed")
     return 1 if failures else 0
 
 
-def _killed(start, config: Path, run: Path, moment: float) -> tuple[int, int]:
+def _killed(how, config: Path, run: Path, moment: float) -> tuple[int, int]:
     """The step that was saved when the run was killed, and the last one that it had made."""
-    process = start(config, run)
+    process = how(config, run)
     time.sleep(moment)
     os.killpg(process, signal.SIGKILL)
     os.waitpid(process, 0)
@@ -101,40 +120,76 @@ def _killed(start, config: Path, run: Path, moment: float) -> tuple[int, int]:
     return max(steps, default=0), json.loads(lines[-1])["step"] if lines else 0
 
 
+def _differences(run: Path, straight: Path) -> str:
+    """The names of what is not the same."""
+    contents, wanted = _contents(run), _contents(straight)
+    names = sorted(contents.keys() | wanted.keys())
+    return ", ".join(name for name in names if contents.get(name) != wanted.get(name))
+
+
 def _contents(run: Path) -> dict[str, object]:
     """All that must be the same: the last checkpoint's bytes, and the rows but for their speed."""
     last = max(run.glob("checkpoints/step-*"))
     contents: dict[str, object] = {f.name: f.read_bytes() for f in sorted(last.iterdir())}
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     contents["rows"] = [{k: v for k, v in row.items() if "per_second" not in k} for row in rows]
-    contents["sample"] = (run / "sample.txt").read_bytes()
+    for name in ("sample.txt", "evaluation.json"):
+        contents[name] = (run / name).read_bytes() if (run / name).exists() else b""
     return contents
 
 
-def _forked(config: Path, run: Path) -> int:
-    """A child that trains or, where there is a run, goes on; the parent has loaded torch for it."""
+def _forked(config: Path, run: Path, processes: int) -> int:
+    """A child that trains or, where there is a run, goes on; the parent has loaded torch for it.
+
+    Of several processes it is the first, with the others as its children, and torchrun's words.
+    """
     import torch
 
-    from hetkern.training import TrainConfig, resume, train
+    from hetkern.training import resume, train
+    from hetkern.training.config import config_from_file
 
     process = os.fork()
     if process:
+        with contextlib.suppress(OSError):  # it may have done so itself, and have ended
+            os.setpgid(process, process)
         return process
     status = 1
     try:
-        os.setpgid(0, 0)
+        os.setpgid(0, 0)  # whichever comes first
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        children = _share(processes)
         torch.set_num_threads(1)  # before OpenMP has any
         if (run / "config.toml").exists():
             resume(run)
         else:
-            train(TrainConfig.from_file(config, out=run))
-        status = 0
+            train(config_from_file(config, out=run))
+        status = max([0, *(os.waitstatus_to_exitcode(os.waitpid(c, 0)[1]) for c in children)])
     finally:
         os._exit(status)
 
 
-def _command(config: Path, run: Path) -> int:
+def _share(processes: int) -> list[int]:
+    """Fork the other processes; the environment tells each who it is."""
+    if processes == 1:
+        return []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    os.environ |= {
+        "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+    }  # fmt: skip
+    children: list[int] = []
+    for rank in range(1, processes):
+        child = os.fork()
+        if not child:
+            os.environ["RANK"] = str(rank)
+            return []
+        children.append(child)
+    os.environ["RANK"] = "0"
+    return children
+
+
+def _launched(config: Path, run: Path, processes: int) -> int:
+    """The command, which takes the number of processes from the settings."""
     new = ["train", "--config", str(config), "--out", str(run)]
     words = ["resume", str(run)] if (run / "config.toml").exists() else new
     process = subprocess.Popen(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from harness import RESULTS, table
@@ -19,7 +20,10 @@ def between(text: str, begin: str, end: str, body: str) -> str:
 
 def speed(family: str, vendor: str) -> str:
     """One machine's tables, their conditions and the call overhead."""
-    title = {"rnn": "recurrent layers", "rnn_error": "recurrent layers, error against steps"}
+    title = {
+        "rnn": "recurrent layers", "rnn_error": "recurrent layers, error against steps",
+        "models": "training steps of whole models",
+    }  # fmt: skip
     name = title.get(family, family.replace("_", "-"))
     parts = [f"### {name}, {'AMD' if vendor == 'amd' else vendor.title()}"]
     for kept in ("", "-kept"):
@@ -51,25 +55,48 @@ def conditions(result: dict[str, Any]) -> str:
     return f"{where}. Ceilings: {limits}.\n{calls}."
 
 
+def shakespeare(file: Path) -> str:
+    """What a preset reached on tiny-shakespeare, and how long it takes."""
+    run = json.loads(file.read_text())
+    line = (
+        f"- tiny-shakespeare, `--preset {run['preset']}` ({run['parameters']:,} weights, "
+        f"{run['steps']} steps): **{run['val_loss']:.3f} nats** a character over the whole "
+        f"validation split (wanted: at most {run['limit']}), {run['val_bits_per_byte']:.3f} bits "
+        f"per byte; counting 5-grams loses {run['floor']:.3f}"
+    )
+    if "minutes" in run:
+        timed = run["timed"]
+        line += (
+            f". All steps take {run['minutes']} minutes on {timed['threads']} threads of "
+            f"{timed['cpu']} ({run['ms_a_step']} ms each)"
+        )
+    return line + "."
+
+
+def wordnet(file: Path) -> str:
+    """How often a classifier of WordNet's glosses is right, beside naive Bayes."""
+    run = json.loads(file.read_text())
+    more = 100 * (run["accuracy"] - run["naive_bayes_accuracy"])
+    return (
+        f"- WordNet's noun glosses, 26 classes, `--model {run['model']}`, {run['epochs']:g} "
+        f"epochs: **{run['accuracy']:.1%}** of {run['validation_texts']:,} validation texts right, "
+        f"naive Bayes {run['naive_bayes_accuracy']:.1%} ({more:+.1f} points), the most frequent "
+        f"class {run['majority_accuracy']:.1%}."
+    )
+
+
 def main() -> None:
     """Rewrite speed and quality."""
     text = PAGE.read_text()
     tables = "\n\n".join(
         speed(family, vendor)
-        for family in ("softmax", "cross_entropy", "rnn", "rnn_error")
+        for family in ("softmax", "cross_entropy", "rnn", "rnn_error", "models")
         for vendor in ("amd", "intel", "cpu")
         if (RESULTS / f"{family}-{vendor}.json").exists()
     )
     text = between(text, "<!-- speed tables", "<!-- end of speed tables -->", tables)
-    lines = []
-    for file in sorted(RESULTS.glob("tinyshakespeare-*")):
-        run = json.loads(file.read_text())
-        lines.append(
-            f"- tiny-shakespeare, nanoGPT's CPU model and budget ({run['steps']} steps, "
-            f"characters): **{run['val_loss']:.3f} nats** over the full validation split (wanted: "
-            f"at most {run['limit']}), {run['val_bits_per_byte']:.3f} bits per byte, "
-            f"{run['seconds']:.0f} s on {run['threads']} threads with `--kernels {run['kernels']}`."
-        )
+    lines = [*(shakespeare(f) for f in sorted(RESULTS.glob("tinyshakespeare-*"))),
+             *(wordnet(f) for f in sorted(RESULTS.glob("wordnet-*")))]  # fmt: skip
     end = "<!-- end of training result -->"
     PAGE.write_text(between(text, "<!-- training result", end, "\n".join(lines)))
 

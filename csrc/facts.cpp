@@ -2,6 +2,7 @@
 
 #include "common/check.h"
 #include "cpu/attention_plan.h"
+#include "cpu/bf16_product.h"
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
 #include "cpu/plan.h"
@@ -50,12 +51,15 @@ std::string clamp_isa(const std::string& most) {
 
 int threads() { return cpu::num_threads(); }
 
-std::string bf16_product() { return cpu::bf16_dot() ? "dot" : "fma"; }
+std::string bf16_product() { return name_of(cpu::bf16_product()); }
 
 std::string set_bf16_product(const std::string& wanted) {
-  if (wanted != "dot" && wanted != "fma") value_error("hetkern._C.set_bf16_product: wanted fma or dot, got ", wanted);
-  cpu::set_bf16_dot(wanted == "dot");
-  return bf16_product();
+  for (const Product product : {Product::fma, Product::dot, Product::amx})
+    if (wanted == name_of(product)) {
+      cpu::set_bf16_product(product);
+      return bf16_product();
+    }
+  value_error("hetkern._C.set_bf16_product: wanted fma, dot or amx, got ", wanted);
 }
 
 namespace {

@@ -18,7 +18,7 @@ HETKERN_EXPORT std::vector<std::string> isa_levels();  // that this processor ca
 HETKERN_EXPORT std::string isa_in_force();
 HETKERN_EXPORT std::string clamp_isa(const std::string& most);  // the level then in force
 HETKERN_EXPORT int threads();
-HETKERN_EXPORT std::string bf16_product();                               // "fma" or "dot", in force
+HETKERN_EXPORT std::string bf16_product();                               // "fma", "dot" or "amx", in force
 HETKERN_EXPORT std::string set_bf16_product(const std::string& wanted);  // the one then in force
 
 // The CPU's plans; a size of 0 stands for this machine's own.

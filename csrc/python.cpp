@@ -66,7 +66,7 @@ py::dict dict_of(const RnnPlan& plan) {
   d["path"] = name_of(plan.path);
   d["tasks"] = plan.tasks;
   d["unit_vectors"] = plan.unit_vectors;
-  d["product"] = plan.dot ? "dot" : "fma";
+  d["product"] = name_of(plan.product);
   add(d, plan.block);
   return d;
 }
@@ -100,7 +100,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("isa", &isa_in_force, "The instruction set in force.");
   m.def("set_isa", &clamp_isa, py::arg("most"), "Run at most this level from now on; returns the level then in force.");
   m.def("threads", &threads);
-  m.def("bf16_product", &bf16_product, "How products of bfloat16 are made: fma or dot.");
+  m.def("bf16_product", &bf16_product, "How products of bfloat16 are made: fma, dot or amx.");
   m.def("set_bf16_product", &set_bf16_product, py::arg("wanted"),
         "Make them so from now on, where the processor can; returns what is then in force.");
   m.def(

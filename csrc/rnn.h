@@ -12,6 +12,7 @@
 // Edges: a row of length 0 gives h_n = h0, c_n = c0 and passes their gradients on; outside a row's length y and dgates are 0,
 // and what x_gates or dy hold there, NaN included, changes no bit.
 #pragma once
+#include "bf16_product.h"
 #include "rows.h"
 
 namespace hetkern {
@@ -163,7 +164,7 @@ struct RnnPlan {
   RnnPath path;
   int tasks;
   int unit_vectors;   // vectors of units in a panel of weights: CPU
-  bool dot;           // products of bfloat16 by the pairwise dot product; otherwise fused multiply-adds of A
+  Product product;    // of bfloat16 by bfloat16: CPU
   int64_t workspace;  // bytes
   BlockShape block{};
 };

@@ -12,16 +12,14 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import importlib.util
-import inspect
 import io
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import fields
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any
 
 import typer
 
@@ -52,42 +50,6 @@ def _options(
     ] = False,
 ) -> None:
     """Train small language models on hetkern's kernels."""
-
-
-ConfigFile = Annotated[
-    str | None, typer.Option("--config", metavar="FILE", help="TOML file of settings; flags win")
-]
-
-
-def _flags_of(config_class: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command one flag for each field of a config; None where it is not given."""
-    kinds = get_type_hints(config_class)
-    flags: dict[str, tuple[Any, Any]] = {"config": (ConfigFile, None)}
-    for f in fields(config_class):
-        # The default is only described: a flag that is not given must not hide the config file's.
-        option = typer.Option(help=f.metadata["help"], show_default=False)
-        kind = str if get_args(kinds[f.name]) == (int, str) else kinds[f.name]  # a number or a word
-        flags[f.name] = (Annotated[kind | None, option], None)
-    for former in config_class.RENAMED:
-        flags[former] = (Annotated[str | None, typer.Option(hidden=True)], None)
-    flags["debug"] = (Debug, False)
-
-    def mark(command: Callable[..., None]) -> Callable[..., None]:
-        parameters = [
-            inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind
-            )
-            for name, (kind, default) in flags.items()
-        ]
-        first = list(inspect.signature(command, eval_str=True).parameters.values())[:1]
-        context = [p for p in first if p.annotation is typer.Context]
-        signature = inspect.Signature([*context, *parameters])
-        command.__signature__ = signature  # type: ignore[attr-defined]
-        command.__annotations__ = {name: kind for name, (kind, _) in flags.items()}
-        command.__annotations__ |= {p.name: p.annotation for p in context}
-        return command
-
-    return mark
 
 
 def _config_module() -> ModuleType:
@@ -159,6 +121,7 @@ def _drop_unwritable_output() -> None:
 
 
 _config = _config_module()
+_flags_of = importlib.import_module(f"{_config.__name__}.flags").flags_of
 train_app = typer.Typer(
     invoke_without_command=True,
     epilog="Example: hetkern train --data book.txt --steps 3000 --out runs/book",
@@ -372,13 +335,29 @@ def main() -> None:
     _forgive_streams()
     _wait_briefly()
     try:
-        app(prog_name="hetkern")
+        sys.exit(app(prog_name="hetkern", standalone_mode=False))
     except OSError as error:  # `hetkern --help > /dev/full`
         if "--debug" in sys.argv:
             raise
         _drop_unwritable_output()
         print(f"hetkern: {error}", file=sys.stderr)
         sys.exit(2)
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise
+        _say_usage(error)
+        sys.exit(2)
+
+
+def _say_usage(error: Any) -> None:
+    """A wrong flag in one line. Which click raises it is typer's affair."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        return
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "hetkern"
+    said = " ".join(error.format_message().split()).rstrip(".")
+    print(f"hetkern: {said}; {command} --help lists what there is", file=sys.stderr)
 
 
 def _forgive_streams() -> None:

@@ -116,8 +116,8 @@ def _bfloat16_products() -> str:
     native = _impl.native
     if native is None:
         return _NO_FACTS
-    by = "pairwise dot product" if native.bf16_product() == "dot" else "fused multiply-add"
-    return f"by {by} (HETKERN_BF16)"
+    ways = {"fma": "fused multiply-add", "dot": "pairwise dot product", "amx": "AMX tiles"}
+    return f"by {ways[native.bf16_product()]} (HETKERN_BF16)"
 
 
 def _triton() -> str:

@@ -62,9 +62,9 @@ def main():
 
     if RECURRENT:
         recurrences(DTYPES)
-        other = {"fma": "dot", "dot": "fma"}[native.bf16_product()]
-        if native.set_bf16_product(other) == other:
-            recurrences([torch.bfloat16])
+        for other in {"fma", "dot", "amx"} - {native.bf16_product()}:
+            if native.set_bf16_product(other) == other:
+                recurrences([torch.bfloat16])
     softmaxes(DTYPES, CPU_SHAPES)
     cross_entropies(DTYPES, [(7, 1), (67, 1003), (3, 65, 18), (1, 70001)])
     attention_plans = [

@@ -9,7 +9,7 @@ from hetkern.testing.cases.attention import attention_op, cumulated
 from hetkern.testing.devices import far_apart, normal
 from hetkern.testing.values.check import DTYPES
 
-pytestmark = [pytest.mark.any_level, pytest.mark.sample(1, simulated=8)]
+pytestmark = [pytest.mark.any_level, pytest.mark.sample(1, simulated=12)]
 
 POISONS = [torch.nan, torch.inf, -torch.inf]
 LENGTHS = [(1, 1), (3, 7), (3, 15), (5, 16), (20, 17), (70, 130)]

@@ -9,7 +9,7 @@ from hetkern.testing.cases.attention import KINDS, check_attention, dense_case, 
 from hetkern.testing.devices import normal
 from hetkern.testing.layouts import LAYOUTS
 
-pytestmark = [pytest.mark.any_level, pytest.mark.sample(1, simulated=10)]
+pytestmark = [pytest.mark.any_level, pytest.mark.sample(1, simulated=16)]
 
 BOTH = [torch.float32, torch.bfloat16]
 # Queries and keys: one, less than a vector, around tiles, more keys, more queries.

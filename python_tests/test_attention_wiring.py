@@ -10,7 +10,7 @@ from hetkern.testing.cases.attention import cumulated
 from hetkern.testing.devices import normal
 from hetkern.testing.values.dispatched import dispatched
 
-pytestmark = [pytest.mark.any_level, pytest.mark.sample(1, simulated=4)]
+pytestmark = [pytest.mark.any_level, pytest.mark.sample(1, simulated=6)]
 
 ENDS = cumulated([2, 0, 3])
 FEATURES = {
@@ -47,6 +47,7 @@ def call(kind, q, k, v, **more):
     return hetkern.attention(q, k, v, **FEATURES[kind], **more)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("layout", ["heads outside", "heads inside"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_attention_ops_pass_opcheck(native, kind, layout):

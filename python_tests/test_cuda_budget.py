@@ -11,16 +11,17 @@ import subprocess
 import sys
 import tempfile
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+from hetkern.impl import native
 from hetkern.testing.traffic.table import short_name
 
 CUDA = Path(__file__).parent.parent / "csrc" / "cuda"
 BUDGET = CUDA / "budget.json"
 ARCHITECTURES = ("80", "86", "89", "90", "90a", "100", "120")  # a release's, and the development's
-IN_CI = "80", "90a"
 SOURCES = sorted(path.name for path in CUDA.glob("*.cu"))
 #: ptxas says this of kernels that use the tensor cores one at a time, or without a fence.
 FORBIDDEN = ("C7511", "C7519")
@@ -71,20 +72,38 @@ def _number(pattern: str, text: str) -> int:
     return int(found[1]) if found else 0
 
 
+def built() -> dict[str, dict[str, dict[str, int]]]:
+    """What the installed library's kernels take, by architecture: its build refuses spills."""
+    folder = Path(native.__file__).parent if native else Path()
+    tool = Path(find_spec("triton").origin).parent / "backends/nvidia/bin/cuobjdump"
+    command = [tool, "--dump-resource-usage", folder / "libhetkern_ops.so"]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    taken: dict[str, dict[str, dict[str, int]]] = {}
+    for part in told.split("Fatbin elf code:")[1:]:
+        architecture = re.search(r"arch = (\w+)", part)[1]
+        reserved = 1024 if int(re.search(r"\d+", architecture)[0]) >= 90 else 0  # the system's
+        kernels = re.findall(r"Function (\w+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)", part)
+        plain = subprocess.run(
+            ["c++filt", *(name for name, *_ in kernels)], capture_output=True, text=True, check=True
+        ).stdout.splitlines()
+        for name, (_, registers, stack, shared) in zip(plain, kernels, strict=True):
+            taken.setdefault(architecture, {})[short_name(name)] = {
+                "registers": int(registers),
+                "stack": int(stack),
+                "shared": int(shared) - reserved,
+            }
+    return taken
+
+
 needs_nvcc = pytest.mark.skipif(nvcc() is None, reason="nvcc is missing")
 needs_filt = pytest.mark.skipif(shutil.which("c++filt") is None, reason="c++filt is missing")
 
 
 @needs_nvcc
 @needs_filt
-@pytest.mark.parametrize(
-    "architecture",
-    [pytest.param(a, marks=() if a in IN_CI else pytest.mark.proof) for a in ARCHITECTURES],
-)
-@pytest.mark.parametrize(
-    "source",  # attention's budget is not written yet
-    [pytest.param(s, marks=pytest.mark.proof if "attention" in s else ()) for s in SOURCES],
-)
+@pytest.mark.proof
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("source", SOURCES)
 def test_every_cuda_kernel_keeps_its_budget(source, architecture):
     budget = json.loads(BUDGET.read_text())[f"sm_{architecture}"].get(source, {})
     told = compiled(source, architecture)
@@ -97,6 +116,23 @@ def test_every_cuda_kernel_keeps_its_budget(source, architecture):
     }
     assert not over, f"over budget (taken, allowed): {over}"
     assert not [code for code in FORBIDDEN if code in told]
+
+
+@needs_filt
+@pytest.mark.skipif(native is None or native.why_no_cuda() != "", reason="built without CUDA")
+def test_the_built_librarys_kernels_keep_their_budget():
+    taken = built()
+    assert taken
+    for architecture, kernels in taken.items():
+        files = json.loads(BUDGET.read_text())[architecture]
+        budget = {name: allowed for file in files.values() for name, allowed in file.items()}
+        assert kernels.keys() == budget.keys(), "kernels came or went: write the budget anew"
+        over = {
+            name: (kernel, budget[name])
+            for name, kernel in kernels.items()
+            if any(kernel[what] > budget[name][what] for what in kernel)
+        }
+        assert not over, f"over budget (taken, allowed): {over}"
 
 
 def test_no_budgeted_kernel_spills_registers_or_has_static_shared_memory():

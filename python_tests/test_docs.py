@@ -12,6 +12,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import forked_command
 import pytest
 import torch
 from emulating import why_impossible
@@ -70,9 +71,7 @@ def command(tmp_path, monkeypatch):
     """``hetkern`` on the PATH, running this source, and this interpreter as ``python``."""
     folder = tmp_path / "bin"
     folder.mkdir()
-    script = folder / "hetkern"
-    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -P "{ROOT}/hetkern/cli.py" "$@"\n')
-    script.chmod(0o755)
+    forked_command.install(folder)
     path = [str(folder), str(Path(sys.executable).parent), os.environ["PATH"]]
     monkeypatch.setenv("PATH", os.pathsep.join(path))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))

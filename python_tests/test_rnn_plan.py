@@ -76,11 +76,11 @@ def test_a_panel_takes_no_more_vectors_than_its_tasks_have_units():
 
 def test_the_product_of_bfloat16_is_a_fixed_choice_that_can_be_overruled():
     before = native.bf16_product()
-    assert before in ("fma", "dot")
+    assert before in ("fma", "dot", "amx")
     try:
         assert native.set_bf16_product("fma") == "fma"
         assert native.rnn_plan("gru", 3, 3, 64, "bfloat16")["product"] == "fma"
-        with pytest.raises(ValueError, match="set_bf16_product: wanted fma or dot, got half"):
+        with pytest.raises(ValueError, match="set_bf16_product: wanted fma, dot or amx, got half"):
             native.set_bf16_product("half")
     finally:
         native.set_bf16_product(before)

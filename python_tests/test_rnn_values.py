@@ -72,17 +72,17 @@ def test_a_sequence_is_within_budget_in_random_configurations(native, seed):
     check_seed("rnn", seed, native.name)
 
 
-@pytest.mark.parametrize("product", ["fma", "dot"])
+@pytest.mark.parametrize("product", ["fma", "dot", "amx"])
 @pytest.mark.parametrize("cell", CELLS)
-def test_both_products_of_bfloat16_are_within_budget(native, cell, product):
+def test_every_product_of_bfloat16_is_within_budget(native, cell, product):
     from hetkern import _C
 
     before = _C.bf16_product()
     if _C.set_bf16_product(product) != product:
-        pytest.skip("this processor, at this instruction set, has no dot product of bfloat16")
+        pytest.skip(f"this processor, at this instruction set, has no {product} of bfloat16")
     try:
-        assert _C.rnn_plan(cell, 5, 3, 40, "bfloat16")["product"] == product
-        for H in (17, 40):
-            check_rnn(native.name, sequence_case(cell, 5, 3, 7, H), dtypes=[torch.bfloat16])
+        assert _C.rnn_plan(cell, 5, 3, 70, "bfloat16")["product"] == product
+        for B, H in (3, 17), (3, 40), (3, 70), (19, 130):
+            check_rnn(native.name, sequence_case(cell, 5, B, 7, H), dtypes=[torch.bfloat16])
     finally:
         _C.set_bf16_product(before)

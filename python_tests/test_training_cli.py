@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from forked_command import hetkern
 
 from hetkern.training import TrainConfig
 
@@ -18,20 +19,13 @@ TINY = ("--kernels=torch --layers=1 --heads=1 --width=16 --context=16 --batch=2 
 
 
 def start(*arguments, cwd, **options):
-    """The command in a process of its own, run from its source."""
+    """The command in a process that loads torch itself."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
     command = [sys.executable, "-P", str(ROOT / "hetkern" / "cli.py"), *map(str, arguments)]
     return subprocess.Popen(
         command, cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, **options,
     )  # fmt: skip
-
-
-def hetkern(*arguments, cwd):
-    """(exit status, standard output, standard error) of the command."""
-    process = start(*arguments, cwd=cwd)
-    out, err = process.communicate(timeout=120)
-    return process.returncode, out, err
 
 
 def test_the_version_is_the_packages(tmp_path):
@@ -75,8 +69,9 @@ def test_every_setting_is_a_flag_with_its_help(tmp_path):
 
 
 def test_train_then_sample_continues_the_prompt(tmp_path, text):
-    status, out, err = hetkern("train", "--data", text, "--out", "run", *TINY, cwd=tmp_path)
-    assert (status, err) == (0, "")
+    process = start("train", "--data", text, "--out", "run", *TINY, cwd=tmp_path)
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, err) == (0, "")
     assert "nats a token" in out and "bits per byte" in out
     assert "hetkern sample run" in out
     options = ["--prompt", "to be", "--length", "7", "--temperature", "0"]
@@ -104,6 +99,9 @@ def test_flags_win_over_the_config_file(tmp_path, text):
         (["train", "--steps", "0"], "hetkern: steps must be at least 1, got 0\n"),
         (["sample", "none"], "hetkern: none holds no trained model (config.toml is missing)"),
         (["train", "--device", "warp"], "hetkern: --device warp cannot run here:"),
+        (["train", "--stpes", "4"], "hetkern: No such option: --stpes"),
+        (["sample"], "hetkern: Missing argument"),
+        (["frain"], "hetkern: No such command 'frain'"),
     ],
 )
 def test_a_users_error_is_one_line_and_exit_status_2(tmp_path, arguments, message):

@@ -9,7 +9,16 @@ import pytest
 import torch
 
 from hetkern.models import GPT
-from hetkern.training import TrainConfig, UserError, commands, evaluate, load, read_metrics, train
+from hetkern.training import (
+    TrainConfig,
+    UserError,
+    commands,
+    evaluate,
+    load,
+    read_metrics,
+    train,
+    trainer,
+)
 from hetkern.training.config import CONFIGS, RunConfig
 from hetkern.training.config.classify import ClassifyConfig
 from hetkern.training.data import load_data
@@ -146,6 +155,9 @@ def test_plot_draws_curves_and_a_confusion_matrix(run, classifier, tmp_path, cap
         commands.plot([str(tmp_path)], None)
     with pytest.raises(UserError, match=r"--out must name a \.png file"):
         commands.plot([str(run)], str(tmp_path / "curves.svg"))
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{oops\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl line 2 is no row of metrics"):
+        commands.plot([str(tmp_path)], None)
 
 
 def test_profile_has_ops_by_implementation_and_leaves_the_run_alone(run, capsys):
@@ -198,6 +210,20 @@ def test_a_loss_that_is_no_number_leaves_its_batch(text, tmp_path, monkeypatch):
     batch = safetensors.torch.load_file(tmp_path / "run/batch-of-step-1.safetensors")
     assert batch["rows"].shape == (4,) and batch["batch.0"].shape == (4, 16)
     assert torch.equal(batch["batch.0"][:, 1:], batch["batch.1"][:, :-1])
+
+
+@pytest.mark.parametrize("before", [0, 3])
+def test_a_validation_that_is_no_number_ends_the_run(text, tmp_path, monkeypatch, before):
+    """The training loss of a step is that of the weights before it."""
+    rate = trainer.learning_rate
+    far = lambda step, *rest: 1e30 if step == before + 1 else rate(step, *rest)  # noqa: E731
+    monkeypatch.setattr(trainer, "learning_rate", far)
+    said = "the checkpoint before is step 3" if before else "nothing else was saved"
+    config = TrainConfig(**TINY | {"data": text, "steps": before + 1}, out=tmp_path / "run", clip=0)
+    with pytest.raises(UserError, match=rf"loss is nan after step {before + 1}; {said}\. A lower"):
+        train(config)
+    with pytest.raises(UserError, match="logits are no numbers"):
+        commands.sample(str(tmp_path / "run"), ["a"], 3, (0, 0, 1, 1), 1, True, "last", None)
 
 
 def test_out_of_memory_names_a_batch_to_try(text, tmp_path, monkeypatch):

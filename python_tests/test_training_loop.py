@@ -24,7 +24,7 @@ from hetkern.training import (
 from hetkern.training.checkpoint import write_checkpoint
 from hetkern.training.lm import LanguageModel
 from hetkern.training.optimizer import learning_rate
-from hetkern.training.session import saved_step
+from hetkern.training.stops import saved_step
 from hetkern.training.storage import write_atomically
 from hetkern.training.trainer import Trainer
 

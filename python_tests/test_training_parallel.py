@@ -6,7 +6,8 @@ import time
 
 import pytest
 import torch
-from test_training_cli import TINY, hetkern, start
+from forked_command import hetkern, hetkern_in_processes
+from test_training_cli import TINY, start
 
 from hetkern.models import choose_kernels
 from hetkern.testing import assert_close_to_exact
@@ -133,6 +134,39 @@ def test_two_processes_train_evaluate_save_and_resume(tmp_path, text, capfd):
     assert (kept.nproc, kept.batch_size, kept.accumulate) == (1, 1, 2)
     with pytest.raises(UserError, match=r"which 4 processes cannot share evenly; .*--nproc 1"):
         resume(tmp_path / "two", steps=8, nproc=4)
+
+
+SHARED = {
+    "lstm": ["--model=lstm", "--context=16"],
+    "classifier": ["--model=gru", "--min-freq=1", "--dropout=0"],
+}
+
+
+@pytest.mark.parametrize("parallel", verify.PARALLEL)
+@pytest.mark.parametrize("model", SHARED)
+def test_two_processes_make_the_steps_of_one_with_twice_the_batch(tmp_path, text, model, parallel):
+    """An LSTM's state goes on in each process; a classifier's batch is cut among them."""
+    task, data = "lm", text
+    if model == "classifier":
+        task, data = "classify", tmp_path / "rows.tsv"
+        data.write_text(verify.LABELLED)
+    flags = [
+        "train", task, "--data", data, "--layers=1", "--width=16", "--steps=9", "--eval-every=4",
+        "--warmup=2", "--threads=1", "--device=cpu", "--log-every=1", *SHARED[model],
+    ]  # fmt: skip
+    status, _, err = hetkern(*flags, "--batch-size=6", "--out=one", cwd=tmp_path)
+    assert status == 0, err
+    shared = [*flags, "--batch-size=3", f"--parallel={parallel}", "--out=two"]
+    ends = hetkern_in_processes(2, *shared, cwd=tmp_path)
+    assert [end[0] for end in ends] == [0, 0], ends
+    assert "× 2 processes" in ends[0][1] and ends[1][1] == ""
+    rows = [read_metrics(tmp_path / name) for name in ("one", "two")]
+    assert len(rows[0]) == len(rows[1]) == 9
+    for a, b in zip(*rows, strict=True):
+        assert b.train_loss == pytest.approx(a.train_loss, rel=1e-5)
+        assert (b.val_loss or 0) == pytest.approx(a.val_loss or 0, rel=1e-5)
+        assert a.accuracy == b.accuracy
+    assert len({row.train_loss for row in rows[0]}) == 9  # each step changes something
 
 
 @pytest.mark.proof

@@ -10,7 +10,7 @@ import pytest
 
 from hetkern.training import TrainConfig, UserError, load, sample, train
 from hetkern.training.progress import TrainingProgress, carried
-from hetkern.training.session import saved_step
+from hetkern.training.stops import saved_step
 
 ROOT = Path(__file__).parents[1]
 WORDS = "naïve café — “ja”, sagte der Bär 東京 😀\n"

@@ -122,12 +122,17 @@ SOME = {
     "attention float32 D=64, everything": (90,),
     "attention bfloat16 D=256": (90, 120),
 }
-EVERYDAY = [("attention bfloat16 D=64", 90)]
+EVERYDAY = ("attention bfloat16 D=64", 90)
+
+
+def _mark(name, sm):
+    if "attention" not in name:
+        return [pytest.mark.sample(3)]
+    return [] if (name, sm) == EVERYDAY else [pytest.mark.proof]
+
+
 EVERY = [
-    pytest.param(
-        *(name, sm),
-        marks=[pytest.mark.proof] if "attention" in name and (name, sm) not in EVERYDAY else [],
-    )
+    pytest.param(name, sm, marks=_mark(name, sm))
     for name in CASES
     for sm in SOME.get(name, triton_aot.ARCHITECTURES)
 ]

@@ -2,14 +2,15 @@
 //
 //   out[r][v] = sum_k left[r][k] panel[k][v]        v: the lanes of NV vectors
 //
-// left is A and its products are fused multiply-adds, or it is bfloat16 and pairs of k are one dot product of the processor's
-// (Dot; it flushes denormals and rounds a pair in its own way).
-// Bits:  k is cut into kParts equal parts, each added in its order, the parts added in theirs. So a row's sum depends on K
-//        alone, whatever the tile, its neighbours and the threads.
+// left is A and its products are fused multiply-adds, or it is bfloat16 and pairs of k are dot products of the processor's (Dot,
+// and Amx by whole tiles: both flush denormals and round a pair in their own way).
+// Bits:  k is cut into kParts equal parts, each added in its order, the parts added in theirs; Amx adds its tiles in their
+//        order. So a row's sum depends on K alone, whatever the tile, its neighbours and the threads.
 // Speed: a tile is never inlined: within a larger function GCC spills its accumulators (two to four times slower).
 #pragma once
 #include <utility>
 
+#include "amx.h"
 #include "simd.h"
 
 #if defined(__AVX512F__)
@@ -20,7 +21,7 @@ namespace hetkern::cpu {
 namespace {
 
 constexpr int kParts = 4;
-constexpr int kMostTileRows = 8;
+constexpr int kMostTileRows = 16;
 #if defined(__AVX512F__)
 constexpr int kRegisters = 32;
 #else
@@ -32,24 +33,30 @@ template <class A>
 struct Fma {
   using Left = A;
   using Word = A;  // of a panel
-  static constexpr int per_word = 1;
+  static constexpr int per_word = 1, whole_words = kParts, most_rows = 8;
 };
 struct Dot {
   using Left = bf16;
   using Word = float;  // two bf16, the lower k below
-  static constexpr int per_word = 2;
+  static constexpr int per_word = 2, whole_words = kParts, most_rows = 8;
+};
+struct Amx {
+  using Left = bf16;
+  using Word = float;
+  static constexpr int per_word = 2, whole_words = 16, most_rows = 16;
 };
 
-// Words that K takes: a whole number for each part.
+// Words that K takes: a whole number for each part, or tile.
 template <class P>
 constexpr int64_t words_of(int64_t K) {
-  return (K + P::per_word * kParts - 1) / (P::per_word * kParts) * kParts;
+  return (K + P::per_word * P::whole_words - 1) / (P::per_word * P::whole_words) * P::whole_words;
 }
 
-// Rows of a tile with so many vectors: accumulators fill three quarters of the registers.
+// Rows of a tile with so many vectors: accumulators fill three quarters of the vector registers.
+template <class P>
 constexpr int most_rows(int vectors) {
   const int rows = kRegisters * 3 / 4 / vectors;
-  return rows < kMostTileRows ? rows : kMostTileRows;
+  return std::is_same_v<P, Amx> || rows > P::most_rows ? P::most_rows : rows;
 }
 
 // Parts of k that run side by side, where a tile alone has too few independent sums for the multiplier's latency.
@@ -145,6 +152,11 @@ HETKERN_DOT_TARGET __attribute__((noinline)) void dot_tile(const void* left_any,
         }
   }
 }
+
+template <int R, int NV>
+void amx_rows(const void* left, int64_t stride, const void* panel, int64_t words, void* out) {
+  amx_tile<NV>(R, left, stride, panel, words, out);
+}
 #endif
 
 using Tile = void (*)(const void* left, int64_t stride, const void* panel, int64_t words, void* out);
@@ -152,14 +164,15 @@ using Tile = void (*)(const void* left, int64_t stride, const void* panel, int64
 // The tiles of NV vectors, by rows less one.
 template <class P, int NV>
 struct Tiles {
-  Tile of[kMostTileRows] = {};
-  constexpr Tiles() { fill(std::make_integer_sequence<int, most_rows(NV)>()); }
+  Tile of[P::most_rows] = {};
+  constexpr Tiles() { fill(std::make_integer_sequence<int, most_rows<P>(NV)>()); }
   template <int... R>
   constexpr void fill(std::integer_sequence<int, R...>) {
 #if defined(__AVX512F__)
+    if constexpr (std::is_same_v<P, Amx>) return static_cast<void>(((of[R] = amx_rows<R + 1, NV>), ...));
     if constexpr (std::is_same_v<P, Dot>) return static_cast<void>(((of[R] = dot_tile<R + 1, NV>), ...));
 #endif
-    if constexpr (!std::is_same_v<P, Dot>) ((of[R] = fma_tile<typename P::Left, R + 1, NV>), ...);
+    if constexpr (P::per_word == 1) ((of[R] = fma_tile<typename P::Left, R + 1, NV>), ...);
   }
 };
 template <class P, int NV>

@@ -119,7 +119,7 @@ struct Backward {
     const int parity = static_cast<int>(s & 1);
     for (int64_t block = of_blocks.begin; block < of_blocks.end; ++block) {
       const auto* const panel = panels + block * words * U * W<A>;
-      row_groups(slice.begin, slice.begin + pending, most_rows(U), [&](int64_t first, int rows) {
+      row_groups(slice.begin, slice.begin + pending, most_rows<P>(U), [&](int64_t first, int rows) {
         kTiles<P, U>.of[rows - 1](left + (parity * p.B + first) * stride, stride, panel, words, tile);
         for (int r = 0; r < rows; ++r) {
           const A* const product = tile + r * U * W<A>;
@@ -160,7 +160,7 @@ void rnn_sequence_backward(const SequenceBackward& p, RnnPlan plan, void*) {
   with_cell_and_type(p.cell, p.type, [&](auto cell, auto element) {
     using C = decltype(cell);
     using E = decltype(element);
-    with_product<E>(plan.dot, [&](auto product) {
+    with_product<E>(plan.product, [&](auto product) {
       with_vectors(plan.unit_vectors, [&](auto vectors) { run<C, E, decltype(product), vectors>(p, plan); });
     });
   });

@@ -108,7 +108,7 @@ struct Forward {
     slice.move_to(w, t);
     for (int64_t block = of_blocks.begin; block < of_blocks.end; ++block) {
       const auto* const panel = panels + block * words * NV * W<A>;
-      row_groups(slice.begin, slice.begin + slice.rows, most_rows(NV), [&](int64_t first, int rows) {
+      row_groups(slice.begin, slice.begin + slice.rows, most_rows<P>(NV), [&](int64_t first, int rows) {
         kTiles<P, NV>.of[rows - 1](left + (parity * p.B + first) * stride, stride, panel, words, tile);
         epilogue(tile, block, first, rows, t, parity);
       });
@@ -144,7 +144,7 @@ void rnn_sequence(const SequenceForward& p, RnnPlan plan, void*) {
   with_cell_and_type(p.cell, p.type, [&](auto cell, auto element) {
     using C = decltype(cell);
     using E = decltype(element);
-    with_product<E>(plan.dot, [&](auto product) {
+    with_product<E>(plan.product, [&](auto product) {
       if constexpr (C::G == 1)
         with_vectors(plan.unit_vectors, [&](auto vectors) { run<C, E, decltype(product), vectors>(p, plan); });
       else

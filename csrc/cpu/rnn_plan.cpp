@@ -1,10 +1,8 @@
 #include "rnn_plan.h"
 
-#include <atomic>
-#include <cstdlib>
-#include <cstring>
 #include <initializer_list>
 
+#include "bf16_product.h"
 #include "team.h"
 
 namespace hetkern::cpu {
@@ -13,6 +11,7 @@ namespace {
 // Multiply-adds of a step below which tasks that wait for one another are no gain: some 2 us of one core. Where cores are
 // shared a step may cost them a time slice.
 constexpr int64_t kWorthWaiting = 1 << 16;
+constexpr int64_t kWorthATile = 64;         // units below which AMX's set-up costs more than it saves
 constexpr int64_t kWorthSharing = 1 << 20;  // of a whole call, below which another thread's wake-up is none
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -28,53 +27,30 @@ int unit_vectors(int64_t units, int64_t tasks) {
   return best;
 }
 
-bool dot_by_rule() {
-#if defined(HETKERN_HAS_AVX512) && defined(__x86_64__)
-  const char* wanted = std::getenv("HETKERN_BF16");
-  if (wanted && std::strcmp(wanted, "dot") == 0) return true;
-  if (wanted && std::strcmp(wanted, "fma") == 0) return false;
-  return __builtin_cpu_is("amd");
-#else
-  return false;
-#endif
-}
-
-std::atomic<bool>& dot_in_force() {
-  static std::atomic<bool> value{dot_by_rule()};
-  return value;
-}
-
 }  // namespace
-
-bool has_bf16_dot() {
-#if defined(HETKERN_HAS_AVX512) && defined(__x86_64__)
-  return isa() == Isa::avx512 && __builtin_cpu_supports("avx512bf16");
-#else
-  return false;
-#endif
-}
-bool bf16_dot() { return has_bf16_dot() && dot_in_force().load(std::memory_order_relaxed); }
-void set_bf16_dot(bool dot) { dot_in_force().store(dot, std::memory_order_relaxed); }
 
 Vectors vectors_in_force() {
   const int64_t bytes = isa() == Isa::avx512 ? 64 : isa() == Isa::avx2 ? 32 : 16;
-  return {bytes, bf16_dot()};
+  return {bytes, bf16_product()};
 }
 
 RnnPlan rnn_plan(const RnnShape& shape) { return rnn_plan(shape, machine(), vectors_in_force()); }
 
 RnnPlan rnn_plan(const RnnShape& shape, const Machine& machine, const Vectors& vectors) {
   const auto [cell, type, T, B, H, ragged, backward] = shape;
-  const bool dot = type == DType::bf16 && vectors.dot;
-  const int64_t G = gates_of(cell), A = type == DType::f64 ? 8 : 4, word = dot ? 2 : A;  // bytes
+  const bool worth_a_tile = vectors.product != Product::amx || H >= kWorthATile;
+  const Product product = type == DType::bf16 && worth_a_tile ? vectors.product : Product::fma;
+  const int64_t G = gates_of(cell), A = type == DType::f64 ? 8 : 4, word = product == Product::fma ? A : 2;  // bytes
   const int64_t lanes = vectors.bytes / A, units = ceil_div(H, lanes);
   const int64_t step = B * G * H * H, panels = G * H * H * word;
   const int64_t threads = machine.threads < kMostMembers ? machine.threads : kMostMembers;
 
-  // Rows, where each task keeps enough of them for a tile, or two with all weights in its own cache; else units.
+  // Rows, where each task keeps enough of them for a tile, or two with all weights in its own cache; else units. An AMX tile
+  // takes as long for one row as for 16, and is so quick that only weights in the task's own cache keep up with it.
   RnnPath path = RnnPath::one_task;
   int64_t tasks = 1;
-  const bool by_rows = B >= 4 * threads || (B >= 2 * threads && panels <= machine.l2_bytes);
+  const bool by_rows = product == Product::amx ? B >= 16 * threads && 2 * panels <= machine.l2_bytes
+                                               : B >= 4 * threads || (B >= 2 * threads && panels <= machine.l2_bytes);
   if (threads > 1 && T * step >= kWorthSharing) {
     if ((ragged || !by_rows) && step >= kWorthWaiting && units >= 2 && units <= kMostChunks) {
       path = RnnPath::split_units, tasks = units < threads ? units : threads;
@@ -87,9 +63,9 @@ RnnPlan rnn_plan(const RnnShape& shape, const Machine& machine, const Vectors& v
 
   // As rnn_walk.h lays it out.
   const int64_t K = backward ? G * H : H, columns = (backward ? 1 : G) * wide * lanes;
-  const int64_t stride = ceil_div(K, 8) * 8 * word, blocks = ceil_div(units, wide);
+  const int64_t stride = ceil_div(K, 32) * 32 * word, blocks = ceil_div(units, wide);
   const int64_t bytes = blocks * columns * stride + 2 * B * stride + B * H * A + (3 * B + T + 2) * 8 + 16 * 64;
-  return {path, static_cast<int>(tasks), wide, dot, bytes};
+  return {path, static_cast<int>(tasks), wide, product, bytes};
 }
 
 }  // namespace hetkern::cpu

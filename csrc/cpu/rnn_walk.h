@@ -127,7 +127,7 @@ void clear_padding(const Walk& w, const Steps& s, int64_t columns, int tasks) {
 // What a product reads of numbers that are stored as E: rounded to E, at column j of a row.
 template <class P, class A, class E>
 inline void store_left(typename P::Left* row, int64_t j, Vec<A> v, int64_t n) {
-  if constexpr (std::is_same_v<P, Dot> || std::is_same_v<A, E>)
+  if constexpr (P::per_word == 2 || std::is_same_v<A, E>)
     store_first<A>(row + j, v, n);
   else
     store_first<A>(row + j, Packed<A, E>::pack(v).unpack(), n);
@@ -142,10 +142,12 @@ inline Vec<A> rounded(Vec<A> v) {
 
 // Calls use(a product's struct) for a type and the plan's choice.
 template <class E, class Use>
-void with_product([[maybe_unused]] bool dot, const Use& use) {
+void with_product([[maybe_unused]] Product product, const Use& use) {
 #if defined(__AVX512F__)
-  if constexpr (std::is_same_v<E, bf16>)
-    if (dot) return use(Dot{});
+  if constexpr (std::is_same_v<E, bf16>) {
+    if (product == Product::amx) return use(Amx{});
+    if (product == Product::dot) return use(Dot{});
+  }
 #endif
   use(Fma<AccumulatorOf<E>>{});
 }

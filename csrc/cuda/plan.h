@@ -127,7 +127,7 @@ inline RnnPlan rnn_plan(const RnnShape& shape, const Gpu& gpu) {
   BlockShape block;
   block.threads = kUnitThreads, block.lanes = static_cast<int>(divided_up(shape.H, vector_of(A)));
   return {
-      RnnPath::step_by_step, static_cast<int>(unit_blocks(shape.B, shape.H, A, gpu.processors)), 1, false, 0, block};
+      RnnPath::step_by_step, static_cast<int>(unit_blocks(shape.B, shape.H, A, gpu.processors)), 1, Product::fma, 0, block};
 }
 
 }  // namespace hetkern::cuda

@@ -212,6 +212,16 @@ def read_checkpoint(run: Path, step: int, weights_only: bool = False) -> Checkpo
         )
 
 
+def of_another_model(step: int, error: Exception) -> UserError:
+    """What to say where the weights of a step do not fit: the first that does not."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    what = lines[1] if len(lines) > 1 and lines[0].endswith(":") else lines[0]
+    return UserError(
+        f"the checkpoint of step {step} is of another model than config.toml describes: "
+        + what.rstrip(". ")
+    )
+
+
 class _Broken(Exception):
     """What is wrong with a file."""
 

@@ -13,7 +13,7 @@ from hetkern.training import launch
 from hetkern.training import loop as loop_module
 from hetkern.training.config import CONFIGS, UserError, config_from_file
 from hetkern.training.run import config_of
-from hetkern.training.session import is_out_of_memory
+from hetkern.training.stops import is_out_of_memory
 from hetkern.training.workers import OtherProcessFailed
 
 Changes = dict[str, Any]

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-from hetkern.training.checkpoint import find_checkpoint, read_checkpoint
+from hetkern.training.checkpoint import find_checkpoint, of_another_model, read_checkpoint
 from hetkern.training.config import RunConfig, UserError
 from hetkern.training.loading import choose_kernels_or_explain
 from hetkern.training.loop import prepared
-from hetkern.training.session import check_data
+from hetkern.training.stops import check_data
 from hetkern.training.task import Evaluation
 from hetkern.training.trainer import autocast
 from hetkern.training.workers import Workers
@@ -33,10 +33,7 @@ def evaluate_run(
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        what = str(error).splitlines()[0]
-        raise UserError(f"{run}: the checkpoint of step {step} is of another model: {what}") from (
-            error
-        )
+        raise UserError(f"{run}: {of_another_model(step, error)}") from error
     size = config.batch_size if isinstance(config.batch_size, int) else 8
     with autocast(config, workers.device):
         evaluation = task.evaluate(model.to(workers.device), workers, size, split=split, limit=0)

@@ -109,6 +109,8 @@ def generate_stream(
             logits, state = steps.extend(tokens[:, held:].to(device), state)
             held = tokens.shape[1]
             wide = logits.detach().cpu().double()
+            if not (wide < torch.inf).all():
+                raise UserError("generate: the model's logits are no numbers; train it anew")
             drawn = [
                 how.draw(row, seen, generator)
                 for row, seen, generator in zip(wide, tokens, generators, strict=True)

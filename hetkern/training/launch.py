@@ -25,7 +25,7 @@ import torch.distributed as dist
 from hetkern.training.config import RunConfig, UserError
 from hetkern.training.workers import Workers
 
-LAUNCHER = "HETKERN_LAUNCHER"  # set for processes whose failures the launching one says
+LAUNCHER = "HETKERN_LAUNCHER"  # the launching process, which says what failed in the others
 
 
 def launched() -> bool:
@@ -81,7 +81,7 @@ def run_processes(number: int, command: list[str]) -> None:
     logging.disable(logging.ERROR)  # the launcher's own account of what failed
     before = dict(os.environ)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // number)))
-    os.environ[LAUNCHER] = "1"
+    os.environ[LAUNCHER] = str(os.getpid())
     os.environ["PYTHONSAFEPATH"] = "1"  # the command's folder holds no modules of its own
     launch_config = LaunchConfig(
         min_nodes=1,
@@ -195,8 +195,11 @@ def _end_with_the_launcher() -> None:
 
     Otherwise it would train on, and hold the run's folder against a resume.
     """
-    if LAUNCHER in os.environ and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if LAUNCHER not in os.environ or sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != int(os.environ[LAUNCHER]):  # it died while this one loaded torch
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def device_of(name: str, local: int | None = None) -> torch.device:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from hetkern.models import Kernels, choose_kernels
-from hetkern.training.checkpoint import find_checkpoint, read_checkpoint
+from hetkern.training.checkpoint import find_checkpoint, of_another_model, read_checkpoint
 from hetkern.training.config import RunConfig, UserError
 from hetkern.training.run import config_of
 from hetkern.training.task import LoadedRun, kind_of
@@ -44,10 +44,7 @@ def load(
     try:
         loaded.model.load_state_dict(weights)
     except RuntimeError as error:
-        what = str(error).splitlines()[0]
-        raise UserError(f"{run}: the checkpoint of step {step} is of another model: {what}") from (
-            error
-        )
+        raise UserError(f"{run}: {of_another_model(step, error)}") from error
     return loaded._replace(model=loaded.model.eval())
 
 
@@ -60,4 +57,5 @@ def restored(run: Path, config: RunConfig, kernels: Kernels) -> LoadedRun:
     except UserError:
         raise
     except (OSError, KeyError, ValueError, RuntimeError) as error:
-        raise UserError(f"{run} holds a broken run: {error}") from error
+        names = " or ".join(kind.files)
+        raise UserError(f"{run} holds a broken run: {names} is missing or changed") from error

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from hetkern.training import report, session
+from hetkern.training import report, stops
 from hetkern.training.checkpoint import find_checkpoint, read_checkpoint, remove_parts, saved_steps
 from hetkern.training.config import RunConfig, TrainConfig, UserError
 from hetkern.training.interrupt import stop_on_interrupt
@@ -36,6 +36,7 @@ from hetkern.training.run import (
     fresh_folder,
     rewrite_config,
 )
+from hetkern.training.session import Session
 from hetkern.training.task import Task, kind_of
 from hetkern.training.trainer import Trainer
 from hetkern.training.workers import Workers
@@ -145,7 +146,7 @@ def _train(config: RunConfig, workers: Workers, run: Path | None, checkpoint: st
             _stopped_in_order(run, workers, progress) as rescue,
         ):
             progress.say(report.started(config, trainer, run, workers))
-            current = session.Session(trainer, run, progress, interrupt, said)
+            current = Session(trainer, run, progress, interrupt, said)
             rescue.append(current.save)
             return current.finish(started)
     finally:
@@ -176,7 +177,7 @@ def _folder(
         else:
             made.append((run, Lock(run)))
             remove_parts(run)
-            with session.written(run, "write the settings"):
+            with stops.written(run, "write the settings"):
                 rewrite_config(run, config)
 
     workers.first_does(make)
@@ -213,7 +214,7 @@ def _check_data(task: Task, run: Path, workers: Workers) -> None:
     for name, contents in task.files().items():
         if not (run / name).is_file() or (run / name).read_bytes() != contents:
             raise UserError(f"{run}: the data has changed since this run began ({name} differs)")
-    session.check_data(task.facts(), run)
+    stops.check_data(task.facts(), run)
 
 
 @contextlib.contextmanager
@@ -238,12 +239,12 @@ def _stopped_in_order(
     rescue: list[Callable[[], None]] = []
     try:
         yield rescue
-    except session.Interrupted:
+    except stops.Interrupted:
         raise
     except KeyboardInterrupt as error:
-        raise session.Interrupted(report.stopped_at_once(session.saved_step(run), run)) from error
+        raise stops.Interrupted(report.stopped_at_once(stops.saved_step(run), run)) from error
     except OutputLost as error:
-        if rescue and workers.size == 1 and progress.done > (session.saved_step(run) or 0):
+        if rescue and workers.size == 1 and progress.done > (stops.saved_step(run) or 0):
             rescue[0]()
         why = error.strerror or str(error)
-        raise session.RunStopped(report.output_lost(why, session.saved_step(run), run)) from error
+        raise stops.RunStopped(report.output_lost(why, stops.saved_step(run), run)) from error

@@ -7,6 +7,7 @@ import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from hetkern.training.config import UserError
 from hetkern.training.storage import write_atomically
 
 METRICS = "metrics.jsonl"
@@ -51,12 +52,20 @@ def sync_rows(run: Path) -> None:
 
 
 def read_metrics(run: str | Path) -> list[Row]:
-    """The rows of a run, in order; a last line that a killed process left half is no row."""
+    """The rows of a run, in order; a last line that a killed process left half is no row.
+
+    Raises:
+        UserError: a line is no row.
+    """
     rows = []
     names = [f.name for f in fields(Row)]
-    for line in (Path(run) / METRICS).read_text(encoding="utf-8").split("\n")[:-1]:
-        values = json.loads(line)
-        rows.append(Row(**{name: values.get(name) for name in names}))
+    path = Path(run) / METRICS
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            values = json.loads(line)
+            rows.append(Row(**{name: values.get(name) for name in names}))
+        except (ValueError, AttributeError) as error:
+            raise UserError(f"{path} line {number} is no row of metrics; remove it") from error
     return rows
 
 

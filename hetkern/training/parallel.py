@@ -93,6 +93,8 @@ def load_full_states(
         optim_state_dict=by_name,
         options=options,
     )
+    for group, saved in zip(optimizer.param_groups, state["param_groups"], strict=True):
+        group.update({key: value for key, value in saved.items() if key != "params"})  # of its type
 
 
 def _names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:

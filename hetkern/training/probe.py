@@ -15,7 +15,7 @@ import torch
 
 from hetkern.models import Kernels
 from hetkern.training.config import RunConfig, UserError
-from hetkern.training.session import is_out_of_memory
+from hetkern.training.stops import is_out_of_memory
 from hetkern.training.task import Task
 from hetkern.training.trainer import Trainer
 from hetkern.training.workers import Workers

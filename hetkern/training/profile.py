@@ -21,6 +21,7 @@ from hetkern.training.loading import choose_kernels_or_explain
 from hetkern.training.loop import prepared
 from hetkern.training.randomness import own_random_states
 from hetkern.training.run import config_of
+from hetkern.training.stops import check_data
 from hetkern.training.trainer import Trainer
 
 FOLDER = "profile"
@@ -65,7 +66,9 @@ def profile_run(run: Path, steps: int, changes: dict[str, Any]) -> str:
     config = config_of(run, **({"nproc": 1} | changes))
     with join(config) as workers, own_random_states(config.seed):
         kernels = choose_kernels_or_explain(config.kernels, workers.device)
-        trainer = Trainer(prepared(config, workers), config, kernels, workers)
+        task = prepared(config, workers)
+        check_data(task.facts(), run)
+        trainer = Trainer(task, config, kernels, workers)
         if saved_steps(run):
             trainer.restore(read_checkpoint(run, find_checkpoint(run)))
         trainer.make_step()  # what happens once is not what a step costs

@@ -154,3 +154,13 @@ def not_a_number(loss: float, step: int, batch: Path, saved: str) -> str:
         f"the loss is {loss} at step {step}; {saved}, the batch is in {batch}. "
         "A lower --learning-rate or a longer --warmup may help"
     )
+
+
+def validation_not_a_number(loss: float, step: int, saved: list[int]) -> str:
+    """A validation loss of NaN or infinity: the weights of this step are of no use."""
+    earlier = [s for s in saved if s < step]
+    before = f"the checkpoint before is step {earlier[-1]}" if earlier else "nothing else was saved"
+    return (
+        f"the validation loss is {loss} after step {step}; {before}. "
+        "A lower --learning-rate or a longer --warmup may help"
+    )

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
 
 import hetkern
 from hetkern.training import report
@@ -26,7 +25,6 @@ from hetkern.training.checkpoint import (
     saved_steps,
     write_checkpoint,
 )
-from hetkern.training.config import UserError
 from hetkern.training.interrupt import Interrupt
 from hetkern.training.metrics import Row, keep_rows, read_metrics, sync_rows, write_row
 from hetkern.training.progress import TrainingProgress
@@ -40,17 +38,16 @@ from hetkern.training.run import (
     plan_of,
     write_json,
 )
+from hetkern.training.stops import (
+    Interrupted,
+    RunStopped,
+    is_out_of_memory,
+    what_is_saved,
+    written,
+)
 from hetkern.training.storage import write_atomically
 from hetkern.training.task import Evaluation
 from hetkern.training.trainer import Trainer
-
-
-class RunStopped(UserError):
-    """A run ended early: its loss became no number, or the disk is full."""
-
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C: a checkpoint is saved; the message says where, and how to go on."""
 
 
 class Session:
@@ -224,6 +221,9 @@ class Session:
         assert isinstance(self.config.batch_size, int)
         with self.progress.validation(task.evaluation_targets()) as watch, trainer.autocast():
             evaluation = task.evaluate(trainer.model, self.workers, self.config.batch_size, watch)
+        if not math.isfinite(evaluation.loss):
+            saved = saved_steps(self.run)
+            raise RunStopped(report.validation_not_a_number(evaluation.loss, trainer.step, saved))
         self.progress.say(report.validated(trainer, evaluation, self.losses, self.config.epochs))
         self.last = evaluation
         best = min((loss for _, loss in self.evaluated), default=math.inf)
@@ -318,51 +318,8 @@ class Session:
         write_json(self.run / SUMMARY, summary | self.trainer.task.facts())
 
 
-@contextlib.contextmanager
-def written(run: Path, what: str) -> Iterator[None]:
-    """A disk that fills up stops the run, and says what is left."""
-    try:
-        yield
-    except OSError as error:
-        raise RunStopped(
-            f"could not {what} in {run}: {error.strerror}; {what_is_saved(run)}"
-        ) from error
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an allocation failed, on any device."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-
-
 def as_json(evaluation: Evaluation) -> dict[str, Any]:
     """An evaluation as JSON can hold it."""
     values = asdict(evaluation)
     perplexity = math.exp(evaluation.loss) if evaluation.loss < 700 else math.inf
     return values | {"perplexity": perplexity}
-
-
-def check_data(facts: Mapping[str, Any], run: Path) -> None:
-    """Refuse data of another hash than the run began with."""
-    try:
-        began = json.loads((run / DATA).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return  # the run was stopped before it was written
-    if began.get("data_sha256") != facts.get("data_sha256"):
-        raise UserError(
-            f"{run}: {facts.get('data')} has changed since this run began (its SHA-256 is another "
-            "one); put it back, or start a new run"
-        )
-
-
-def saved_step(run: Path) -> int | None:
-    """The step of the last checkpoint; None if there is none."""
-    steps = saved_steps(run)
-    return steps[-1] if steps else None
-
-
-def what_is_saved(run: Path) -> str:
-    """The last checkpoint, in words."""
-    step = saved_step(run)
-    return "nothing was saved yet" if step is None else f"the weights of step {step} are in {run}"

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hetkern.models import Kernels
 from hetkern.training import parallel
-from hetkern.training.checkpoint import Checkpoint
+from hetkern.training.checkpoint import Checkpoint, of_another_model
 from hetkern.training.config import RunConfig, UserError
 from hetkern.training.optimizer import build_optimizer, learning_rate
 from hetkern.training.randomness import random_states, set_random_states
@@ -163,10 +163,7 @@ class Trainer:
                 self.model, self.optimizer, self.config, checkpoint.model, state["optimizer"]
             )
         except (RuntimeError, ValueError, KeyError) as error:
-            what = str(error).splitlines()[0]
-            raise UserError(
-                f"the checkpoint of step {checkpoint.step} is of another model: {what}"
-            ) from error
+            raise of_another_model(checkpoint.step, error) from error
         self.scaler.load_state_dict(state["scaler"])
         self.order.load_state_dict(state["order"])
         mine = self.workers.rank if state["processes"] == self.workers.size else 0

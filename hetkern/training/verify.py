@@ -22,7 +22,13 @@ from torch.distributed.tensor import DTensor
 from hetkern.models import GPT
 from hetkern.training import launch
 from hetkern.training.checkpoint import read_checkpoint
-from hetkern.training.config import RunConfig, TrainConfig, UserError
+from hetkern.training.config import (
+    ClassifyConfig,
+    RunConfig,
+    TrainConfig,
+    UserError,
+    config_from_file,
+)
 from hetkern.training.generate import Draw, generate_stream
 from hetkern.training.loading import choose_kernels_or_explain, load
 from hetkern.training.loop import prepared, resume, train
@@ -31,6 +37,10 @@ from hetkern.training.trainer import Trainer
 from hetkern.training.workers import Workers
 
 TEXT = "".join(f"{n} times {n} is {n * n}, and {n} plus {n} is {2 * n}.\n" for n in range(300))
+LABELLED = "label\ttext\n" + "".join(
+    f"{('odd', 'even')[n % 3 == 0]}\t{'so ' * (n % 7)}{n} is {n % 5} and {n % 11}\n"
+    for n in range(300)
+)
 PARALLEL = ("ddp", "fsdp")
 
 
@@ -78,6 +88,15 @@ def _config(folder: Path, device: str, **changes: Any) -> TrainConfig:
     return TrainConfig(**settings | changes)
 
 
+def _classifier(folder: Path, device: str) -> ClassifyConfig:
+    data = folder / "labelled.tsv"
+    data.write_text(LABELLED)
+    return ClassifyConfig(
+        data=str(data), model="gru", min_freq=1, layers=2, width=32, batch_size=8, dropout=0.0,
+        device=device, clip=0.0, threads=1,
+    )  # fmt: skip
+
+
 def check_resume(folder: Path, device: str) -> Check:
     """Twelve steps straight, and six and a resume."""
     config = _config(folder, device, dropout=0.1, keep=10)
@@ -109,19 +128,26 @@ def check_accumulation(folder: Path, device: str) -> Check:
 
 def check_processes(folder: Path, device: str) -> Check:
     """Two processes with four sequences each, and one with eight, by DDP and by FSDP."""
-    config = _config(folder, device)
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     where = device if device != "auto" or gpus >= 2 else "cpu"
-    shared = replace(config, batch_size=2, accumulate=2, device=where)
-    (folder / "config.toml").write_text(shared.to_toml())
+    models: dict[str, RunConfig] = {
+        "gpt": _config(folder, where),
+        "lstm": _config(folder, where, model="lstm"),
+        "classifier": _classifier(folder, where),
+    }
+    for name, config in models.items():
+        shared = replace(config, batch_size=2, accumulate=2)
+        (folder / f"{name}.toml").write_text(shared.to_toml())
     launch.run_processes(2, ["-m", "hetkern.training.verify", str(folder)])
+    what = (
+        "gradients of 2 processes (ddp, fsdp), 2 × 2 each, and of one, of a Transformer, an LSTM "
+        "and a classifier: within the error budget"
+    )
     checks = []
-    for parallel in PARALLEL:
-        found = safetensors.torch.load_file(folder / f"{parallel}.safetensors")
-        what = (
-            "gradients of 2 processes (ddp, fsdp), 2 × 2 each, and of one: within the error budget"
-        )
-        checks.append(_judged(config, found, where, what))
+    for name, config in models.items():
+        for parallel in PARALLEL:
+            found = safetensors.torch.load_file(folder / f"{name}-{parallel}.safetensors")
+            checks.append(_judged(config, found, where, what))
     return max(checks, key=lambda check: (not check.passed, check.difference))
 
 
@@ -167,7 +193,7 @@ CHECKS: dict[str, Callable[[Path, str], Check]] = {
 }
 
 
-def _judged(config: TrainConfig, found: dict[str, Tensor], device: str, what: str) -> Check:
+def _judged(config: RunConfig, found: dict[str, Tensor], device: str, what: str) -> Check:
     """``found`` against the gradients of ``config``'s step in float64, beside float32's error."""
     from hetkern.testing import assert_close_to_exact
 
@@ -223,12 +249,14 @@ class _silent:
 
 def main(folder: str) -> None:
     """One of several processes: leave the gradients of a step of each kind in the folder."""
-    config = TrainConfig.from_file(Path(folder) / "config.toml")
-    with launch.join(config) as workers:
-        for parallel in PARALLEL:
-            gradients = _gradients(replace(config, parallel=parallel), workers)
-            if workers.first:
-                safetensors.torch.save_file(gradients, Path(folder) / f"{parallel}.safetensors")
+    configs = {path: config_from_file(path) for path in sorted(Path(folder).glob("*.toml"))}
+    with launch.join(next(iter(configs.values()))) as workers:
+        for path, config in configs.items():
+            for parallel in PARALLEL:
+                gradients = _gradients(replace(config, parallel=parallel), workers)
+                if workers.first:
+                    found = path.with_name(f"{path.stem}-{parallel}.safetensors")
+                    safetensors.torch.save_file(gradients, found)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What a training run is told: one dataclass a task, filled from a TOML file and then from flags.
 
-These files import nothing but the standard library and each other, relatively. The command reads
+These files (but flags.py) import nothing but the standard library and each other. The command reads
 its flags from here before it loads torch, so that ``hetkern --help`` answers at once.
 """
 
