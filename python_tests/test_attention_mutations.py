@@ -15,7 +15,7 @@ from hetkern.testing.cases.attention import (
 from hetkern.testing.cases.mutants import SPOILED, changed_argument, spoiled_gradient, spoiled_value
 from hetkern.testing.values import check
 
-pytestmark = [pytest.mark.any_level, pytest.mark.sample(1, simulated=10)]
+pytestmark = [pytest.mark.any_level, pytest.mark.sample(1, simulated=6)]
 
 DTYPES = [torch.float32, torch.bfloat16]
 

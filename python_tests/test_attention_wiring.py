@@ -126,6 +126,7 @@ def test_attention_compiles_with_inductor():
         torch.testing.assert_close(traced, eager)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("kind", ["packed", "decode", "dropout"])
 def test_every_kind_of_call_compiles_whole(impl, kind):
     torch._dynamo.reset()
@@ -216,6 +217,7 @@ def test_attention_refuses_backward_after_its_result_was_written_to(native):
         out.sum().backward()
 
 
+@pytest.mark.sample(1)
 def test_explain_and_record_tell_what_runs(impl):
     q, k, v = inputs("plain")
     told = hetkern.explain(hetkern.attention, q, k, v, causal=True)

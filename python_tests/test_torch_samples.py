@@ -84,7 +84,8 @@ def check(ours: Callable, torchs: Callable, args: tuple, options: dict) -> int:
 def test_a_function_on_torchs_samples(native, op, dtype):
     torch.manual_seed(0)  # what torch's samples are drawn with
     seen = 0
-    for sample in op.sample_inputs(native.device, dtype, requires_grad=True):
+    one_in = 4 if native.simulated and op.name in TORCHS else 1  # alike, and slow in an interpreter
+    for sample in list(op.sample_inputs(native.device, dtype, requires_grad=True))[::one_in]:
         args = (sample.input, *sample.args)
         if sample.kwargs.get("dropout_p", 0.0) > 0.0:
             continue  # other numbers than torch's

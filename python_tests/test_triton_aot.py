@@ -116,19 +116,25 @@ CASES = {
     "attention float32 D=64, everything": lambda: attention(64, torch.float32, True),
     "attention bfloat16 D=256": lambda: attention(256, torch.bfloat16, False),
 }
-# The compiler takes a minute a GPU for some.
-SLOW = [(name, sm) for name in CASES if "attention" in name for sm in triton_aot.ARCHITECTURES]
-SLOW.remove(("attention bfloat16 D=64", 90))
+# Attention's kernels take the compiler a minute a GPU: a few for some.
+SOME = {
+    "attention bfloat16 D=128, everything": (80, 90),
+    "attention float32 D=64, everything": (90,),
+    "attention bfloat16 D=256": (90, 120),
+}
+EVERYDAY = ("attention bfloat16 D=64", 90)
+
+
+def _mark(name, sm):
+    if "attention" not in name:
+        return [pytest.mark.sample(3)]
+    return [] if (name, sm) == EVERYDAY else [pytest.mark.proof]
+
+
 EVERY = [
-    pytest.param(
-        name,
-        sm,
-        marks=pytest.mark.proof
-        if (name, sm) in SLOW
-        else pytest.mark.sample(1 if "attention" in name else 3),
-    )
-    for sm in triton_aot.ARCHITECTURES
+    pytest.param(name, sm, marks=_mark(name, sm))
     for name in CASES
+    for sm in SOME.get(name, triton_aot.ARCHITECTURES)
 ]
 
 
@@ -159,7 +165,6 @@ def test_triton_kernels_keep_their_budget_of_registers_spills_and_shared_memory(
     assert kernels.keys() == budget.keys()
     for kernel, needs in kernels.items():
         registers, shared, *spills = budget[kernel][f"sm_{architecture}"]
-        assert "D=256" in name or not spills
         assert needs.spills <= sum(spills) and needs.registers <= registers, (
             f"{kernel}: {needs}, budget {registers} registers and {sum(spills)} spills"
         )
@@ -283,7 +288,7 @@ def write_budget(word):
             needs[name] = before[name]
             continue
         kernels = needs.setdefault(name, {})
-        for architecture in triton_aot.ARCHITECTURES:
+        for architecture in SOME.get(name, triton_aot.ARCHITECTURES):
             for kernel, b in built(name, architecture).items():
                 print(f"{name:48} {kernel:36} sm_{architecture} {b}", flush=True)
                 spills = [b.spills] if b.spills else []

@@ -17,11 +17,11 @@ def _tiles(rows: int, columns: int, warps: int, stages: int) -> dict[str, int]:
 
 
 # By the wider head: rows and columns of a tile of scores, warps, and stages of its pipeline. Small
-# enough that no kernel spills registers up to 128 columns, whatever features it has.
+# enough that kernels spill next to no registers, whatever features they have.
 _HALF = {
-    "forward": {64: (64, 32, 4, 2), 128: (64, 32, 4, 2), 256: (64, 16, 4, 1)},
-    "dq": {64: (64, 32, 4, 1), 128: (64, 16, 4, 1), 256: (64, 16, 4, 1)},
-    "dk_dv": {64: (64, 16, 4, 1), 128: (64, 16, 4, 1), 256: (64, 16, 4, 1)},
+    "forward": {64: (64, 32, 4, 2), 128: (64, 32, 4, 2), 256: (64, 16, 8, 1)},
+    "dq": {64: (64, 32, 4, 1), 128: (64, 16, 4, 1), 256: (32, 16, 8, 1)},
+    "dk_dv": {64: (64, 16, 4, 1), 128: (64, 16, 4, 1), 256: (32, 16, 8, 1)},
 }
 _FLOAT = {
     "forward": {64: (32, 16, 4, 1), 128: (32, 16, 4, 1), 256: (16, 16, 4, 1)},

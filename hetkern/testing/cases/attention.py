@@ -4,8 +4,8 @@ A call is dense, packed (``cu_seqlens_q`` among its options) or beside a cache (
 The yardstick is torch's own attention where it has the features, and else the same algorithm by
 torch's operations: below float32 it rounds the weights, the scores' gradients and the output, whose
 rounded value gives the gradient's mean, as torch's kernel does, and as every product of 16-bit
-operands must (the contract: csrc/attention.h). Where torch's dispatch leaves its kernel for
-products of float32, as for values of another width, these steps are the yardstick below float32.
+operands must (the contract: csrc/attention.h). Where torch leaves its kernel for products of
+float32, as it does for values of another width, these steps are the yardstick below float32.
 """
 
 import importlib
