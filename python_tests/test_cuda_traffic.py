@@ -270,14 +270,7 @@ def test_a_kernel_of_attention_moves_what_its_equations_say(traffic, case):
 
 
 @needs_counter
-@pytest.mark.parametrize(
-    "case",  # attention's counts are not written yet; its equations are tested above
-    [
-        *CASES,
-        *rnn_traffic.CASES,
-        *(pytest.param(c, marks=pytest.mark.proof) for c in attention_traffic.CASES),
-    ],
-)
+@pytest.mark.parametrize("case", [*CASES, *rnn_traffic.CASES, *attention_traffic.CASES])
 def test_a_kernel_keeps_its_traffic_budget(traffic, case):
     told = {what: value for what, value in traffic[case].items() if what != "plan"}
     assert told == json.loads(BUDGET.read_text())[case]
