@@ -2,13 +2,17 @@
 
 Arithmetic is 4 B H Lq Lk D forward, half if causal, of a window what is inside it; backward 2.5
 times as much. Beside each figure stands the share of what torch's own product of large square
-matrices reaches in the same run. Memory is what the process grows by; the error is the worst row's,
-against the reference in float64 over the first head.
+matrices reaches in the same run. ``--threads 1 --cpu-time`` counts what the thread worked, which
+holds on a busy machine. Memory is what the process grows by; the error is the worst row's, against
+the reference in float64 over the first head.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -52,7 +56,9 @@ def measured(name, calls, leaves, pairs, D, dtype, limit, options, error, passes
     """A row a pass; ``pairs`` counts scores of all heads."""
     built = {who: both_ways(f, leaves) for who, f in calls.items()}
     for k in passes:
-        best = best_of({who: pair[k] for who, pair in built.items()}, options.repeats)
+        best = best_of(
+            {who: pair[k] for who, pair in built.items()}, options.repeats, options.clock
+        )
         flop = 4.0 * pairs * D * (1.0, 3.5)[k]
         speed = 1e-6 * flop / best["hetkern"]
         row = {
@@ -193,9 +199,15 @@ def parts(quick: bool, options: Any = None) -> dict[str, Callable[..., Any]]:
 
 def main() -> None:
     """Measure, print, save; of a part alone what is saved already stays, but for its works."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--cpu-time", action="store_true")
+    more, sys.argv[1:] = parser.parse_known_args()
     options = arguments(__doc__ or "", parts=list(parts(quick=True)))
+    if more.cpu_time and options.threads != 1:
+        raise SystemExit("--cpu-time counts one thread's: --threads 1")
+    options.clock = time.process_time if more.cpu_time else time.perf_counter
     size = 256 if options.quick else 2048
-    limits = {t: product_speed(t, options.repeats, size) for t in BOTH}
+    limits = {t: product_speed(t, options.repeats, size, options.clock) for t in BOTH}
     made = parts(options.quick, options)
     rows: list[dict[str, Any]] = []
     for part in options.parts or made:
@@ -208,7 +220,8 @@ def main() -> None:
         old = json.loads(file.read_text())["rows"]
         rows = [new.pop((row["work"], row["dtype"]), row) for row in old] + [*new.values()]
     products = {str(t).removeprefix("torch."): round(limit) for t, limit in limits.items()}
-    save("attention", rows, {"torch_product_gflop_s": products}, options)
+    timed = {"clock": "CPU time of the thread" if more.cpu_time else "wall time"}
+    save("attention", rows, timed | {"torch_product_gflop_s": products}, options)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,8 @@ def conditions(result: dict[str, Any]) -> str:
     where = ", ".join(f"{name} {value}" for name, value in result["conditions"].items())
     if products := result.get("torch_product_gflop_s"):
         limits = ", ".join(f"{dtype} {speed} GFLOP/s" for dtype, speed in products.items())
-        return f"{where}. torch's product of two 2048×2048 matrices: {limits}."
+        clock = f" ({result['clock']})" if "clock" in result else ""
+        return f"{where}{clock}. torch's product of two 2048×2048 matrices: {limits}."
     if "ceilings_gb_s" not in result:
         sizes = ", ".join(f"{k} {v}" for k, v in result.items() if k not in ("conditions", "rows"))
         return f"{where}; {sizes}."

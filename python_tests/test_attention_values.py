@@ -187,6 +187,12 @@ def test_a_confident_rows_gradient_keeps_its_digits_in_16_bits(native, dtype):
     assert (error / exact.norm(dim=-1))[confident].max() < torch.finfo(dtype).eps
 
 
+@pytest.mark.parametrize("seed", [20088, 20157])
+def test_a_row_whose_gradient_is_0_keeps_no_rounding_of_its_output(native, seed):
+    """Keys alike in float16, and a single key in float32: dP and delta must cancel."""
+    check_seed("attention", seed, native.name)
+
+
 PACKED = {
     "same": ([5, 17, 1, 64, 33], [5, 17, 1, 64, 33]),
     "other keys": ([5, 17, 1, 40], [70, 17, 3, 8]),
