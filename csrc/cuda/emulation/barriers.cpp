@@ -13,6 +13,16 @@ namespace {
 bool same(Site a, Site b) { return a.line == b.line && std::strcmp(a.file, b.file) == 0; }
 }  // namespace
 
+bool complete_block_barrier() {
+  BlockBarrier& b = machine.team().barrier;
+  if (b.arrived == 0 || b.arrived < current->block->alive) return false;
+  b.arrived = 0, ++b.phase;
+  const unsigned first = current->block->rank * machine.block_threads();
+  for (unsigned i = first; i < first + machine.block_threads(); ++i)
+    if (machine.fibers[i].state == State::at_block_barrier) machine.fibers[i].state = State::ready;
+  return true;
+}
+
 int block_barrier(Site site, Vote vote, bool mine) {
   BlockBarrier& b = machine.team().barrier;
   const unsigned phase = b.phase % 2;
@@ -27,14 +37,8 @@ int block_barrier(Site site, Vote vote, bool mine) {
   sum = vote == Vote::all ? sum && mine : vote == Vote::any ? sum || mine : sum + mine;
   sanitize::release(&b.order[phase]);
   Quiet quiet;
-  if (++b.arrived == machine.block_threads()) {
-    b.arrived = 0, ++b.phase;
-    const unsigned first = current->block->rank * machine.block_threads();
-    for (unsigned i = first; i < first + machine.block_threads(); ++i)
-      if (machine.fibers[i].state == State::at_block_barrier) machine.fibers[i].state = State::ready;
-  } else {
-    wait_as(State::at_block_barrier, site);
-  }
+  ++b.arrived;
+  if (!complete_block_barrier()) wait_as(State::at_block_barrier, site);
   sanitize::acquire(&b.order[phase]);
   return sum;
 }
@@ -80,9 +84,11 @@ void exchange(unsigned mask, const void* mine, void* taken, size_t size, unsigne
   Quiet quiet;
   unsigned phase;
   const Exchange& e = meet(mask, mine, size, site, phase, false);
-  if (!(e.mask >> source & 1))
-    fail(site, "a shuffle takes lane %u's value, and mask %08x has no such lane", source, e.mask);
-  std::memcpy(taken, e.value[phase][source], size);
+  // Of a lane outside the mask CUDA gives no defined value, and a right kernel may take one that it does not use.
+  if (e.mask >> source & 1)
+    std::memcpy(taken, e.value[phase][source], size);
+  else
+    std::memset(taken, 0xff, size);  // NaN
 }
 
 unsigned ballot(unsigned mask, bool mine, Site site) {

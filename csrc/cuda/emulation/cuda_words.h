@@ -3,13 +3,16 @@
 // A word that is not here does not compile, by name. hetkern/testing/emulation/refused.py says before the compiler what is refused on
 // purpose, and why.
 #pragma once
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #include <cuda_runtime.h>
+#include <math.h>  // abs, isnan and their kin at global scope, by the argument's type
 
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
 
 #include "memory.h"
 #include "threads.h"
@@ -25,11 +28,11 @@
 #undef __cluster_dims__
 #undef __grid_constant__
 #undef __align__
-#define __global__ static
+#define __global__ __attribute__((unused))
 #define __device__
 #define __host__
 #define __shared__ the_emulation_has_dynamic_shared_memory_only_use_HETKERN_SHARED
-#define __constant__ static const
+#define __constant__ __attribute__((unused))
 #define __forceinline__ inline
 #define __noinline__ __attribute__((noinline))
 #define __launch_bounds__(...)
@@ -131,26 +134,7 @@ inline T atomic_change(T* p, Change change) {
 
 }  // namespace hetkern::emulation
 
-template <class T>
-inline T atomicAdd(T* p, T value) {
-  return hetkern::emulation::atomic_change(p, [&](T old) { return static_cast<T>(old + value); });
-}
-template <class T>
-inline T atomicMax(T* p, T value) {
-  return hetkern::emulation::atomic_change(p, [&](T old) { return old < value ? value : old; });
-}
-template <class T>
-inline T atomicMin(T* p, T value) {
-  return hetkern::emulation::atomic_change(p, [&](T old) { return value < old ? value : old; });
-}
-template <class T>
-inline T atomicExch(T* p, T value) {
-  return hetkern::emulation::atomic_change(p, [&](T) { return value; });
-}
-template <class T>
-inline T atomicCAS(T* p, T expected, T value) {
-  return hetkern::emulation::atomic_change(p, [&](T old) { return old == expected ? value : old; });
-}
+#include "everyday_atomics.h"
 
 // ---- Arithmetic. Approximate functions are the exact ones here. ------------------------------------------------------------
 
@@ -166,15 +150,6 @@ inline double __dadd_rn(double x, double y) { return x + y; }
 inline double __dmul_rn(double x, double y) { return x * y; }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline double rsqrt(double x) { return 1.0 / std::sqrt(x); }
-template <class T>
-constexpr T min(T a, T b) {
-  return b < a ? b : a;
-}
-template <class T>
-constexpr T max(T a, T b) {
-  return a < b ? b : a;
-}
-
 namespace hetkern::emulation {
 
 template <class To, class From>
@@ -196,7 +171,5 @@ inline double __longlong_as_double(long long x) { return hetkern::emulation::sam
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __clz(int x) { return x ? __builtin_clz(static_cast<unsigned>(x)) : 32; }
 inline int __ffs(int x) { return __builtin_ffs(x); }
-template <class T>
-inline T __ldg(const T* p) {
-  return *p;
-}
+
+#include "everyday_words.h"

@@ -110,6 +110,7 @@ struct Machine {
 extern Machine machine;
 
 void wait_as(State state, Site site);  // until another thread makes this one ready
+bool complete_block_barrier();         // if all of the block that live have arrived
 void complete_cluster_barrier();       // if all that live have arrived
 
 }  // namespace hetkern::emulation

@@ -120,6 +120,9 @@ void fiber_main() {
   if (--f.block->alive == 0) {
     sanitize::acquire(machine.team().ended.get());
     end_block(*f.block, grid->shared_bytes, machine.cluster.alive > 0);
+  } else {
+    Quiet quiet;
+    complete_block_barrier();
   }
   to_scheduler(f);
 }

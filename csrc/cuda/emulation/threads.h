@@ -1,8 +1,7 @@
 // CUDA's threads on one CPU thread: each is a fiber that runs until it must wait for others.            (bodies: threads.cpp, barriers.cpp)
 //
-// Resident together is one block, or one cluster of blocks. A barrier met at two places, a wait that nobody ends and a shuffle
-// from a lane that takes no part are refused, with block, thread and line. Stricter than hardware: a thread that has returned
-// counts as absent from a barrier that others reach.
+// Resident together is one block, or one cluster of blocks. A barrier met at two places and a wait that nobody ends are refused, with block, thread and line. As since Volta, a barrier waits for
+// the threads that have not returned. A shuffle from a lane outside the mask gives NaN.
 #pragma once
 #include <vector_types.h>
 
