@@ -66,8 +66,8 @@ def product(lane: int) -> float:
     ids=[
         "xor", "down in groups of 8", "up", "from a lane in groups of 16", "ballot", "any and all",
         "barriers that vote", "atomics", "a warp waits for another", "cp.async fills with zeros",
-        "ex2.approx flushes subnormals", "a thread leaves before the barrier", "bulk copies and their barriers", "ldmatrix",
-        "ldmatrix, transposed", "mma of bfloat16", "mma of half",
+        "ex2.approx flushes subnormals", "a thread leaves before the barrier",
+        "bulk copies and their barriers", "ldmatrix", "ldmatrix, transposed", "mma of bfloat16", "mma of half",
     ],
 )  # fmt: skip
 def test_a_word_gives_each_thread_what_cuda_gives_it(kernel, which, wanted):
@@ -85,14 +85,17 @@ static __global__ void everyday(float* y, unsigned* u) {
   if (threadIdx.x == 19) y[0] = isnan(from);
   if (threadIdx.x) return;
   y[1] = max(NAN, 1.0f), y[2] = abs(-0.75f), y[3] = min(2.0f, NAN), y[4] = __saturatef(NAN);
-  y[5] = static_cast<float>(__hfma(__half(0.1f), __half(0.1f), -(__half(0.1f) * __half(0.1f)))) * 0x1p24f;
+  const __half tenth(0.1f), lost = __hfma(tenth, tenth, -(tenth * tenth));
+  y[5] = static_cast<float>(lost) * 0x1p24f;
   y[6] = __float2int_rn(1e20f) == 2147483647, y[7] = cospif(0.5f);
   atomicAdd(u, 3), atomicOr(u + 1, 5u), atomicInc(u + 2, 0u);
   u[3] = __byte_perm(0x33221100u, 0x77665544u, 0x7410u), u[4] = __umulhi(1u << 31, 6u);
   u[5] = __funnelshift_r(1u << 8, 2u, 8u), u[6] = __brev(1u), u[7] = __mul24(-3, 5) == -15;
   u[8] = max(-1, 7u), u[9] = __dp4a(0x01020304, 0x01010101, 1);
 }
-extern "C" void go(float* y, unsigned* u, void* stream) { HETKERN_LAUNCH(everyday, 1, 32, 0, stream, y, u); }
+extern "C" void go(float* y, unsigned* u, void* stream) {
+  HETKERN_LAUNCH(everyday, 1, 32, 0, stream, y, u);
+}
 """
 
 
