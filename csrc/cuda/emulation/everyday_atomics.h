@@ -31,9 +31,9 @@ inline T atomic_change_half(T* p, Change change) {
 
 }  // namespace hetkern::emulation
 
-#define HETKERN_ATOMIC_AS(name, suffix, T, changed)                                              \
-  inline T name##suffix(T* p, T value) {                                                         \
-    return hetkern::emulation::atomic_change(p, [&](T old) { return static_cast<T>(changed); }); \
+#define HETKERN_ATOMIC_AS(name, suffix, T, changed)                                                               \
+  inline T name##suffix(T* p, T value) {                                                                          \
+    return hetkern::emulation::atomic_change(p, [&]([[maybe_unused]] T old) { return static_cast<T>(changed); }); \
   }
 #define HETKERN_ATOMIC(name, T, changed)      \
   HETKERN_ATOMIC_AS(name, , T, changed)       \
