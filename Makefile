@@ -9,7 +9,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export CMAKE_BUILD_PARALLEL_LEVEL ?= 2
 
 DEPENDENCIES := torch triton numpy pybind11 scikit-build-core cmake ninja pytest pytest-xdist expecttest safetensors typer rich \
-                matplotlib ruff mypy clang-format typos
+                matplotlib tensorboard datasketch tokenizers transformers ruff mypy clang-format typos
 # The CUDA kernels that tests run on the CPU need CUDA's headers, no more.
 EMULATION := $(if $(wildcard $(or $(CUDA_HOME),/usr/local/cuda)/include/cuda_runtime.h),ON,OFF)
 SOURCES := pyproject.toml CMakeLists.txt hetkern/cli.py $(shell find csrc cmake -type f)

@@ -6,8 +6,10 @@ stands the share of what torch's own product of large square matrices reaches in
 
 from __future__ import annotations
 
+import json
+
 import torch
-from harness import arguments, best_of, save, table
+from harness import RESULTS, arguments, best_of, save, table, vendor
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
@@ -82,31 +84,104 @@ def measured(name, cell, rows, columns, H, calls, dtype, limits, repeats):
         }
 
 
-def main() -> None:
-    """Measure, print, save."""
-    options = arguments(__doc__ or "")
-    large, size = ([], 256) if options.quick else (LARGE, 2048)
-    limits = {t: product_speed(t, options.repeats, size) for t in (torch.float32, torch.bfloat16)}
-    lines = []
-    torch.manual_seed(0)
-    for dtype, shapes in ((torch.float32, SMALL + large), (torch.bfloat16, large)):
+def cell_step(B: int, H: int) -> dict[str, tuple]:
+    """One step of an LSTM's cell on the same weights."""
+    torchs = nn.LSTMCell(H, H)
+    ours = hetkern.nn.LSTMCell(H, H)
+    ours.load_state_dict(torchs.state_dict())
+    x, state = torch.randn(B, H), (torch.randn(B, H), torch.randn(B, H))
+    leaf, dh = x.clone().requires_grad_(), torch.randn(B, H)
+
+    def forward(cell):
+        with torch.no_grad():
+            return cell(x, state)
+
+    def both_ways(cell):
+        return torch.autograd.grad(cell(leaf, state)[0], [leaf, *cell.parameters()], dh)
+
+    return {
+        name: (lambda c=cell: forward(c), lambda c=cell: both_ways(c))
+        for name, cell in (("hetkern", ours), ("torch", torchs))
+    }
+
+
+def in_autocast(T: int, B: int, H: int) -> dict[str, tuple]:
+    """nn.LSTM of float32 weights in autocast's bfloat16."""
+    torchs = nn.LSTM(H, H)
+    ours = hetkern.nn.LSTM(H, H)
+    ours.load_state_dict(torchs.state_dict())
+    x = torch.randn(T, B, H)
+    leaf, dy = x.clone().requires_grad_(), torch.randn(T, B, H).bfloat16()
+
+    def forward(module):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            return module(x)[0]
+
+    def both_ways(module):
+        with torch.autocast("cpu", torch.bfloat16):
+            y = module(leaf)[0]
+        return torch.autograd.grad(y, [leaf, *module.parameters()], dy)
+
+    return {
+        name: (lambda m=module: forward(m), lambda m=module: both_ways(m))
+        for name, module in (("hetkern", ours), ("torch", torchs))
+    }
+
+
+def parts(quick: bool):
+    """{part: its works as (name, cell, rows, columns, H, calls, dtype)}, made one at a time."""
+
+    def sequences(shapes, dtype):
         for cell, T, B, columns, H in shapes:
-            if options.quick:
-                T = 10
+            T = 10 if quick else T
             x, made = torch.randn(T, B, columns).to(dtype), module(cell, columns, H, dtype)
             name = f"{cell} T {T} B {B} H {H}"
-            pair = calls(cell, x, made)
-            lines += measured(name, cell, T * B, columns, H, pair, dtype, limits, options.repeats)
+            yield name, cell, T * B, columns, H, calls(cell, x, made), dtype
+
+    def packed():
+        lengths = torch.randint(1, 21 if quick else 201, (32,)).sort(descending=True).values
+        x = pack_padded_sequence(torch.randn(int(lengths[0]), 32, 128), lengths)
+        pair = calls("lstm", x.data, module("lstm", 128, 256, torch.float32), x.batch_sizes)
+        rows = x.data.shape[0]
+        yield f"packed lstm, {rows} rows, I 128 H 256", "lstm", rows, 128, 256, pair, torch.float32
+
+    def cells():
+        for B, H in ((32, 512), (1, 128)):
+            yield f"lstm cell, B {B} H {H}", "lstm", B, H, H, cell_step(B, H), torch.float32
+
+    def autocast():
+        T, B, H = (3, 4, 64) if quick else (128, 32, 512)
+        name = f"lstm T {T} B {B} H {H} in autocast"
+        yield name, "lstm", T * B, H, H, in_autocast(T, B, H), torch.bfloat16
+
+    large = [] if quick else LARGE
+    return {
+        "small": lambda: sequences(SMALL, torch.float32),
+        "large": lambda: sequences(large, torch.float32),
+        "bfloat16": lambda: sequences(large, torch.bfloat16),
+        "packed": packed,
+        "cells": cells,
+        "autocast": autocast,
+    }
+
+
+def main() -> None:
+    """Measure, print, save; of a part alone what is saved already stays, but for its works."""
+    options = arguments(__doc__ or "", parts=list(parts(quick=True)))
+    made = parts(options.quick)
+    size = 256 if options.quick else 2048
+    limits = {t: product_speed(t, options.repeats, size) for t in (torch.float32, torch.bfloat16)}
+    lines = []
+    for part in options.parts or made:
+        torch.manual_seed(0)
+        for work in made[part]():
+            lines += measured(*work, limits, options.repeats)
             print(table(lines[-2:]), flush=True)
-    lengths = torch.randint(1, 21 if options.quick else 201, (32,)).sort(descending=True).values
-    packed = pack_padded_sequence(torch.randn(int(lengths[0]), 32, 128), lengths)
-    made = module("lstm", 128, 256, torch.float32)
-    pair = calls("lstm", packed.data, made, packed.batch_sizes)
-    rows = packed.data.shape[0]
-    lines += measured(
-        f"packed lstm, {rows} rows, I 128 H 256", "lstm", rows, 128, 256, pair, torch.float32,
-        limits, options.repeats,
-    )  # fmt: skip
+    file = options.out or RESULTS / f"rnn-{vendor()}.json"
+    if options.parts and file.exists():
+        new = {(row["work"], row["dtype"]): row for row in lines}
+        old = json.loads(file.read_text())["rows"]
+        lines = [new.pop((row["work"], row["dtype"]), row) for row in old] + [*new.values()]
     products = {str(t).removeprefix("torch."): round(limit) for t, limit in limits.items()}
     save("rnn", lines, {"torch_product_gflop_s": products}, options)
 

@@ -9,7 +9,7 @@ import platform
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 RESULTS = Path(__file__).parent / "results"
 
 
-def arguments(description: str, threads: int = 2) -> argparse.Namespace:
+def arguments(description: str, threads: int = 2, parts: Sequence[str] = ()) -> argparse.Namespace:
     """The flags that every benchmark takes."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--threads", type=int, default=threads)
@@ -35,6 +35,8 @@ def arguments(description: str, threads: int = 2) -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, help="JSON file; default: results/<benchmark>-<cpu>.json"
     )
+    if parts:
+        parser.add_argument("--parts", nargs="+", choices=parts, help="default: all of them")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.kept:
@@ -126,6 +128,12 @@ def machine() -> dict[str, str]:
     }
 
 
+def vendor() -> str:
+    """Of the processor: a part of a results file's name."""
+    cpu = machine()["cpu"]
+    return "intel" if "Intel" in cpu else "amd" if "AMD" in cpu else "cpu"
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown."""
     columns = list(rows[0])
@@ -148,13 +156,6 @@ def save(
         raise SystemExit(f"{beaten} % of a ceiling: it is measured too low; nothing was saved")
     print(", ".join(f"{k} {v}" for k, v in conditions.items()))
     if out is None:
-        vendor = (
-            "intel"
-            if "Intel" in conditions["cpu"]
-            else "amd"
-            if "AMD" in conditions["cpu"]
-            else "cpu"
-        )
-        out = RESULTS / f"{name}-{vendor}{'-kept' if options.kept else ''}.json"
+        out = RESULTS / f"{name}-{vendor()}{'-kept' if options.kept else ''}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps({"conditions": conditions, **more, "rows": rows}, indent=1) + "\n")

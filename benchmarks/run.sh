@@ -9,5 +9,7 @@ for bench in bench_softmax.py bench_cross_entropy.py; do
 done
 python bench_shapes.py "$@" --threads 1
 python bench_rnn.py "$@"
+python bench_rnn_error.py "$@"
+python bench_attention.py "$@"
 python speed_tables.py
 python plot.py

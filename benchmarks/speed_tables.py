@@ -19,7 +19,9 @@ def between(text: str, begin: str, end: str, body: str) -> str:
 
 def speed(family: str, vendor: str) -> str:
     """One machine's tables, their conditions and the call overhead."""
-    parts = [f"### {family.replace('_', '-')}, {'AMD' if vendor == 'amd' else vendor.title()}"]
+    title = {"rnn": "recurrent layers", "rnn_error": "recurrent layers, error against steps"}
+    name = title.get(family, family.replace("_", "-"))
+    parts = [f"### {name}, {'AMD' if vendor == 'amd' else vendor.title()}"]
     for kept in ("", "-kept"):
         file = RESULTS / f"{family}-{vendor}{kept}.json"
         if not file.exists():
@@ -35,6 +37,12 @@ def speed(family: str, vendor: str) -> str:
 def conditions(result: dict[str, Any]) -> str:
     """Where and when, the ceilings, and what a small call costs."""
     where = ", ".join(f"{name} {value}" for name, value in result["conditions"].items())
+    if products := result.get("torch_product_gflop_s"):
+        limits = ", ".join(f"{dtype} {speed} GFLOP/s" for dtype, speed in products.items())
+        return f"{where}. torch's product of two 2048×2048 matrices: {limits}."
+    if "ceilings_gb_s" not in result:
+        sizes = ", ".join(f"{k} {v}" for k, v in result.items() if k not in ("conditions", "rows"))
+        return f"{where}; {sizes}."
     limits = ", ".join(f"{n} {speed:.1f} GB/s" for n, speed in result["ceilings_gb_s"].items())
     calls = "; ".join(
         f"{work}: {times['hetkern']} against torch's {times['torch']}"
@@ -48,7 +56,7 @@ def main() -> None:
     text = PAGE.read_text()
     tables = "\n\n".join(
         speed(family, vendor)
-        for family in ("softmax", "cross_entropy")
+        for family in ("softmax", "cross_entropy", "rnn", "rnn_error")
         for vendor in ("amd", "intel", "cpu")
         if (RESULTS / f"{family}-{vendor}.json").exists()
     )

@@ -47,7 +47,7 @@ def main() -> int:
             width=128,
             positions="learned",
             context=64,
-            batch=12,
+            batch_size=12,
             steps=2000,
             dropout=0.0,
             learning_rate=4e-3,

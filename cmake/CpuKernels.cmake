@@ -1,6 +1,7 @@
 # cpu_kernels: the families' kernels, the same sources once per instruction set, and what chooses among them.
 set(kernel_sources csrc/cpu/softmax.cpp csrc/cpu/cross_entropy.cpp
-  csrc/cpu/rnn_gates.cpp csrc/cpu/rnn_forward.cpp csrc/cpu/rnn_backward.cpp)
+  csrc/cpu/rnn_gates.cpp csrc/cpu/rnn_forward.cpp csrc/cpu/rnn_backward.cpp
+  csrc/cpu/attention_forward.cpp csrc/cpu/attention_backward.cpp csrc/cpu/attention_bias.cpp)
 
 set(levels base)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
@@ -27,4 +28,4 @@ foreach(level IN LISTS levels)
   string(TOUPPER "HETKERN_HAS_${level}" has)
   target_compile_definitions(cpu_kernels INTERFACE ${has})
 endforeach()
-target_sources(cpu_kernels INTERFACE ${PROJECT_SOURCE_DIR}/csrc/cpu/isa.cpp ${PROJECT_SOURCE_DIR}/csrc/cpu/kernels.cpp ${PROJECT_SOURCE_DIR}/csrc/cpu/parallel.cpp ${PROJECT_SOURCE_DIR}/csrc/cpu/rnn_plan.cpp ${PROJECT_SOURCE_DIR}/csrc/cpu/team.cpp)
+target_sources(cpu_kernels INTERFACE ${PROJECT_SOURCE_DIR}/csrc/cpu/attention_plan.cpp ${PROJECT_SOURCE_DIR}/csrc/cpu/isa.cpp ${PROJECT_SOURCE_DIR}/csrc/cpu/kernels.cpp ${PROJECT_SOURCE_DIR}/csrc/cpu/parallel.cpp ${PROJECT_SOURCE_DIR}/csrc/cpu/rnn_plan.cpp ${PROJECT_SOURCE_DIR}/csrc/cpu/team.cpp)

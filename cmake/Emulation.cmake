@@ -34,7 +34,7 @@ function(add_emulated name mode)
   target_compile_definitions(${name}_machine PRIVATE HETKERN_EMULATION_${mode})
   target_include_directories(${name}_machine SYSTEM PRIVATE "${HETKERN_CUDA_HEADERS}")
 
-  add_library(${name} SHARED csrc/cuda/emulation/table.cpp csrc/softmax.cpp csrc/cross_entropy.cpp csrc/rnn_gates.cpp
+  add_library(${name} SHARED csrc/cuda/emulation/table.cpp csrc/attention.cpp csrc/softmax.cpp csrc/cross_entropy.cpp csrc/rnn_gates.cpp
     csrc/rnn_sequence.cpp csrc/rnn_steps.cpp ${common_sources})
   target_link_libraries(${name} PRIVATE hetkern_flags torch_stable ${name}_machine)
   target_compile_definitions(${name} PRIVATE HETKERN_WITH_CUDA)

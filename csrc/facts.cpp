@@ -1,10 +1,12 @@
 #include "facts.h"
 
 #include "common/check.h"
+#include "cpu/attention_plan.h"
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
 #include "cpu/plan.h"
 #include "cpu/rnn_plan.h"
+#include "cuda/attention_plan.h"
 #include "cuda/gpu.h"
 
 namespace hetkern {
@@ -77,6 +79,10 @@ RnnPlan rnn_plan_cpu(const RnnShape& shape, const AnyMachine& machine) {
   return cpu::rnn_plan(shape, completed(machine), cpu::vectors_in_force());
 }
 
+AttentionPlan attention_plan_cpu(const AttentionShape& shape, const AnyMachine& machine) {
+  return cpu::attention_plan(shape, completed(machine), cpu::vectors_in_force());
+}
+
 namespace {
 cuda::Gpu completed(const AnyGpu& any) {
   cuda::Gpu gpu;
@@ -102,5 +108,9 @@ CrossEntropyPlan cross_entropy_plan_cuda(const CrossEntropyShape& shape, const A
 }
 
 RnnPlan rnn_plan_cuda(const RnnShape& shape, const AnyGpu& gpu) { return cuda::rnn_plan(shape, completed(gpu)); }
+
+AttentionPlan attention_plan_cuda(const AttentionShape& shape, const AnyGpu& gpu) {
+  return cuda::attention_plan(shape, completed(gpu));
+}
 
 }  // namespace hetkern

@@ -3,6 +3,7 @@
 #include <string>
 #include <vector>
 
+#include "attention.h"
 #include "cross_entropy.h"
 #include "rnn.h"
 #include "softmax.h"
@@ -28,6 +29,7 @@ struct AnyMachine {
 HETKERN_EXPORT SoftmaxPlan softmax_plan_cpu(const SoftmaxShape& shape, const AnyMachine& machine);
 HETKERN_EXPORT CrossEntropyPlan cross_entropy_plan_cpu(const CrossEntropyShape& shape, const AnyMachine& machine);
 HETKERN_EXPORT RnnPlan rnn_plan_cpu(const RnnShape& shape, const AnyMachine& machine);
+HETKERN_EXPORT AttentionPlan attention_plan_cpu(const AttentionShape& shape, const AnyMachine& machine);
 
 // A GPU's plans; a capability (10 major + minor) or size of 0 stands for the current one's own, or an H100's where there is none.
 struct AnyGpu {
@@ -37,5 +39,6 @@ struct AnyGpu {
 HETKERN_EXPORT SoftmaxPlan softmax_plan_cuda(const SoftmaxShape& shape, const AnyGpu& gpu);
 HETKERN_EXPORT CrossEntropyPlan cross_entropy_plan_cuda(const CrossEntropyShape& shape, const AnyGpu& gpu);
 HETKERN_EXPORT RnnPlan rnn_plan_cuda(const RnnShape& shape, const AnyGpu& gpu);
+HETKERN_EXPORT AttentionPlan attention_plan_cuda(const AttentionShape& shape, const AnyGpu& gpu);
 
 }  // namespace hetkern

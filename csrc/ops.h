@@ -2,6 +2,7 @@
 #pragma once
 #include <torch/csrc/stable/library.h>
 
+#include "attention.h"
 #include "cross_entropy.h"
 #include "rnn.h"
 #include "softmax.h"
@@ -23,5 +24,9 @@ template <GetRnnKernels kernels>
 void serve_rnn_gates(StableLibrary& m);
 template <GetRnnKernels kernels>
 void serve_rnn_sequence(StableLibrary& m);
+
+using GetAttentionKernels = const AttentionKernels& (*)();
+template <GetAttentionKernels kernels>
+void serve_attention(StableLibrary& m);
 
 }  // namespace hetkern

@@ -71,6 +71,25 @@ py::dict dict_of(const RnnPlan& plan) {
   return d;
 }
 
+const char* name_of(AttentionPath path) {
+  return path == AttentionPath::one_task        ? "one_task"
+         : path == AttentionPath::split_queries ? "split_queries"
+         : path == AttentionPath::split_keys    ? "split_keys"
+                                                : "split_heads";
+}
+
+py::dict dict_of(const AttentionPlan& plan) {
+  py::dict d;
+  d["path"] = name_of(plan.path);
+  d["tasks"] = plan.tasks;
+  d["parts"] = plan.parts;
+  d["fold"] = plan.fold;
+  d["product"] = plan.dot ? "dot" : "fma";
+  d["workspace"] = plan.workspace;
+  add(d, plan.block);
+  return d;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -93,6 +112,18 @@ PYBIND11_MODULE(_C, m) {
       py::arg("cell"), py::arg("T"), py::arg("B"), py::arg("H"), py::arg("x"), py::arg("ragged") = false,
       py::arg("backward") = false, py::arg("threads") = 0, py::arg("l2_bytes") = 0,
       "The CPU's plan for a sequence of T steps and B rows; zeros stand for this machine.");
+  m.def(
+      "attention_plan",
+      [](int64_t B, int64_t Hq, int64_t Hkv, int64_t Lq, int64_t Lk, int64_t D, int64_t Dv, const std::string& x,
+         bool causal, int64_t window, int64_t rows, bool backward, bool dbias, int threads, int64_t l2) {
+        return dict_of(attention_plan_cpu(
+            {dtype_of(x), B, Hq, Hkv, Lq, Lk, D, Dv, causal, window, rows, backward, dbias}, {threads, l2}));
+      },
+      py::arg("B"), py::arg("Hq"), py::arg("Hkv"), py::arg("Lq"), py::arg("Lk"), py::arg("D"), py::arg("Dv"),
+      py::arg("x"), py::arg("causal") = false, py::arg("window") = 0, py::arg("rows") = 0, py::arg("backward") = false,
+      py::arg("dbias") = false, py::arg("threads") = 0, py::arg("l2_bytes") = 0,
+      "The CPU's plan for attention of B sequences; window: the keys that a query sees at most, rows: the queries of a "
+      "packed batch; zeros stand for none, or for this machine.");
   m.def(
       "softmax_plan",
       [](int64_t M, int64_t N, bool columns, const std::string& x, const std::string& y, int threads, int64_t l2) {
@@ -138,4 +169,18 @@ PYBIND11_MODULE(_C, m) {
       py::arg("backward") = false, py::arg("capability") = 0, py::arg("processors") = 0, py::arg("shared_bytes") = 0,
       "A GPU's plan for a sequence of T steps and B rows; zeros stand for the current GPU, or an H100 where there is "
       "none.");
+  m.def(
+      "attention_plan_cuda",
+      [](int64_t B, int64_t Hq, int64_t Hkv, int64_t Lq, int64_t Lk, int64_t D, int64_t Dv, const std::string& x,
+         bool causal, int64_t window, int64_t rows, bool backward, bool dbias, int capability, int processors,
+         int64_t shared_bytes) {
+        return dict_of(
+            attention_plan_cuda({dtype_of(x), B, Hq, Hkv, Lq, Lk, D, Dv, causal, window, rows, backward, dbias},
+                                {capability, processors, shared_bytes}));
+      },
+      py::arg("B"), py::arg("Hq"), py::arg("Hkv"), py::arg("Lq"), py::arg("Lk"), py::arg("D"), py::arg("Dv"),
+      py::arg("x"), py::arg("causal") = false, py::arg("window") = 0, py::arg("rows") = 0, py::arg("backward") = false,
+      py::arg("dbias") = false, py::arg("capability") = 0, py::arg("processors") = 0, py::arg("shared_bytes") = 0,
+      "A GPU's plan for attention, backward that of dq's pass: lanes are the keys of a tile of scores; zeros stand for "
+      "the current GPU, or an H100 where there is none.");
 }

@@ -24,6 +24,9 @@ else:
     from .doctor import doctor
     from .impl import explain, record, use
     from .ops import (
+        attention,
+        attention_decode,
+        attention_varlen,
         cross_entropy,
         gru,
         gru_cell,
@@ -40,6 +43,9 @@ else:
 __version__ = "0.1.0"
 __all__ = [
     "CrossEntropyStats",
+    "attention",
+    "attention_decode",
+    "attention_varlen",
     "cross_entropy",
     "doctor",
     "explain",

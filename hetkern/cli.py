@@ -1,9 +1,10 @@
-"""The command ``hetkern``: train, sample, doctor.
+"""The command ``hetkern``: train, resume, eval, sample, predict, plot, verify, profile, doctor.
 
 This file is installed as the top-level module ``hetkern_cli``, beside the package and not in it:
 importing the package loads torch and the kernels, two seconds that ``hetkern --help`` must not pay.
 So nothing here imports hetkern before a command runs; the flags of ``train`` come from
-``training/config.py``, which needs only the standard library and is read by its place on disk.
+``training/config``, which needs only the standard library and is read by its place on disk. What
+the commands do is in ``training/commands.py``.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ import inspect
 import io
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
@@ -43,7 +45,7 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit()
 
 
-@app.callback()
+@app.callback(epilog="Example: hetkern train, and then hetkern sample runs/gpt-001")
 def _options(
     version: Annotated[
         bool, typer.Option("--version", help="Say which.", callback=_print_version, is_eager=True)
@@ -57,23 +59,35 @@ ConfigFile = Annotated[
 ]
 
 
-def _flags_of_train_config(command: Callable[..., None]) -> Callable[..., None]:
-    """``command`` with one flag for each field of TrainConfig; None where it is not given."""
-    config_class = _config_module().TrainConfig
+def _flags_of(config_class: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command one flag for each field of a config; None where it is not given."""
     kinds = get_type_hints(config_class)
     flags: dict[str, tuple[Any, Any]] = {"config": (ConfigFile, None)}
     for f in fields(config_class):
         # The default is only described: a flag that is not given must not hide the config file's.
         option = typer.Option(help=f.metadata["help"], show_default=False)
-        flags[f.name] = (Annotated[kinds[f.name] | None, option], None)
+        kind = str if get_args(kinds[f.name]) == (int, str) else kinds[f.name]  # a number or a word
+        flags[f.name] = (Annotated[kind | None, option], None)
+    for former in config_class.RENAMED:
+        flags[former] = (Annotated[str | None, typer.Option(hidden=True)], None)
     flags["debug"] = (Debug, False)
-    parameters = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
-        for name, (kind, default) in flags.items()
-    ]
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {name: kind for name, (kind, _) in flags.items()}
-    return command
+
+    def mark(command: Callable[..., None]) -> Callable[..., None]:
+        parameters = [
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind
+            )
+            for name, (kind, default) in flags.items()
+        ]
+        first = list(inspect.signature(command, eval_str=True).parameters.values())[:1]
+        context = [p for p in first if p.annotation is typer.Context]
+        signature = inspect.Signature([*context, *parameters])
+        command.__signature__ = signature  # type: ignore[attr-defined]
+        command.__annotations__ = {name: kind for name, (kind, _) in flags.items()}
+        command.__annotations__ |= {p.name: p.annotation for p in context}
+        return command
+
+    return mark
 
 
 def _config_module() -> ModuleType:
@@ -82,9 +96,11 @@ def _config_module() -> ModuleType:
     assert package is not None and package.submodule_search_locations
     # An editable install has two folders: one with the sources, one with the built library.
     folders = package.submodule_search_locations
-    paths = [Path(folder, "training", "config.py") for folder in folders]
+    paths = [Path(folder, "training", "config", "__init__.py") for folder in folders]
     path = next(path for path in paths if path.exists())
-    spec = importlib.util.spec_from_file_location("hetkern_cli_config", path)
+    spec = importlib.util.spec_from_file_location(
+        "hetkern_cli_config", path, submodule_search_locations=[str(path.parent)]
+    )
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up there
@@ -100,18 +116,37 @@ def _clean_errors(debug: bool) -> Iterator[None]:
         if sys.stdout is not None:
             sys.stdout.flush()  # here a full disk is still an error like another
     except KeyboardInterrupt as error:
-        print(f"hetkern: {error or 'stopped'}", file=sys.stderr)
+        from hetkern.training.launch import StoppedAll
+
+        if not isinstance(error, StoppedAll):
+            _say(str(error) or "stopped", stopped=True)
         raise typer.Exit(130) from error
     except BrokenPipeError:
         raise  # `hetkern … | head`: typer exits quietly
+    except typer.Exit:
+        raise
     except Exception as error:
-        from hetkern.training import UserError
+        from hetkern.training.commands import sentence
 
-        if debug or not isinstance(error, UserError | OSError):
+        line = None if debug else sentence(error)
+        if line is None:
             raise
         _drop_unwritable_output()
-        print(f"hetkern: {error}", file=sys.stderr)
+        if line:
+            _say(line)
+        else:
+            time.sleep(3)  # the process that knows why ends first, and is heard
         raise typer.Exit(2) from error
+
+
+def _say(line: str, stopped: bool = False) -> None:
+    """Say a sentence, or leave it to the process that launched this one and others."""
+    if "TORCHELASTIC_ERROR_FILE" in os.environ:
+        from hetkern.training.launch import report_failure
+
+        if report_failure(line, stopped):
+            return
+    print(f"hetkern: {line}", file=sys.stderr)
 
 
 def _drop_unwritable_output() -> None:
@@ -123,48 +158,204 @@ def _drop_unwritable_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-@app.command()
-@_flags_of_train_config
-def train(config: str | None, debug: bool, **flags: Any) -> None:
-    """Train a language model on any text; with no flags, on Python's own source."""
+_config = _config_module()
+train_app = typer.Typer(
+    invoke_without_command=True,
+    epilog="Example: hetkern train --data book.txt --steps 3000 --out runs/book",
+)
+app.add_typer(train_app, name="train")
+
+
+def _train(task: str, config: str | None, debug: bool, flags: dict[str, Any]) -> None:
     given = {name: value for name, value in flags.items() if value is not None}
     with _clean_errors(debug):
-        from hetkern import training
+        from hetkern.training import commands
 
-        if config is None:
-            settings = training.TrainConfig.from_values(given)
-        else:
-            settings = training.TrainConfig.from_file(config, **given)
-        training.train(settings)
+        commands.train(task, config, given, __file__)
 
 
-@app.command()
+@train_app.callback()
+@_flags_of(_config.CONFIGS["lm"])
+def train(called: typer.Context, config: str | None, debug: bool, **flags: Any) -> None:
+    """Train a language model on any text; with no flags, on Python's own source."""
+    if called.invoked_subcommand is None:
+        _train("lm", config, debug, flags)
+    elif config is not None or any(value is not None for value in flags.values()):
+        print(f"hetkern: flags go behind {called.invoked_subcommand}", file=sys.stderr)
+        raise typer.Exit(2)
+
+
+_TASKS = {  # what the help says, and an example
+    "lm": ("Train a language model, as `hetkern train` alone does.", "lm --data book.txt"),
+    "classify": ("Train a classifier of texts.", "classify --data reviews.tsv --epochs 5"),
+}
+
+
+def _add_task(task: str, config_class: Any) -> None:
+    @_flags_of(config_class)
+    def command(config: str | None, debug: bool, **flags: Any) -> None:
+        _train(task, config, debug, flags)
+
+    command.__doc__, example = _TASKS[task]
+    train_app.command(name=task, epilog=f"Example: hetkern train {example}")(command)
+
+
+for _task, _config_class in _config.CONFIGS.items():
+    _add_task(_task, _config_class)
+
+Run = Annotated[str, typer.Argument(help="Folder of a run")]
+Checkpoint = Annotated[str, typer.Option(help="Which one: last, best or a step")]
+KernelsFlag = Annotated[
+    str | None, typer.Option(help="As for train (default: those it was trained with)")
+]
+Device = Annotated[str | None, typer.Option(help="As for train (default: that of the run)")]
+Nproc = Annotated[str | None, typer.Option(help="Processes, or gpu (default: those of the run)")]
+BatchSize = Annotated[
+    int | None, typer.Option(help="Sequences at a time (default: the run's)", min=1)
+]
+
+
+@app.command(epilog="Example: hetkern resume runs/gpt-001")
+def resume(
+    run: Run,
+    checkpoint: Checkpoint = "last",
+    steps: Annotated[int | None, typer.Option(help="Train to this step instead", min=1)] = None,
+    epochs: Annotated[int | None, typer.Option(help="Train to this epoch instead", min=1)] = None,
+    device: Device = None,
+    nproc: Nproc = None,
+    debug: Debug = False,
+) -> None:
+    """Go on with a run that was stopped or killed: the end is the one it would have had."""
+    with _clean_errors(debug):
+        from hetkern.training import commands
+
+        changes = {"steps": steps, "epochs": epochs, "device": device, "nproc": nproc}
+        commands.resume(run, checkpoint, changes, __file__)
+
+
+@app.command("eval", epilog="Example: hetkern eval runs/gpt-001 --checkpoint best")
+def evaluate(
+    run: Run,
+    split: Annotated[str, typer.Option(help="val or train")] = "val",
+    checkpoint: Checkpoint = "last",
+    batch_size: BatchSize = None,
+    floors: Annotated[bool, typer.Option(help="Also what simple methods reach")] = True,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object")] = False,
+    kernels: KernelsFlag = None,
+    device: Device = None,
+    nproc: Nproc = None,
+    debug: Debug = False,
+) -> None:
+    """Measure a trained model on a whole split, each target once."""
+    with _clean_errors(debug):
+        from hetkern.training import commands
+
+        changes = {
+            "batch_size": batch_size, "kernels": kernels, "device": device, "nproc": nproc,
+        }  # fmt: skip
+        commands.evaluate(run, split, checkpoint, floors, json, changes, __file__)
+
+
+@app.command(epilog='Example: hetkern sample runs/gpt-001 --prompt "def " --top-p 0.9')
 def sample(
-    run: Annotated[str, typer.Argument(help="Folder of a trained run")],
-    prompt: Annotated[str, typer.Option(help="Text to continue")] = "\n",
+    run: Run,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="Text to continue; several times for several texts")
+    ] = None,
     length: Annotated[int, typer.Option(help="Tokens to write", min=0)] = 400,
     temperature: Annotated[
         float, typer.Option(help="Below 1 keeps to the likely; 0 takes the likeliest", min=0)
     ] = 0.8,
     top_k: Annotated[int, typer.Option(help="Draw from the k likeliest; 0 from all", min=0)] = 0,
+    top_p: Annotated[
+        float, typer.Option(help="Draw from the likeliest that reach this probability", max=1)
+    ] = 1.0,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Above 1, what was there becomes less likely")
+    ] = 1.0,
     seed: Annotated[int, typer.Option(help="Same seed, same text", min=0)] = 1,
-    kernels: Annotated[
-        str | None, typer.Option(help="As for train (default: those it was trained with)")
+    cache: Annotated[bool, typer.Option(help="Keep keys and values; the text is the same")] = True,
+    checkpoint: Checkpoint = "last",
+    kernels: KernelsFlag = None,
+    debug: Debug = False,
+) -> None:
+    """Let a trained model continue a prompt, or several."""
+    with _clean_errors(debug):
+        from hetkern.training import commands
+
+        how = (temperature, top_k, top_p, repetition_penalty)
+        commands.sample(run, prompt or ["\n"], length, how, seed, cache, checkpoint, kernels)
+
+
+@app.command(epilog='Example: hetkern predict runs/rnn-001 "What a film!"')
+def predict(
+    run: Run,
+    text: Annotated[
+        list[str] | None, typer.Argument(help="Texts; - reads one a line from standard input")
+    ] = None,
+    input: Annotated[
+        str | None, typer.Option("--input", metavar="FILE", help="A text a line")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="JSON lines, not tab-separated")] = False,
+    batch_size: BatchSize = None,
+    checkpoint: Checkpoint = "last",
+    kernels: KernelsFlag = None,
+    debug: Debug = False,
+) -> None:
+    """Label texts: label, probability and text, a line each."""
+    with _clean_errors(debug):
+        from hetkern.training import commands
+
+        commands.predict(run, text or [], input, json, batch_size or 64, checkpoint, kernels)
+
+
+@app.command(epilog="Example: hetkern plot runs/gpt-001 runs/gpt-002 --out curves.png")
+def plot(
+    runs: Annotated[list[str], typer.Argument(help="Folders of runs")],
+    out: Annotated[
+        str | None, typer.Option(help="PNG file (default: curves.png in the first run)")
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Let a trained model continue a prompt."""
+    """Draw the loss curves of runs, and the confusion matrix of a classifier."""
     with _clean_errors(debug):
-        from hetkern import training
+        from hetkern.training import commands
 
-        loaded = training.load(run, kernels)
-        text = training.sample(
-            loaded.model, loaded.tokenizer, prompt, length, temperature, top_k, seed
-        )
-        print(text)
+        commands.plot(runs, out)
 
 
-@app.command()
+@app.command(epilog="Example: hetkern verify")
+def verify(
+    only: Annotated[
+        list[str] | None, typer.Option(help="Only this check; several times for several")
+    ] = None,
+    device: Annotated[str, typer.Option(help="As for train")] = "auto",
+    debug: Debug = False,
+) -> None:
+    """Prove on this machine that resume, accumulation, processes, cache and kernels agree."""
+    with _clean_errors(debug):
+        from hetkern.training import commands
+
+        if not commands.verify(only or [], device, __file__):
+            raise typer.Exit(1)
+
+
+@app.command(epilog="Example: hetkern profile runs/gpt-001 --steps 10")
+def profile(
+    run: Run,
+    steps: Annotated[int, typer.Option(help="Training steps to look at", min=1)] = 5,
+    kernels: KernelsFlag = None,
+    device: Device = None,
+    debug: Debug = False,
+) -> None:
+    """Time a run's training steps op by op: a table here, a trace in the run's folder."""
+    with _clean_errors(debug):
+        from hetkern.training import commands
+
+        commands.profile(run, steps, {"kernels": kernels, "device": device})
+
+
+@app.command(epilog="Example: hetkern doctor")
 def doctor(debug: Debug = False) -> None:
     """Say what is built, what can run on this machine, and why the rest cannot."""
     with _clean_errors(debug):

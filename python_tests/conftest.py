@@ -29,13 +29,18 @@ def pytest_addoption(parser):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Where the instruction set hardly matters, all but the best run an eighth of the tests."""
+    """Leave to the proof what stands for many alike: see the markers."""
     present = [level for level in IMPLEMENTATIONS if level.isa and not level.why_absent()]
     for item in items:
         impl = getattr(getattr(item, "callspec", None), "params", {}).get("impl")
-        if impl in present[:-1] and item.get_closest_marker("any_level"):
-            if zlib.crc32(item.nodeid.encode()) % 8:
-                item.add_marker(pytest.mark.proof)
+        sample, one_in = item.get_closest_marker("sample"), 1
+        if sample and sample.args[0] > 1:
+            one_in = sample.args[0] * (4 if impl is not None and impl.simulated else 1)
+        level = item.get_closest_marker("any_level")
+        if impl in present[:-1] and level:
+            one_in = max(one_in, *level.args or (8,))
+        if zlib.crc32(item.nodeid.encode()) % one_in:
+            item.add_marker(pytest.mark.proof)
 
 
 def _passed(config):
@@ -63,7 +68,13 @@ def pytest_configure(config):
     one that another version of an op's schema left there would be run against this one.
     """
     config.addinivalue_line(
-        "markers", "any_level: of Python's side; all but the best instruction set run it in proof"
+        "markers",
+        "any_level(n=8): hardly of the instruction set: all but the best run one in n, proof all",
+    )
+    config.addinivalue_line(
+        "markers",
+        "sample(n): many alike: one in n runs, of what is emulated or interpreted one in 4 n, "
+        "the others in proof",
     )
     if not hasattr(config, "workerinput"):  # xdist's workers inherit the variable
         config.stash[_CACHE] = tempfile.mkdtemp(prefix="hetkern-compile-")

@@ -10,6 +10,7 @@ import sys
 from functools import partial
 
 import torch
+from attention_workload import attentions
 
 import hetkern
 from hetkern.testing.emulation import emulated_cuda
@@ -66,11 +67,24 @@ def main():
             recurrences([torch.bfloat16])
     softmaxes(DTYPES, CPU_SHAPES)
     cross_entropies(DTYPES, [(7, 1), (67, 1003), (3, 65, 18), (1, 70001)])
+    attention_plans = [
+        native.attention_plan(*shape, "float32", backward=backward)
+        for shape, backward in [
+            ((1, 2, 1, 70, 150, 59, 33), False),
+            ((1, 8, 2, 1, 1300, 33, 33), False),
+            ((1, 2, 1, 70, 800, 59, 33), True),
+        ]
+    ]
+    paths = [plan["path"] for plan in attention_plans]
+    assert paths == ["split_queries", "split_keys", "split_heads"]
+    assert all(plan["tasks"] >= 2 for plan in attention_plans)
+    attention_on_the_cpu(DTYPES)
     print(f"{calls} calls on {native.threads()} threads")
 
 
 def main_cuda():
     """All paths of an H100; of a GPU without clusters and with little memory rows read twice."""
+    global calls
     torch.manual_seed(0)
     native = hetkern.impl.native
     plans = [
@@ -87,6 +101,7 @@ def main_cuda():
     with emulated_cuda(), hetkern.use("cuda"), hetkern.record() as log:
         softmaxes(dtypes, CUDA_SHAPES)
         cross_entropies(dtypes, [(7, 1), (33, 31), (2, 1003), (3, 65, 18), (1, 16900)])
+        calls += attentions(dtypes, [(19, 37, 24, 17), (33, 17, 72, 130)])
         if RECURRENT:
             recurrent(dtypes, [(3, 8), (2, 17)])
         os.environ |= {
@@ -178,6 +193,43 @@ def cross_entropies(dtypes, shapes):
                 leaf(*shape, dtype=dtype),
                 soft,
             )
+
+
+def attention_on_the_cpu(dtypes):
+    """Tails of queries, keys and columns; every feature; a packed batch and a cache."""
+    packed = torch.tensor([0, 5, 5, 40], dtype=torch.int32), torch.tensor([0, 9, 9, 140])
+    for dtype in dtypes:
+        q, k, v = (
+            leaf(*s, dtype=dtype) for s in ((1, 2, 70, 59), (1, 1, 150, 59), (1, 1, 150, 33))
+        )
+        slopes, sink = torch.rand(1, 2, requires_grad=True), leaf(2, dtype=dtype)
+        for options in (
+            {"causal": True},
+            {"window": (30, 7), "softcap": 3.0, "dropout_p": 0.3},
+            {"alibi_slopes": slopes, "sink": sink, "mask": torch.rand(70, 150) > 0.3},
+            {"causal": True, "bias": leaf(1, 1, 70, 150, dtype=dtype)},
+            {"bias": leaf(1, 1, 1, 150, dtype=dtype)},
+        ):
+            extra = [t for t in options.values() if torch.is_tensor(t) and t.requires_grad]
+            once(lambda *t, o=options: hetkern.attention(*t[:3], **o), q, k, v, *extra)
+        long = leaf(1, 1, 800, 59, dtype=dtype), leaf(1, 1, 800, 33, dtype=dtype)
+        once(lambda *t: hetkern.attention(*t, causal=True), q, *long)
+        rows = leaf(40, 2, 59, dtype=dtype), leaf(140, 1, 59, dtype=dtype)
+        once(
+            lambda *t: hetkern.attention_varlen(*t, *packed, 35, 131, causal=True),
+            *rows,
+            leaf(140, 1, 33, dtype=dtype),
+        )
+        cache = (torch.randn(1, 2, 1300, 33).to(dtype) for _ in range(2))
+        lengths = torch.tensor([1250], dtype=torch.int32)
+        hetkern.attention_decode(torch.randn(1, 8, 1, 33).to(dtype), *cache, lengths)
+
+
+def once(f, *inputs):
+    """Forward and backward; double backward is torch's."""
+    global calls
+    torch.autograd.grad(f(*inputs).float().square().sum(), inputs)
+    calls += 1
 
 
 def recurrent(dtypes, sizes):

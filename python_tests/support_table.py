@@ -19,6 +19,7 @@ FAMILIES = {
     "softmax": "softmax, log_softmax",
     "cross_entropy": "cross_entropy",
     "rnn": "rnn, lstm, gru",
+    "attention": "attention, attention_varlen, attention_decode",
 }
 IMPLEMENTATIONS = {
     "cpu-avx512": "cpu-avx512",
@@ -54,6 +55,20 @@ ARGUMENTS = {
         "reset",
         "variational_dropout",
         "recurrent_dropout",
+    ),
+    "attention": (
+        "causal",
+        "window",
+        "scale",
+        "softcap",
+        "bias",
+        "mask",
+        "alibi_slopes",
+        "sink",
+        "dropout_p",
+        "return_lse",
+        "cu_seqlens_q",
+        "cache_seqlens",
     ),
 }
 #: What is shown by tests of their own: the last part of a test file's name.

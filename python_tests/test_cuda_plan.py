@@ -115,6 +115,27 @@ def test_a_sequence_goes_step_by_step_and_a_thread_takes_16_bytes_of_its_state()
                 assert p["tasks"] == min(-(-B * p["lanes"] // 128), 16 * gpu["processors"])
 
 
+@pytest.mark.parametrize("gpu", GPUS, ids=["H100", "A100", "4090"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
+def test_a_plan_of_attention_stays_within_the_device_at_every_width(gpu, dtype):
+    rows = {"float64": 8, "float32": 32}.get(dtype)  # keys a tile of scores, whatever the length
+    for D in (1, 16, 59, 64, 65, 128, 129, 256):
+        for Dv in (1, 64, 128, 256):
+            for backward in (False, True):
+                tiles = set()
+                for Lq in (1, 16, 17, 100, 4096):
+                    p = _C.attention_plan_cuda(
+                        2, 4, 2, Lq, 77, D, Dv, dtype, backward=backward, **gpu
+                    )
+                    assert p["path"] == "split_queries" and p["threads"] in (32, 64, 128)
+                    assert p["shared_bytes"] <= gpu["shared_bytes"]
+                    blocks = -(-Lq // (p["threads"] // 2))
+                    assert p["tasks"] % (8 * blocks) == 0
+                    assert p["workspace"] == backward * 16 * Lq * (8 if dtype == "float64" else 4)
+                    tiles.add(p["lanes"])
+                assert len(tiles) == 1 and rows in (None, *tiles)
+
+
 # ---- What runs by each plan. ---------------------------------------------------------------------
 
 needs_emulation = pytest.mark.skipif(why_no_emulation() is not None, reason=str(why_no_emulation()))
@@ -239,6 +260,73 @@ def test_bits_of_a_step_do_not_depend_on_how_units_lie(cell, dtype):
         ]
     for whole, apart, one in zip(*seen, *alone, strict=True):
         assert torch.equal(whole, apart) and (whole.numel() == 0 or torch.equal(whole[2:3], one))
+
+
+@needs_emulation
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("capability, shared_bytes", [(90, 232448), (80, 65536), (80, 50000)])
+def test_bits_of_attention_do_not_depend_on_the_shared_memory(
+    dtype, capability, shared_bytes, monkeypatch
+):
+    """Two stages of tiles or one, four warps or fewer."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = [torch.randn(1, 2, 70, 72, generator=generator).to(dtype) for _ in range(4)]
+
+    def results():
+        q, k, v = (t.clone().requires_grad_() for t in drawn[:3])
+        with emulated_cuda(), hetkern.use("cuda"):
+            out = hetkern.attention(q, k, v, causal=True)
+            return [out, *torch.autograd.grad(out, (q, k, v), drawn[3])]
+
+    wanted = results()
+    monkeypatch.setenv("HETKERN_EMULATED_CAPABILITY", str(capability))
+    monkeypatch.setenv("HETKERN_EMULATED_SHARED_BYTES", str(shared_bytes))
+    assert all(torch.equal(a, b) for a, b in zip(wanted, results(), strict=True))
+
+
+@needs_emulation
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize(
+    "ends_q, ends_k, most, says",
+    [
+        ([0, 2, 6], [0, 3, 6], 4, "cu_seqlens_q: wanted 5, the number of rows, last, got 6"),
+        ([0, 2, 5], [0, 3, 9], 6, "cu_seqlens_k: wanted 6, the number of rows, last, got 9"),
+        ([1, 2, 5], [0, 3, 6], 4, "cu_seqlens_q: wanted 0 first, got 1"),
+        ([0, 7, 5], [0, 3, 6], 9, "cu_seqlens_q: wanted rising numbers, got 7 before 5 at 2"),
+        ([0, 2, 5], [0, 5, 6], 4, "max_seqlen_k: wanted at least 5, sequence 0's length, got 4"),
+    ],
+)
+def test_sequences_that_lie_elsewhere_are_caught_on_the_device(
+    ends_q, ends_k, most, says, backward
+):
+    q, k = torch.zeros(5, 2, 8), torch.zeros(6, 2, 8)
+    ends = [torch.tensor(e, dtype=torch.int32) for e in (ends_q, ends_k)]
+    scores = (1.0, 0.0, False, -1, -1, None, None, None, None, 0.0, None, *ends, most, most, None)
+    with emulated_cuda(), pytest.raises(ValueError, match=says):
+        if backward:
+            row = torch.zeros(2, 5)
+            torch.ops.hetkern_emulated.attention_backward(q, None, q, k, k, q, row, row, *scores, 7)
+        else:
+            torch.ops.hetkern_emulated.attention(q, k, k, *scores)
+
+
+@needs_emulation
+@pytest.mark.parametrize("wrong", [-1, 7])
+def test_a_caches_lengths_out_of_range_are_caught_on_the_device(wrong):
+    q, k = torch.zeros(2, 2, 1, 8), torch.zeros(2, 2, 6, 8)
+    lengths = torch.tensor([3, wrong], dtype=torch.int32)
+    scores = (1.0, 0.0, False, -1, -1, *[None] * 4, 0.0, *[None] * 3, 0, 0, lengths)
+    message = rf"seqlens_k: wanted lengths in \[0, 6\], got {wrong} for row 1"
+    with emulated_cuda(), pytest.raises(ValueError, match=message):
+        torch.ops.hetkern_emulated.attention(q, k, k, *scores)
+
+
+@needs_emulation
+def test_a_head_above_256_columns_is_refused_by_name():
+    q = torch.zeros(1, 1, 2, 257)
+    scores = (1.0, 0.0, False, -1, -1, *[None] * 4, 0.0, *[None] * 3, 0, 0, None)
+    with emulated_cuda(), pytest.raises(ValueError, match=r"q: wanted at most 256 columns .* 257"):
+        torch.ops.hetkern_emulated.attention(q, q, q, *scores)
 
 
 @needs_emulation

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import attention_traffic
 import pytest
 import rnn_traffic
 
@@ -146,6 +147,7 @@ def counted() -> dict[str, Any]:
                             name = f"{family}, {path}, {M}x{N}, {dtype}, {way}"
                             told[name] = {"plan": plan} | _summary(traffic)
         told |= rnn_traffic.count(watch, _summary)
+        told |= attention_traffic.count(watch, _summary)
     return told
 
 
@@ -206,7 +208,7 @@ def traffic() -> dict[str, Any]:
     done = subprocess.run([sys.executable, __file__, "--count"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     told = json.loads(done.stdout)
-    assert told.keys() == CASES.keys() | rnn_traffic.CASES.keys()
+    assert told.keys() == CASES.keys() | rnn_traffic.CASES.keys() | attention_traffic.CASES.keys()
     return told
 
 
@@ -262,7 +264,20 @@ def test_a_kernel_of_the_rnn_moves_what_its_equations_say(traffic, case):
 
 
 @needs_counter
-@pytest.mark.parametrize("case", [*CASES, *rnn_traffic.CASES])
+@pytest.mark.parametrize("case", attention_traffic.CASES)
+def test_a_kernel_of_attention_moves_what_its_equations_say(traffic, case):
+    attention_traffic.check_claims(case, traffic[case])
+
+
+@needs_counter
+@pytest.mark.parametrize(
+    "case",  # attention's counts are not written yet; its equations are tested above
+    [
+        *CASES,
+        *rnn_traffic.CASES,
+        *(pytest.param(c, marks=pytest.mark.proof) for c in attention_traffic.CASES),
+    ],
+)
 def test_a_kernel_keeps_its_traffic_budget(traffic, case):
     told = {what: value for what, value in traffic[case].items() if what != "plan"}
     assert told == json.loads(BUDGET.read_text())[case]

@@ -75,6 +75,34 @@ def _check_placement(mesh, placement):
             assert laid.grad.placements == (placement,), name  # nothing was gathered
 
 
+def _check_attention(mesh, placement):
+    from torch.distributed.tensor import Replicate, distribute_tensor
+
+    shape, slopes, sink = (2, 4, 3, 8), normal(4, seed=3).abs(), normal(4, seed=4)
+    drawn = [normal(*shape, seed=s) for s in range(3)] + [normal(2, 1, 3, 3, seed=5), slopes, sink]
+    heads = placement.is_shard(1)
+    beside = [placement] * 3 + [Replicate() if heads else placement]
+    beside += [type(placement)(0) if heads else Replicate()] * 2
+
+    def call(q, k, v, bias, slopes, sink):
+        out = hetkern.attention(q, k, v, causal=True, bias=bias, alibi_slopes=slopes, sink=sink)
+        return out.square().sum()
+
+    leaves = [t.clone().requires_grad_() for t in drawn]
+    wanted = call(*leaves)
+    wanted.backward()
+    laid = [
+        distribute_tensor(t, mesh, [p]).requires_grad_() for t, p in zip(drawn, beside, strict=True)
+    ]
+    got = call(*laid)
+    got.backward()
+    torch.testing.assert_close(got.full_tensor(), wanted)
+    for ours, alone in zip(laid, leaves, strict=True):
+        torch.testing.assert_close(ours.grad.full_tensor(), alone.grad)
+    if not placement.is_shard(2):
+        assert laid[0].grad.placements == (placement,)  # nothing was gathered
+
+
 def _process(rank, file, errors):
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Replicate, Shard
@@ -85,6 +113,8 @@ def _process(rank, file, errors):
         mesh = init_device_mesh("cpu", (2,))
         for placement in (Shard(0), Shard(2), Replicate(), Shard(DIM)):
             _check_placement(mesh, placement)
+        for placement in (Shard(0), Shard(1), Shard(2), Replicate()):
+            _check_attention(mesh, placement)
     except BaseException:
         errors.put(traceback.format_exc())
         raise

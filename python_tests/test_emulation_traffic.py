@@ -9,6 +9,7 @@ import pytest
 import torch
 from emulating import skip_unless_possible
 
+import hetkern
 from hetkern.testing.emulation import EmulatedKernel, emulate_cuda
 from hetkern.testing.traffic import command as traffic_command
 from hetkern.testing.traffic import resources
@@ -175,8 +176,10 @@ def test_the_command_prints_the_table_with_registers_and_occupancy():
         (["cross_entropy", "4x1024", "--dtype", "bfloat16"],
          ["rows_kernel<LossRows<float, bf16, false>>", "reduce_kernel<float>",
           "gradient_kernel<float, bf16>"]),
+        (["gru", "2x3x64"], ["step_kernel<GruCell<float>, float>",
+                             "step_backward_kernel<GruCell<float>, float>"]),
     ],
-    ids=["softmax", "cross_entropy"],
+    ids=["softmax", "cross_entropy", "gru"],
 )  # fmt: skip
 def test_the_command_tells_what_its_own_kernels_need(words, kernels):
     command = [sys.executable, "-m", "hetkern.testing.traffic", *words, "--backward"]
@@ -189,11 +192,22 @@ def test_the_command_tells_what_its_own_kernels_need(words, kernels):
     assert out.count("sm_90a") == len(kernels)
 
 
-@pytest.mark.parametrize("name", traffic_command.OPERATIONS)
+@pytest.mark.parametrize(
+    "name", sorted({*traffic_command.OPERATIONS} - {*traffic_command.SEQUENCES})
+)
 @pytest.mark.parametrize("shape", [(4,), (2, 3), (2, 3, 5)])
 def test_the_command_calls_every_operation_on_every_shape(name, shape):
     steps = dict(traffic_command.run(name, shape, "float32", True, "reference", "cpu"))
     assert steps["backward"]["dx"].shape == shape
+
+
+@pytest.mark.skipif(hetkern.impl.native is None, reason="hetkern._C is not built")
+@pytest.mark.parametrize("name", traffic_command.SEQUENCES)
+def test_the_command_calls_every_sequence(name):
+    steps = dict(traffic_command.run(name, (3, 2, 5), "bfloat16", True, "cpu", "cpu"))
+    backward = steps["backward"]
+    assert backward["dgates"].shape == (3, 2, 5 if name == "rnn" else 20)
+    assert backward["y"].shape == (3, 2, 5) and ("c0" in backward) == (name == "lstm")
 
 
 def test_a_kernel_without_a_record_is_compiled_or_nvcc_named(monkeypatch):
@@ -206,8 +220,12 @@ def test_a_kernel_without_a_record_is_compiled_or_nvcc_named(monkeypatch):
     ("words", "told"),
     [
         (["softmax"], "softmax: wanted one shape, such as 64x1000, got nothing"),
+        (["lstm", "4x8"], "lstm: wanted a shape TxBxH, such as 5x4x128, got 4x8"),
         (["softmax", "4x"], "softmax: wanted one shape, such as 64x1000, got 4x"),
-        (["sofmax", "4x4"], "wanted a .cu file or one of softmax, log_softmax, cross_entropy, got"),
+        (
+            ["sofmax", "4x4"],
+            "one of softmax, log_softmax, cross_entropy, rnn, lstm, gru, got 'sofmax'",
+        ),
         (["softmax", "4x4", "--dtype", "int8"], "argument --dtype: invalid choice: 'int8'"),
         (["missing.cu"], "wanted a .cu file, got missing.cu, which is none"),
         ([str(SOURCE), "1", "x=float33:4"], "argument 'x=float33:4': wanted DTYPE:SHAPE"),

@@ -170,12 +170,14 @@ def test_a_users_subclass_is_looked_into_as_one_of_torchs_is():
 @pytest.mark.parametrize("kind", MODULES, ids=lambda kind: kind.__name__)
 def test_a_class_says_truly_where_it_is_and_pickles(kind):
     recurrent = issubclass(kind, (nn.RNNBase, nn.RNNCellBase))
+    heads = issubclass(kind, nn.MultiheadAttention)
     place = "recurrent_cells" if issubclass(kind, nn.RNNCellBase) else "recurrent"
-    place = f"hetkern.nn.{place if recurrent else 'modules'}"
+    place = f"hetkern.nn.{place if recurrent else 'attention' if heads else 'modules'}"
     assert kind.__module__ == place
     assert repr(kind) == f"<class '{place}.{kind.__name__}'>"
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
-        data = pickle.dumps((kind, kind(2, 3) if recurrent else kind()), protocol)
+        sizes = (2, 3) if recurrent else (4, 2) if heads else ()
+        data = pickle.dumps((kind, kind(*sizes)), protocol)
         again, module = pickle.loads(data)
         assert again is type(module) is kind
         assert b"_Place" not in data  # it can be read by a hetkern that does without
@@ -220,6 +222,15 @@ CALLS = {
     "F.softmax, guessed": lambda m, x, t: HF.softmax(x, scale=2.0),
     "F.log_softmax, guessed": lambda m, x, t: HF.log_softmax(x, dtype=torch.float64),
     "F.cross_entropy": lambda m, x, t: HF.cross_entropy(x, t, None, False, -100, None),
+    "F.scaled_dot_product_attention": lambda m, x, t: HF.scaled_dot_product_attention(
+        x, x, x, None, 0.0, True
+    ),
+    "F.scaled_dot_product_attention with a measured scale": lambda m, x, t: (
+        HF.scaled_dot_product_attention(x, x, x, scale=x.size(-1) ** -0.5)
+    ),
+    "attention": lambda m, x, t: hetkern.attention(
+        x[None, None], x[None, None], x[None, None], causal=True, window=(2, 0)
+    ),
     "reference.softmax": lambda m, x, t: reference.softmax(x, mask=m.keep),
     "reference.cross_entropy": lambda m, x, t: reference.cross_entropy(x, target=t),
 }
@@ -248,7 +259,7 @@ def test_no_public_function_is_forgotten():
         space + name
         for space, module in spaces.items()
         for name in module.__all__
-        if name in HF.__all__
+        if name in HF.__all__ or (name == "attention" and module is hetkern)
     }
     assert public == {call.split(",")[0].split(" ")[0] for call in CALLS}
 

@@ -89,6 +89,41 @@ def test_a_captured_graph_replays_on_new_values(on_gpu, length):
             torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("rows", ["dense", "lengths", "packed", "packed, reset"])
+def test_a_captured_recurrence_replays_on_new_values(on_gpu, rows):
+    T, B, H, sizes = 5, 4, 32, torch.tensor([4, 3, 3, 1, 1])
+    weights = [(normal(4 * H, H), normal(4 * H, H, seed=1), None, None)]
+    weights = [tuple(w if w is None else (0.2 * w).requires_grad_() for w in weights[0])]
+    options = {"batch_sizes": sizes} if "packed" in rows else {}
+    if rows == "lengths":
+        options["lengths"] = torch.tensor([5, 0, 2, 3]).to(DEVICE)
+    if "reset" in rows:
+        options["reset"] = (torch.arange(B * T).reshape(B, T) % 3 == 0).to(DEVICE)
+    shape = (int(sizes.sum()), H) if "packed" in rows else (T, B, H)
+    x = normal(*shape).requires_grad_()
+
+    def step(impl):
+        y, _ = hetkern.lstm(x, None, weights, impl=impl, **options)
+        return y, *torch.autograd.grad(y.square().sum(), [x, *weights[0][:2]])
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step(on_gpu)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step(on_gpu)
+    for seed in (1, 2):
+        with torch.no_grad():
+            x.copy_(normal(*shape, seed=seed))
+        graph.replay()
+        torch.cuda.synchronize()
+        for got, wanted in zip(captured, step("reference"), strict=True):
+            torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("length", [100, 70000])
 def test_kernels_run_on_the_stream_that_is_current(on_gpu, length):
     """A stream that sleeps first: a kernel on another stream would read what is not there yet."""

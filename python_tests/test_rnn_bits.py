@@ -11,8 +11,6 @@ from hetkern.ops.rnn import OPS
 from hetkern.testing.devices import normal
 from hetkern.testing.values.calls import same_bits
 
-pytestmark = pytest.mark.proof
-
 GATES = {"tanh": 1, "relu": 1, "lstm": 4, "gru": 3}
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 # Rows, units and threads, and the plan's path for them.

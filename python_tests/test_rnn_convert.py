@@ -15,7 +15,6 @@ from hetkern.testing.devices import normal
 
 pytestmark = [
     pytest.mark.any_level,
-    pytest.mark.proof,
     pytest.mark.filterwarnings("ignore::hetkern.impl.Fallback"),
     pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated"),
 ]

@@ -10,7 +10,7 @@ from hetkern.ops.rnn import OPS
 from hetkern.testing.cases.recurrent import GATES, cell_op
 from hetkern.testing.devices import normal
 
-pytestmark = [pytest.mark.any_level, pytest.mark.proof]
+pytestmark = pytest.mark.any_level
 
 F64 = torch.float64
 B, COLUMNS, H = 3, 2, 3
@@ -57,6 +57,7 @@ WALKS = {
 }
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("both", [False, True], ids=["one way", "both ways"])
 @pytest.mark.parametrize("options", WALKS.values(), ids=WALKS)
@@ -161,14 +162,30 @@ def test_a_sequence_batches_and_has_per_sample_gradients(impl, cell, packed):
     torch.testing.assert_close(got, wanted)
 
 
-def test_forward_mode_of_a_sequence_is_refused_by_name(native):
-    made = module("gru", COLUMNS, H, dtype=torch.float32)
-    with pytest.raises(NotImplementedError, match="rnn_sequence: forward-mode"):
-        torch.func.jvp(
-            lambda x: call("gru", x, None, weights_of(made))[0],
-            (normal(3, B, COLUMNS),),
-            (normal(3, B, COLUMNS, seed=1),),
-        )
+@pytest.mark.parametrize("how", ["jvp", "jacfwd", "dual numbers", "hessian"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_forward_mode_of_a_sequence_is_refused_by_name(native, cell, how):
+    """Whoever has the tangent: an input, the state, or a weight of the op itself."""
+    weights = [tuple(w.detach() for w in weights_of(module(cell, COLUMNS, H))[0])]
+    weights = [tuple(w.float() for w in weights[0])]
+    x, states = normal(3, B, COLUMNS), [normal(1, B, H, seed=i) for i in (1, 2)]
+    states = tuple(states[: 2 if cell == "lstm" else 1])
+    w_ih, w_hh, *biases = weights[0]
+    for leaf, walk in (
+        (x, lambda x: call(cell, x, states, weights)[0]),
+        (states[0], lambda h: call(cell, x, (h, *states[1:]), weights)[0]),
+        (w_hh, lambda w: call(cell, x, states, [(w_ih, w, *biases)])[0]),
+    ):
+        with pytest.raises(NotImplementedError, match="rnn_sequence: forward-mode"):
+            if how == "jvp":
+                torch.func.jvp(walk, (leaf,), (leaf,))
+            elif how == "jacfwd":
+                torch.func.jacfwd(walk)(leaf)
+            elif how == "hessian":
+                torch.func.hessian(lambda t, walk=walk: walk(t).square().sum())(leaf)
+            else:
+                with torch.autograd.forward_ad.dual_level():
+                    walk(torch.autograd.forward_ad.make_dual(leaf, leaf))
 
 
 @pytest.mark.parametrize("cell", CELLS)

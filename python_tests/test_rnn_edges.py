@@ -7,7 +7,7 @@ from recurrent import CELLS, call, module, weights_of
 from hetkern.testing.devices import normal
 from hetkern.testing.values.calls import same_bits
 
-pytestmark = pytest.mark.proof
+pytestmark = pytest.mark.any_level
 
 T, B, COLUMNS, H = 6, 4, 3, 20
 LENGTHS = torch.tensor([2, 0, 6, 1])
@@ -65,21 +65,28 @@ def test_a_row_of_length_0_ends_where_it_began_and_passes_its_gradient_on(impl, 
         assert torch.equal(gradients[1 + i][:, 1], upstream[:, 1])
 
 
-@pytest.mark.parametrize("reverse", [False, True], ids=["one way", "both ways"])
-@pytest.mark.parametrize("poison", [torch.nan, torch.inf])
+@pytest.mark.parametrize("options", [{}, {"recurrent_dropout": 0.5}, {"reset": True}], ids=str)
 @pytest.mark.parametrize("cell", CELLS)
-def test_what_the_state_of_a_row_of_length_0_holds_reaches_no_weight(impl, cell, poison, reverse):
-    layers = 2 if reverse else 1
-    made = module(cell, COLUMNS, H, bidirectional=reverse, dtype=torch.float32)
-    x, clean = normal(T, B, COLUMNS), states(cell, layers)
-    held = tuple(s.clone() for s in clean)
-    for s in held:
-        s[:, 1] = poison
-    options = {"bidirectional": reverse, "lengths": LENGTHS}
-    wanted = outputs(cell, x, clean, weights_of(made), **options)[1]
-    gradients = outputs(cell, x, held, weights_of(made), **options)[1]
-    for got, want in zip(gradients, wanted, strict=True):
-        assert same_bits(got, want)
+def test_nan_in_the_state_of_a_row_without_a_step_reaches_no_other_gradient(impl, cell, options):
+    made = module(cell, COLUMNS, H, bidirectional=True, dtype=torch.float32)
+    reset = torch.zeros(B, T, dtype=torch.bool)
+    reset[:, 3] = True
+    options = {**options, "reset": reset} if "reset" in options else options
+    seen = []
+    for poison in (0.0, torch.nan, torch.inf):
+        state = states(cell, 2)
+        for s in state:
+            s[:, 1] = poison
+        torch.manual_seed(0)
+        results, gradients = outputs(
+            cell, normal(T, B, COLUMNS), state, weights_of(made),
+            bidirectional=True, lengths=LENGTHS, **options,
+        )  # fmt: skip
+        ends = [end[:, 1] for end in results[1:]]
+        assert all(same_bits(end, s[:, 1]) for end, s in zip(ends, state, strict=True))
+        seen.append([results[0], *gradients])
+    for got in seen[1:]:
+        assert all(same_bits(a, b) for a, b in zip(got, seen[0], strict=True))
 
 
 @pytest.mark.parametrize("cell", CELLS)

@@ -14,7 +14,6 @@ NAMES = ("RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell")
 INFOS = [info for info in common.module_db if info.module_cls in [getattr(nn, n) for n in NAMES]]
 pytestmark = [
     pytest.mark.any_level,
-    pytest.mark.proof,
     pytest.mark.filterwarnings("ignore::hetkern.impl.Fallback"),
 ]
 

@@ -17,7 +17,6 @@ from hetkern.testing.devices import here, normal
 
 pytestmark = [
     pytest.mark.any_level,
-    pytest.mark.proof,
     pytest.mark.filterwarnings("ignore::hetkern.impl.Fallback"),
 ]
 SEQUENCES, CELLS = ("RNN", "LSTM", "GRU"), ("RNNCell", "LSTMCell", "GRUCell")

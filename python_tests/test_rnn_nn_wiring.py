@@ -18,7 +18,6 @@ from hetkern.testing.devices import here, normal
 
 pytestmark = [
     pytest.mark.any_level,
-    pytest.mark.proof,
     pytest.mark.filterwarnings("ignore::hetkern.impl.Fallback"),
 ]
 T, B, COLUMNS, H = 4, 3, 2, 5
@@ -84,6 +83,21 @@ def test_a_model_around_packed_rows_compiles_in_one_graph(kind, state):
     for run in (compiled, model):
         results.append(torch.autograd.grad(of_all(run(packed, h)), list(model.parameters())))
     torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize(
+    "backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.proof)]
+)
+def test_a_state_of_more_rows_than_sorted_packed_ones_is_refused_compiled_too(backend):
+    torch._dynamo.reset()
+    made = here(hetkern.nn.LSTM(COLUMNS, H))
+    compiled = torch.compile(made, backend=backend, fullgraph=True)
+    packed = as_packed(made, normal(T, B, COLUMNS), "sorted")
+    right, wrong = ((normal(1, rows, H), normal(1, rows, H)) for rows in (B, B + 1))
+    torch.testing.assert_close(compiled(packed, right)[1], made(packed, right)[1])
+    for module in (made, compiled):
+        with pytest.raises(RuntimeError, match=r"LSTM: hx.*: wanted"):
+            module(packed, wrong)
 
 
 @pytest.mark.parametrize("name", SEQUENCES + CELLS)

@@ -18,7 +18,6 @@ from hetkern.testing.devices import here, normal
 
 pytestmark = [
     pytest.mark.any_level,
-    pytest.mark.proof,
     pytest.mark.filterwarnings("ignore::hetkern.impl.Fallback"),
 ]
 T, B, COLUMNS, H = 4, 3, 2, 5

@@ -175,6 +175,18 @@ def test_random_configurations_reach_every_dtype_layout_and_option(family):
         "cross_entropy": {"reduction", "weight", "ignore_index", "label_smoothing"}
         | {"scale", "softcap", "z_loss", "return_stats"},
         "rnn": {"cell", "bias", "bidirectional", "lengths", "batch_sizes", "batch_first", "reset"},
+        "attention": {
+            "causal",
+            "window",
+            "scale",
+            "softcap",
+            "bias",
+            "mask",
+            "alibi_slopes",
+            "sink",
+        }
+        | {"dropout_p", "return_lse", "cache_seqlens"}
+        | {f"{name}_{of}" for name in ("cu_seqlens", "max_seqlen") for of in "qk"},
     }[family]
     assert options == wanted
     assert {d.layout for d in drawn} == set(layouts.LAYOUTS)

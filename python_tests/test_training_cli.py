@@ -102,7 +102,7 @@ def test_flags_win_over_the_config_file(tmp_path, text):
     [
         (["train", "--data", "none"], "hetkern: there is no file or folder none to train on\n"),
         (["train", "--steps", "0"], "hetkern: steps must be at least 1, got 0\n"),
-        (["sample", "none"], "hetkern: none holds no trained model (model.safetensors is miss"),
+        (["sample", "none"], "hetkern: none holds no trained model (config.toml is missing)"),
         (["train", "--device", "warp"], "hetkern: --device warp cannot run here:"),
     ],
 )
@@ -134,4 +134,5 @@ def test_ctrl_c_saves_says_what_to_do_and_exits_130(tmp_path, text):
     assert process.returncode == 130
     assert err.startswith("hetkern: stopped after step ")
     assert "the weights are saved in run" in err and err.count("\n") == 1
-    assert (tmp_path / "run" / "model.safetensors").is_file()
+    assert "hetkern resume run goes on" in err
+    assert list((tmp_path / "run" / "checkpoints").glob("step-*/model.safetensors"))

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from hetkern.models import GPT, GPTShape, choose_kernels
-from hetkern.training import UserError, evaluate
-from hetkern.training.data import RandomWindows, load_data, read_standard_library
+from hetkern.training import TrainConfig, UserError, evaluate
+from hetkern.training.data import Data, load_data, read_standard_library
 from hetkern.training.evaluate import targets_within, windows
+from hetkern.training.lm import LanguageModel
 from hetkern.training.tokenizer import Bytes, Characters, tokenizer_from_json
 
 
@@ -22,14 +23,17 @@ def test_a_single_text_is_split_at_nine_tenths(tmp_path):
     assert data.val_bytes == 100
 
 
-def test_of_many_files_every_tenth_is_for_validation(tmp_path):
-    texts = [f"<{i:02}>" for i in range(25)]
-    for text in texts:
-        (tmp_path / text).write_text(text)
-    data = load_data(str(tmp_path), "bytes", context=8)
-    assert data.tokenizer.decode(data.val) == "<09>\n<19>"
-    train = data.tokenizer.decode(data.train).split("\n")
-    assert train == [text for text in texts if text not in ("<09>", "<19>")]
+def test_of_many_files_a_tenth_is_for_validation_by_what_is_in_them(tmp_path):
+    texts = [f"<{i:02}>" for i in range(31)]
+    for folder, names in (("a", texts), ("b", texts[::-1])):
+        (tmp_path / folder).mkdir()
+        for name, text in zip(names, texts, strict=True):
+            (tmp_path / folder / name).write_text(text)
+    one, other = (load_data(str(tmp_path / folder), "bytes", context=8) for folder in "ab")
+    val = one.tokenizer.decode(one.val).split("\n")
+    assert len(val) == 3
+    assert one.tokenizer.decode(one.train).split("\n") == [t for t in texts if t not in val]
+    assert sorted(other.tokenizer.decode(other.val).split("\n")) == sorted(val)  # whatever its name
 
 
 def test_a_folder_is_read_in_order_without_hidden_binary_and_copied_files(tmp_path):
@@ -109,8 +113,10 @@ def test_tokenizers_round_trip_text_and_json(tokenizer):
 
 
 def test_batches_are_windows_of_the_text_and_reach_both_ends():
-    windows_of = RandomWindows(torch.arange(12), context=8, batch=64, seed=0)
-    inputs, targets = windows_of.draw()
+    begins = torch.zeros(1, dtype=torch.long)
+    data = Data(None, Bytes(), torch.arange(12), torch.arange(2), 1, 11, begins, begins)
+    task = LanguageModel(TrainConfig(context=8), data)
+    inputs, targets = task.fetch(task.order(64, seed=0).draw())
     assert torch.equal(inputs + 1, targets)
     assert torch.equal(inputs - inputs[:, :1], torch.arange(8).expand(64, 8))
     assert inputs[:, 0].unique().tolist() == [0, 1, 2, 3]

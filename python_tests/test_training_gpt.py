@@ -5,6 +5,7 @@ import torch
 
 from hetkern.models import GPT, GPTShape, choose_kernels
 from hetkern.models.gpt import Rotary
+from hetkern.testing import assert_close_to_exact
 
 
 def make(kernels="torch", **changes):
@@ -23,14 +24,57 @@ def test_any_head_size_and_length_gives_logits(heads, width, length, positions):
     assert logits.isfinite().all()
 
 
-def test_no_logit_depends_on_a_later_token():
-    model = make()
+VARIANTS = [
+    {}, {"positions": "learned"}, {"kv_heads": 1}, {"window": 3}, {"norm": "rms", "mlp": "swiglu"},
+    {"tied": False}, {"kv_heads": 2, "window": 4, "heads": 4, "tied": False, "mlp": "swiglu"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", VARIANTS, ids=str)
+def test_no_logit_depends_on_a_later_token(changes):
+    model = make(**changes)
     tokens = torch.randint(11, (1, 9))
     changed = tokens.clone()
     changed[0, 5] = (tokens[0, 5] + 1) % 11
     before, after = model(tokens), model(changed)
     assert torch.equal(before[:, :5], after[:, :5])
     assert (before[:, 5:] != after[:, 5:]).any(-1).all()  # and each later one does
+
+
+def test_a_window_hides_what_lies_before_it():
+    model = make(layers=1, window=3)
+    tokens = torch.randint(11, (1, 9))
+    changed = tokens.clone()
+    changed[0, 2] = (tokens[0, 2] + 1) % 11
+    differs = (model(tokens) != model(changed)).any(-1)[0].tolist()
+    assert differs == [False] * 2 + [True] * 3 + [False] * 4
+
+
+@pytest.mark.parametrize("kernels", ["hetkern", "torch"])
+@pytest.mark.parametrize("changes", VARIANTS, ids=str)
+def test_a_sequence_in_pieces_gives_the_logits_of_the_whole(kernels, changes):
+    model = make(kernels, **changes).double()
+    tokens = torch.randint(11, (3, 9))
+    whole = model(tokens)
+    state, held = model.start(3), 0
+    for end in (4, 5, 6, 8, 9):
+        logits, state = model.extend(tokens[:, held:end], state)
+        held = end
+        assert_close_to_exact(logits, whole[:, end - 1], whole[:, end - 1])
+    with pytest.raises(ValueError, match="at most 9 long, got 10"):
+        model.extend(tokens[:, :1], state)
+
+
+@pytest.mark.parametrize("changes", VARIANTS, ids=str)
+def test_recomputed_activations_give_the_same_gradients(changes):
+    tokens = torch.randint(11, (4, 9))
+    gradients = []
+    for recompute in (False, True):
+        model = make(**changes)
+        model.recompute = recompute
+        model.loss(tokens, tokens.roll(-1, 1)).backward()
+        gradients.append([p.grad for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
 def test_a_fresh_model_is_close_to_uniform():
@@ -66,6 +110,8 @@ def test_rotary_scores_depend_on_the_distance_alone():
 def test_unknown_positions_are_refused():
     with pytest.raises(ValueError, match="positions must be rotary or learned, got 'none'"):
         make(positions="none")
+    with pytest.raises(ValueError, match="heads 2 is not a multiple of kv_heads 3"):
+        make(kv_heads=3)
 
 
 @pytest.mark.parametrize("positions", ["rotary", "learned"])
@@ -76,9 +122,9 @@ def test_the_order_of_tokens_matters(positions):
     assert not torch.allclose(last[0], last[1])
 
 
-@pytest.mark.parametrize("positions", ["rotary", "learned"])
-def test_every_weight_gets_a_gradient(positions):
-    model = make(positions=positions)
+@pytest.mark.parametrize("changes", VARIANTS, ids=str)
+def test_every_weight_gets_a_gradient(changes):
+    model = make(**changes)
     tokens = torch.randint(11, (4, 9))
     model.loss(tokens, tokens.roll(-1, 1)).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
@@ -92,8 +138,10 @@ def test_dropout_acts_in_training_alone():
     assert torch.equal(model(tokens), model(tokens))
 
 
-def test_hetkern_and_torch_kernels_agree_on_the_loss():
+@pytest.mark.parametrize("changes", VARIANTS, ids=str)
+def test_hetkern_and_torch_kernels_agree_on_the_loss(changes):
     tokens = torch.randint(11, (4, 9))
-    losses = [make(kernels).loss(tokens, tokens) for kernels in ("hetkern", "reference", "torch")]
+    kinds = ("hetkern", "reference", "torch")
+    losses = [make(kernels, **changes).loss(tokens, tokens) for kernels in kinds]
     assert losses[0].item() == pytest.approx(losses[2].item(), rel=1e-6)
     assert losses[1].item() == pytest.approx(losses[2].item(), rel=1e-6)

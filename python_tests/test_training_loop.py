@@ -11,10 +11,22 @@ import pytest
 import torch
 
 from hetkern.models import GPT
-from hetkern.training import TrainConfig, UserError, load, read_metrics, report, sample, train
-from hetkern.training import loop as loop_module
-from hetkern.training.checkpoint import save_weights, saved_step, write_atomically
-from hetkern.training.loop import learning_rate
+from hetkern.training import (
+    TrainConfig,
+    UserError,
+    load,
+    read_metrics,
+    report,
+    sample,
+    session,
+    train,
+)
+from hetkern.training.checkpoint import write_checkpoint
+from hetkern.training.lm import LanguageModel
+from hetkern.training.optimizer import learning_rate
+from hetkern.training.session import saved_step
+from hetkern.training.storage import write_atomically
+from hetkern.training.trainer import Trainer
 
 TEXT = "the quick brown fox jumps over the lazy dog.\n" * 100
 
@@ -29,12 +41,16 @@ def tiny(tmp_path):
     def run(**changes):
         settings = {
             "data": str(text), "out": str(tmp_path / f"run{next(runs)}"), "kernels": "torch",
-            "layers": 1, "heads": 2, "width": 16, "context": 16, "batch": 4, "steps": 30,
+            "layers": 1, "heads": 2, "width": 16, "context": 16, "batch_size": 4, "steps": 30,
             "warmup": 5, "eval_every": 10, "sample_length": 20, "threads": 1,
         }  # fmt: skip
         return train(TrainConfig(**(settings | changes)))
 
     return run
+
+
+def weights_of(run):
+    return (run / f"checkpoints/step-{saved_step(run):08d}/model.safetensors").read_bytes()
 
 
 def test_training_learns_the_text(tiny):
@@ -50,7 +66,7 @@ def test_training_learns_the_text(tiny):
 def test_same_seed_gives_the_same_bits_and_another_seed_others(tiny, how):
     first, again = (tiny(seed=5, dropout=0.1, **how) for _ in range(2))
     other = tiny(seed=6, **how)
-    weights = [(r.run / "model.safetensors").read_bytes() for r in (first, again, other)]
+    weights = [weights_of(r.run) for r in (first, again, other)]
     assert weights[0] == weights[1] != weights[2]
     assert first.sample == again.sample
     assert first.val_loss == again.val_loss != other.val_loss
@@ -72,8 +88,8 @@ def test_metrics_rows_have_their_keys_and_val_loss_where_it_was_measured(tiny):
     assert [row["val_loss"] is not None for row in rows] == [False, True] * 3
     for row in rows:
         assert set(row) == {
-            "step", "train_loss", "val_loss", "val_bits_per_byte", "learning_rate",
-            "tokens_per_second",
+            "step", "epoch", "train_loss", "val_loss", "val_bits_per_byte", "accuracy",
+            "learning_rate", "tokens_per_second",
         }  # fmt: skip
         assert row["train_loss"] > 0 and row["tokens_per_second"] > 0
 
@@ -114,14 +130,14 @@ def test_load_of_no_run_or_a_broken_one_is_one_sentence(tiny, tmp_path):
     with pytest.raises(UserError, match="holds no trained model"):
         load(tmp_path)
     run = tiny(steps=1).run
-    (run / "model.safetensors").write_bytes(b"broken")
-    with pytest.raises(UserError, match="holds a broken run"):
+    (run / "checkpoints/step-00000001/model.safetensors").write_bytes(b"broken")
+    with pytest.raises(UserError, match=r"model\.safetensors is truncated or changed: its SHA-256"):
         load(run)
 
 
 def test_learning_rate_rises_to_its_highest_and_falls_to_its_least():
     config = TrainConfig(steps=100, warmup=10, learning_rate=1.0, min_learning_rate=0.1)
-    rates = [learning_rate(step, config) for step in range(1, 101)]
+    rates = [learning_rate(step, 100, config) for step in range(1, 101)]
     assert rates[:10] == pytest.approx([0.1 * i for i in range(1, 11)])
     assert rates[54] == pytest.approx(0.55)
     assert rates[99] == pytest.approx(0.1)
@@ -143,33 +159,33 @@ def test_a_write_that_the_system_cuts_short_keeps_the_previous_file(tmp_path):
 
 
 def test_a_full_disk_stops_the_run_and_keeps_the_previous_checkpoint(tiny, tmp_path, monkeypatch):
-    def full_from_step_20(run, model, step):
-        if step >= 20:
+    def full_from_step_20(run, checkpoint):
+        if checkpoint.step >= 20:
             monkeypatch.setattr(os, "fsync", no_space)
-        save_weights(run, model, step)
+        write_checkpoint(run, checkpoint)
 
     def no_space(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(loop_module, "save_weights", full_from_step_20)
+    monkeypatch.setattr(session, "write_checkpoint", full_from_step_20)
     run = tmp_path / "full"
     message = r"could not save step 20 in .*full: No space left on device; the weights of step 10"
     with pytest.raises(UserError, match=message):
         tiny(out=str(run))
     assert saved_step(run) == 10
-    assert not list(run.glob("*.part"))
+    assert not list(run.glob("**/*part*"))
     assert load(run).model is not None
 
 
 @pytest.mark.parametrize(
     ("function", "what"),
-    [("write_row", "write the metrics of step"), ("_write_summary", "write the summary")],
+    [("write_row", "write the metrics of step"), ("mark_best", "write the validation")],
 )
 def test_a_disk_that_fills_up_elsewhere_says_so_too(tiny, tmp_path, monkeypatch, function, what):
     def no_space(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(loop_module, function, no_space)
+    monkeypatch.setattr(session, function, no_space)
     with pytest.raises(UserError, match=f"could not {what}.* in .*full: No space left on device; "):
         tiny(out=str(tmp_path / "full"))
 
@@ -178,7 +194,7 @@ def test_weights_are_saved_before_the_validation(tiny, tmp_path, monkeypatch):
     def fail(*arguments):
         raise MemoryError
 
-    monkeypatch.setattr(loop_module, "evaluate", fail)
+    monkeypatch.setattr(LanguageModel, "evaluate", fail)
     with pytest.raises(MemoryError):
         tiny(out=str(tmp_path / "run"))
     assert saved_step(tmp_path / "run") == 10
@@ -201,7 +217,7 @@ def test_a_loss_that_is_no_number_stops_with_the_step_and_keeps_the_weights(
 
 
 def test_ctrl_c_finishes_the_step_saves_and_says_what_to_do(tiny, tmp_path, monkeypatch):
-    true_step = loop_module._step
+    true_step = Trainer.make_step
     steps = iter(range(1, 100))
 
     def step(*arguments):
@@ -209,7 +225,7 @@ def test_ctrl_c_finishes_the_step_saves_and_says_what_to_do(tiny, tmp_path, monk
             signal.raise_signal(signal.SIGINT)
         return true_step(*arguments)
 
-    monkeypatch.setattr(loop_module, "_step", step)
+    monkeypatch.setattr(Trainer, "make_step", step)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
     with pytest.raises(KeyboardInterrupt, match=r"stopped after step 7; the weights are saved"):
         tiny(out=str(tmp_path / "run"))
@@ -248,7 +264,7 @@ def test_ctrl_c_in_a_validation_stops_it_at_once(tiny, tmp_path, monkeypatch, ct
 
 
 def test_ctrl_c_in_the_sample_says_where_the_weights_are(tiny, tmp_path, monkeypatch, ctrl_c):
-    monkeypatch.setattr(loop_module, "sample", lambda *arguments, **options: ctrl_c())
+    monkeypatch.setattr(LanguageModel, "finish", lambda *arguments: ctrl_c())
     with pytest.raises(KeyboardInterrupt, match=r"stopped after step 30; the weights are saved"):
         tiny(out=str(tmp_path / "run"))
 
@@ -258,7 +274,7 @@ def test_ctrl_c_in_the_sample_says_where_the_weights_are(tiny, tmp_path, monkeyp
     [(7, "stopped; nothing was saved yet in "), (17, "at once; the weights of step 10 are saved")],
 )
 def test_a_second_ctrl_c_says_what_is_saved(tiny, tmp_path, monkeypatch, ctrl_c, step, message):
-    true_step = loop_module._step
+    true_step = Trainer.make_step
     steps = iter(range(1, 100))
 
     def pressed_twice(*arguments):
@@ -267,7 +283,7 @@ def test_a_second_ctrl_c_says_what_is_saved(tiny, tmp_path, monkeypatch, ctrl_c,
             ctrl_c()
         return true_step(*arguments)
 
-    monkeypatch.setattr(loop_module, "_step", pressed_twice)
+    monkeypatch.setattr(Trainer, "make_step", pressed_twice)
     with pytest.raises(KeyboardInterrupt, match=message):
         tiny(out=str(tmp_path / "run"))
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from hetkern.training import TrainConfig, UserError, load, sample, train
-from hetkern.training.checkpoint import saved_step
 from hetkern.training.progress import TrainingProgress, carried
+from hetkern.training.session import saved_step
 
 ROOT = Path(__file__).parents[1]
 WORDS = "naïve café — “ja”, sagte der Bär 東京 😀\n"
 TINY = {
-    "kernels": "torch", "layers": 1, "heads": 1, "width": 16, "context": 16, "batch": 2, "steps": 4,
-    "warmup": 1, "sample_length": 20, "threads": 1, "tokens": "characters",
+    "kernels": "torch", "layers": 1, "heads": 1, "width": 16, "context": 16, "batch_size": 2,
+    "steps": 4, "warmup": 1, "sample_length": 20, "threads": 1, "tokens": "characters",
 }  # fmt: skip
 
 
@@ -71,11 +71,11 @@ class Broken(io.StringIO):
 
 
 def test_an_output_that_breaks_stops_the_run_and_keeps_its_weights(settings, monkeypatch):
-    monkeypatch.setattr(sys, "stdout", Broken(lines=6))  # four lines before the first step
+    monkeypatch.setattr(sys, "stdout", Broken(lines=7))  # five lines before the first step
     message = r"the output cannot be written \(Broken pipe\): stopped; the weights of step \d are"
     with pytest.raises(UserError, match=message):
         train(TrainConfig(**settings))
-    assert 1 <= saved_step(settings["out"]) < 4
+    assert 1 <= saved_step(Path(settings["out"])) < 4
     assert load(settings["out"]).model is not None
 
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import unicodedata
 
 import pytest
 import torch
@@ -21,7 +22,11 @@ WORDS = "naïve café — “ja”, sagte der Bär 東京 😀\n"
 def split_whole(texts, joint):
     """The split by its definition, on whole texts in memory."""
     if len(texts) >= 10:
-        return joint.join(t for i, t in enumerate(texts) if i % 10 != 9), joint.join(texts[9::10])
+        whole = [t if isinstance(t, bytes) else t.encode() for t in texts]
+        digests = [hashlib.blake2b(t, digest_size=32).digest() for t in whole]
+        held_out = sorted(range(len(texts)), key=digests.__getitem__)[: round(len(texts) / 10)]
+        parts = [i for i in range(len(texts)) if i not in held_out], sorted(held_out)
+        return tuple(joint.join(texts[i] for i in part) for part in parts)
     text = joint.join(texts)
     cut = len(text) * 9 // 10
     return text[:cut], text[cut:]
@@ -72,8 +77,10 @@ def test_splits_and_batches_are_those_of_the_whole_text(tmp_path, small_pieces, 
     ("vocabulary", "dtype"), [(256, torch.uint8), (257, torch.uint16), (65537, torch.int32)]
 )
 def test_tokens_have_the_smallest_dtype(tmp_path, vocabulary, dtype):
-    characters = [chr(0x100 + i) for i in range(vocabulary + 0x800) if not 0xD7 <= i >> 8 < 0xDF]
-    text = "".join(characters[: vocabulary - 1]) + "Ā" * (vocabulary // 4)
+    # Ideographs: no normal form changes them.
+    ranges = (0x4E00, 0xA000), (0x20000, 0x2A6D0), (0x30000, 0x31340)
+    characters = [chr(c) for begin, end in ranges for c in range(begin, end)]
+    text = "".join(characters[: vocabulary - 1]) + "一" * (vocabulary // 4)
     (tmp_path / "text.txt").write_text(text, encoding="utf-8")
     data = load_data(str(tmp_path / "text.txt"), "characters", context=8)
     assert (data.tokenizer.vocabulary, data.train.dtype) == (vocabulary, dtype)
@@ -167,3 +174,19 @@ def test_text_forgets_what_is_cut_off_and_drains_in_order(small_pieces):
     assert b"".join(text.pieces()) == b"012345678-end"
     assert b"".join(text.pieces(5, 12)) == b"5678-en"
     assert b"".join(text.drain()) == b"012345678-end" and len(text) == 0
+
+
+def test_texts_come_in_normal_form_wherever_a_piece_ends(tmp_path, monkeypatch):
+    text = "e\u0301a\u0308\u0323 \u1100\u1161\u11a8 か\u3099東o\u0302" * 20
+    (tmp_path / "text.txt").write_text(text, encoding="utf-8")
+    expected = unicodedata.normalize("NFC", text)
+    assert expected != text
+    for piece in (1, 2, 3, 7, 1 << 18):
+        monkeypatch.setattr(text_module, "PIECE", piece)
+        data = load_data(str(tmp_path / "text.txt"), "characters", context=8)
+        assert data.tokenizer.decode(torch.cat([data.train, data.val])) == expected
+    # Bytes that are no text stay as they are.
+    (tmp_path / "bytes.txt").write_bytes(b"\xff\xc3e\xcc\x81\xe2\x82" * 30)
+    data = load_data(str(tmp_path / "bytes.txt"), "bytes", context=8)
+    tokens = torch.cat([data.train, data.val]).tolist()
+    assert bytes(tokens) == b"\xff\xc3\xc3\xa9\xe2\x82" * 30

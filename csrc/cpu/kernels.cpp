@@ -1,4 +1,5 @@
 // The kernels of the instruction set in force, and the plans they follow.
+#include "../attention.h"
 #include "../cross_entropy.h"
 #include "../rnn.h"
 #include "../softmax.h"
@@ -13,6 +14,7 @@ namespace base {
 extern const SoftmaxKernels softmax;
 extern const CrossEntropyKernels cross_entropy;
 extern const RnnKernels rnn;
+extern const AttentionKernels attention;
 }  // namespace base
 #endif
 #ifdef HETKERN_HAS_AVX2
@@ -20,6 +22,7 @@ namespace avx2 {
 extern const SoftmaxKernels softmax;
 extern const CrossEntropyKernels cross_entropy;
 extern const RnnKernels rnn;
+extern const AttentionKernels attention;
 }  // namespace avx2
 #endif
 #ifdef HETKERN_HAS_AVX512
@@ -27,6 +30,7 @@ namespace avx512 {
 extern const SoftmaxKernels softmax;
 extern const CrossEntropyKernels cross_entropy;
 extern const RnnKernels rnn;
+extern const AttentionKernels attention;
 }  // namespace avx512
 #endif
 
@@ -51,6 +55,9 @@ const CrossEntropyKernels& cross_entropy_kernels() {
 }
 const RnnKernels& rnn_kernels() {
   return isa() == Isa::avx512 ? avx512::rnn : isa() == Isa::avx2 ? avx2::rnn : base::rnn;
+}
+const AttentionKernels& attention_kernels() {
+  return isa() == Isa::avx512 ? avx512::attention : isa() == Isa::avx2 ? avx2::attention : base::attention;
 }
 
 #ifdef HETKERN_STD_THREADS

@@ -1,5 +1,7 @@
 #include "parallel.h"
 
+#include <atomic>
+
 #include "planted.h"
 
 #ifdef HETKERN_PLANTED_BUGS
@@ -38,6 +40,13 @@ void run_tasks(int tasks, void (*body)(const void*, int), const void* context) {
 }
 
 #endif
+
+void run_items(int tasks, int64_t items, void (*body)(const void*, int, int64_t), const void* context) {
+  std::atomic<int64_t> next{0};
+  run_tasks(tasks, [&](int task) {
+    for (int64_t item; (item = next.fetch_add(1, std::memory_order_relaxed)) < items;) body(context, task, item);
+  });
+}
 
 #ifdef HETKERN_PLANTED_BUGS
 bool planted(Bug bug) {

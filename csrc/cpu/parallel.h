@@ -14,6 +14,18 @@ void run_tasks(int tasks, const Body& body) {
   run_tasks(tasks, [](const void* context, int task) { (*static_cast<const Body*>(context))(task); }, &body);
 }
 
+// Calls body(context, task, item) for the items 0 … items - 1, each taken by whichever task is free: for items of unequal
+// work, none of which depends on another. Of items in order those that take long come first.
+void run_items(int tasks, int64_t items, void (*body)(const void* context, int task, int64_t item),
+               const void* context);
+
+template <class Body>
+void run_items(int tasks, int64_t items, const Body& body) {
+  run_items(
+      tasks, items,
+      [](const void* context, int task, int64_t item) { (*static_cast<const Body*>(context))(task, item); }, &body);
+}
+
 // The part [begin, end) of n things that a task of many takes.
 struct Share {
   int64_t begin, end;

@@ -3,6 +3,7 @@
 // A task has a slice of the rows, the longest first, so that the rows of a step are the first ones of the slice. Workspace:
 //   panels | left: two operands (B, words), of this step and the next | dh (backward) | lengths, order: B integers each
 #pragma once
+#include "carver.h"
 #include "gemm.h"
 #include "parallel.h"
 #include "rnn_cells.h"
@@ -47,16 +48,6 @@ struct Slice {
 };
 
 // ---- Workspace. -----------------------------------------------------------------------------------------------------------
-
-struct Carver {
-  char* at;
-  template <class X>
-  X* take(int64_t n) {
-    X* const taken = reinterpret_cast<X*>(at);
-    at += (n * static_cast<int64_t>(sizeof(X)) + 63) / 64 * 64;
-    return taken;
-  }
-};
 
 // Lengths, and rows dealt out to `tasks` slices, each the longest first. One slice: all rows.
 template <class Params>

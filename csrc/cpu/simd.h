@@ -107,6 +107,20 @@ inline float fma(float a, float b, float c) {
 #endif
 }
 
+// The lower words of each pair, times b: 64 bits of product.
+inline Vec<uint64_t> multiply_low_words(Vec<uint64_t> a, uint32_t b) {
+  const Vec<uint64_t> by = Vec<uint64_t>{} + b;
+#if defined(__AVX512F__)
+  return bit_cast<Vec<uint64_t>>(_mm512_mul_epu32(bit_cast<__m512i>(a), bit_cast<__m512i>(by)));
+#elif defined(__AVX2__)
+  return bit_cast<Vec<uint64_t>>(_mm256_mul_epu32(bit_cast<__m256i>(a), bit_cast<__m256i>(by)));
+#elif defined(__SSE2__)
+  return bit_cast<Vec<uint64_t>>(_mm_mul_epu32(bit_cast<__m128i>(a), bit_cast<__m128i>(by)));
+#else
+  return (a & 0xffffffffu) * by;
+#endif
+}
+
 // The larger, and b where either is NaN.
 inline Vec<float> max(Vec<float> a, Vec<float> b) {
 #if defined(__AVX512F__)

@@ -6,6 +6,7 @@ hetkern's own options come after torch's, by keyword.
 """
 
 from . import functional
+from .attention import MultiheadAttention
 from .convert import Conversion, convert
 from .modules import CrossEntropyLoss, LogSoftmax, Softmax
 from .recurrent import GRU, LSTM, RNN
@@ -20,6 +21,7 @@ __all__ = [
     "GRUCell",
     "LSTMCell",
     "LogSoftmax",
+    "MultiheadAttention",
     "RNNCell",
     "Softmax",
     "convert",

@@ -14,13 +14,14 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from . import modules, recurrent, recurrent_cells
+from . import attention, modules, recurrent, recurrent_cells
 
 #: torch's class -> ours.
 DROP_INS: dict[type[nn.Module], type[modules.Options]] = {
     nn.Softmax: modules.Softmax,
     nn.LogSoftmax: modules.LogSoftmax,
     nn.CrossEntropyLoss: modules.CrossEntropyLoss,
+    nn.MultiheadAttention: attention.MultiheadAttention,
     nn.RNN: recurrent.RNN,
     nn.LSTM: recurrent.LSTM,
     nn.GRU: recurrent.GRU,
@@ -30,12 +31,7 @@ DROP_INS: dict[type[nn.Module], type[modules.Options]] = {
 }
 
 #: What has a softmax inside, and no drop-in yet.
-WITHOUT_DROP_IN = (
-    nn.Softmax2d,
-    nn.Softmin,
-    nn.AdaptiveLogSoftmaxWithLoss,
-    nn.MultiheadAttention,
-)
+WITHOUT_DROP_IN = (nn.Softmax2d, nn.Softmin, nn.AdaptiveLogSoftmaxWithLoss)
 
 Named = list[tuple[str, nn.Module]]
 

@@ -14,11 +14,12 @@ from torch.nn import _reduction
 from torch.nn.functional import _get_softmax_dim  # type: ignore[attr-defined]
 
 from .. import ops, overrides
+from .functional_attention import scaled_dot_product_attention
 
 if TYPE_CHECKING:
     from ..reference import CrossEntropyStats
 
-__all__ = ["cross_entropy", "log_softmax", "softmax"]
+__all__ = ["cross_entropy", "log_softmax", "scaled_dot_product_attention", "softmax"]
 
 
 def softmax(

@@ -91,6 +91,8 @@ class _Sequences(Options, nn.RNNBase):
             B = order.shape[0]
         elif hx is not None and torch.compiler.is_compiling():  # which cannot ask for a number
             B = self._states(hx)[0].shape[1]
+            wanted = f"{named(self)}: hx: wanted as many rows as the first of batch_sizes has"
+            torch._assert_async(batch_sizes[0] == B, wanted)
         else:
             B = int(batch_sizes[0])
         self._check(rows, hx, B)

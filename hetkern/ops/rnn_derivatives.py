@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 
 from ..reference import rnn as reference
-from ..reference.rnn import CELLS, PackedRows
+from ..reference.packed_rows import packed_rows
+from ..reference.rnn import CELLS
 
 # ---- rnn_gates: cell, x_gates, h_gates, h, c -> h_next, c_next -----------------------------------
 
@@ -149,26 +150,23 @@ def backward_sequence(ops, ctx, dy, dh_n, dc_n, _gates, _cells):
 
 
 def states_before(cell, y, h0, lengths, batch_sizes, h_mask, reset, reverse):
-    """The state that each row's product with W_hh reads, in the layout of y."""
-    rows = None
+    """The state that each row's product with W_hh reads, in the layout of y; 0 outside lengths."""
     if batch_sizes is not None:
-        rows = PackedRows(batch_sizes, y.shape[0], h0.shape[0], y.device)
-        y, lengths = rows.padded(y), rows.lengths
-        reset = None if reset is None else rows.padded(reset)
-    if lengths is not None:  # a row without a step multiplies nothing, whatever it began with
-        h0 = torch.where((lengths > 0)[:, None], h0, 0.0)
-    if not reverse:
-        h = torch.cat([h0.unsqueeze(0), y[:-1]])
-    else:
+        rows = packed_rows(batch_sizes, y.shape[0], h0.shape[0], y.device)
+        h = rows.before(y, h0, reverse)
+        h_mask = None if h_mask is None else rows.of_sequences(h_mask)
+    elif reverse:
         h = torch.cat([y[1:], h0.unsqueeze(0)])
-        if lengths is not None:
-            t = torch.arange(1, y.shape[0] + 1, device=y.device)
-            h = torch.where((t[:, None] == lengths)[..., None], h0, h)
+    else:
+        h = torch.cat([h0.unsqueeze(0), y[:-1]])
+    if lengths is not None:
+        t = torch.arange(y.shape[0], device=y.device)[:, None]
+        if reverse:
+            h = torch.where((t + 1 == lengths)[..., None], h0, h)
+        h = torch.where((t < lengths)[..., None], h, 0.0)  # NaN in h0 would meet gradients of 0
     if reset is not None:
         h = torch.where(reset[..., None], 0.0, h)
-    if h_mask is not None:
-        h = h * h_mask
-    return h if rows is None else rows.packed(h)
+    return h if h_mask is None else h * h_mask
 
 
 def _r_z_n(cell, t):

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from .. import impl as _impl
 from ..reference import rnn as reference
-from ..reference.rnn import CELLS, GATES, PackedRows, accumulator_of
+from ..reference.packed_rows import PackedRows, packed_rows
+from ..reference.rnn import CELLS, GATES, accumulator_of
 from . import arguments, philox
 from .rnn import OPS
 from .rnn_checks import check_call
@@ -94,7 +95,7 @@ def _layers(ops, cell, x, h0, c0, weights, at, B, options):
         if options.variational_dropout > 0:
             shape = B, x.shape[-1]
             mask = philox.keep_mask(seed, shape, options.variational_dropout, 2 * layer, x)
-            x = x * (mask if at.packed is None else mask[at.packed.steps()[1]])
+            x = x * (mask if at.packed is None else at.packed.of_sequences(mask))
         outputs = []
         for direction in range(directions):
             k = layer * directions + direction
@@ -173,7 +174,7 @@ def _rows(x, B, lengths, batch_sizes, reset, options) -> Rows:
     if batch_sizes is not None:
         batch_sizes = batch_sizes.to(torch.int64)
         if reset is not None or options.variational_dropout > 0:
-            packed = PackedRows(batch_sizes, x.shape[0], B, x.device)
+            packed = packed_rows(batch_sizes, x.shape[0], B, x.device)
     if lengths is not None:
         lengths = lengths.to(torch.int64)
     if reset is not None:

@@ -7,8 +7,17 @@ synchronisation and no control flow that depends on data, so that it also runs u
 and ``torch.compile``.
 """
 
+from hetkern.reference.attention import attention, attention_varlen
 from hetkern.reference.cross_entropy import CrossEntropyStats, cross_entropy
 from hetkern.reference.rnn import rnn_gates, rnn_sequence
 from hetkern.reference.softmax import softmax
 
-__all__ = ["CrossEntropyStats", "cross_entropy", "rnn_gates", "rnn_sequence", "softmax"]
+__all__ = [
+    "CrossEntropyStats",
+    "attention",
+    "attention_varlen",
+    "cross_entropy",
+    "rnn_gates",
+    "rnn_sequence",
+    "softmax",
+]

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .packed_rows import packed_rows
+
 CELLS = ("tanh", "relu", "lstm", "gru")  #: in the order of csrc/rnn.h
 GATES = {"tanh": 1, "relu": 1, "lstm": 4, "gru": 3}
 State = tuple[Tensor, Tensor | None]
@@ -94,7 +96,7 @@ def rnn_sequence(
         ``y`` in the layout of ``x_gates``, and h and c after each row's last step.
     """
     if batch_sizes is not None:
-        rows = PackedRows(batch_sizes, x_gates.shape[0], h0.shape[0], x_gates.device)
+        rows = packed_rows(batch_sizes, x_gates.shape[0], h0.shape[0], x_gates.device)
         x_gates, lengths = rows.padded(x_gates), rows.lengths
         reset = None if reset is None else rows.padded(reset)
         b_hh = rows.padded(b_hh) if b_hh is not None and b_hh.dim() > 1 else b_hh
@@ -107,7 +109,7 @@ def rnn_sequence(
     h, c, outputs = h0, c0, [x_gates.new_empty(0)] * T
     for t in reversed(range(T)) if reverse else range(T):
         h_before, c_before = h, c
-        if inside is not None:  # a row without this step multiplies nothing, whatever it holds
+        if inside is not None:  # and so would NaN in the state of a row that has no such step
             h = torch.where(inside[t], h, 0.0)
             c = c if c is None else torch.where(inside[t], c, 0.0)
         if reset is not None:
@@ -129,37 +131,6 @@ def rnn_sequence(
                 c = torch.where(inside[t], c, c_before)
     y = torch.stack(outputs) if T else x_gates.new_empty(0, *h0.shape)
     return (y if batch_sizes is None else rows.packed(y)), h, c
-
-
-class PackedRows:
-    """Where the rows of a packed tensor belong: row (t, b) is ``offset_t + b``."""
-
-    def __init__(self, batch_sizes: Tensor, rows: int, B: int, device: torch.device) -> None:
-        ends = batch_sizes.cumsum(0)
-        b = torch.arange(B)
-        self._batch_sizes, self._ends, self._device, self._rows = batch_sizes, ends, device, rows
-        self._from = ((ends - batch_sizes)[:, None] + b).to(device)  # (T, B)
-        self._there = (b < batch_sizes[:, None]).to(device)
-        self.lengths = self._there.sum(0)
-
-    def steps(self) -> tuple[Tensor, Tensor]:
-        """The step and the sequence of each row."""
-        row = torch.arange(self._rows)
-        t = torch.searchsorted(self._ends, row, right=True)
-        b = row - (self._ends - self._batch_sizes)[t]
-        return t.to(self._device), b.to(self._device)
-
-    def padded(self, packed: Tensor) -> Tensor:
-        """(T, B, …), zeros where no row is."""
-        if packed.shape[0] == 0:
-            return packed.new_zeros(*self._there.shape, *packed.shape[1:])
-        there = self._there.reshape(*self._there.shape, *[1] * (packed.dim() - 1))
-        zero = torch.zeros((), dtype=packed.dtype, device=packed.device)
-        return torch.where(there, packed[self._from.clamp(max=packed.shape[0] - 1)], zero)
-
-    def packed(self, padded: Tensor) -> Tensor:
-        """The rows of a (T, B, …) tensor."""
-        return padded[self.steps()]
 
 
 def accumulator_of(dtype: torch.dtype) -> torch.dtype:

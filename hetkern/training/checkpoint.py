@@ -1,174 +1,246 @@
-"""A run's folder: what lies in it, how it is written, how a trained model comes back.
+"""Checkpoints: all that a run needs to go on as if it had never stopped.
 
-config.toml          the settings, readable by ``hetkern train --config``
-vocabulary.json      what the tokens are
-model.safetensors    the weights after the last save; its metadata holds the step
-metrics.jsonl        one row a line, see :mod:`hetkern.training.metrics`
-summary.json         what was trained, on which data, and how well; written at the end
+RUN/checkpoints/step-00000500/
+    model.safetensors    the weights, for anything that reads safetensors
+    state.safetensors    the tensors of the rest: optimizer, random states, what an RNN carries
+    state.json           the rest itself, its tensors by name
+    manifest.json        step, format, and the SHA-256 of the files above
+
+A checkpoint is written into a folder of another name, synced to the disk, and renamed: it is there
+whole or not at all. No file is a pickle.
 """
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
 import json
 import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import safetensors.torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor
 
-from hetkern.models import GPT, GPTShape, Kernels, choose_kernels
-from hetkern.training.config import TrainConfig, UserError
-from hetkern.training.metrics import METRICS
-from hetkern.training.tokenizer import Tokenizer, tokenizer_from_json
+from hetkern.training.config import UserError
+from hetkern.training.packing import pack, unpack
+from hetkern.training.storage import sync_folder, write_atomically, write_synced
 
-CONFIG = "config.toml"
-VOCABULARY = "vocabulary.json"
-WEIGHTS = "model.safetensors"
+FOLDER = "checkpoints"
+MODEL = "model.safetensors"
+STATE = "state.safetensors"
+REST = "state.json"
+MANIFEST = "manifest.json"
+BEST = "best.json"
+FORMAT = 1
 
 
-class LoadedRun(NamedTuple):
-    """What :func:`load` returns.
+class BrokenCheckpoint(UserError):
+    """A checkpoint that is truncated, changed, or of something else."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint in memory.
 
     Attributes:
-        model: in evaluation mode, on the CPU.
-        tokenizer: encodes the model's prompts and decodes its tokens.
-        labels: None for a language model.
+        step: optimizer steps made.
+        model: the weights by name.
+        state: everything else, as the trainer gave it.
     """
 
-    model: GPT
-    tokenizer: Tokenizer
-    labels: None = None
+    step: int
+    model: dict[str, Tensor]
+    state: dict[str, Any]
 
 
-def create_run(config: TrainConfig, tokenizer: Tokenizer) -> Path:
-    """Make the run's folder and write what is known before training.
+def write_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint into its run.
 
     Raises:
-        UserError: ``config.out`` holds a run already, or the folder cannot be made or written.
+        OSError: the disk is full, or the folder cannot be written; older checkpoints stay.
     """
-    run = Path("runs", config.model) if config.out is None else Path(config.out)
+    folder = run / FOLDER
+    folder.mkdir(exist_ok=True)
+    target = folder / _name(checkpoint.step)
+    part = folder / f".part-{_name(checkpoint.step)}"
+    remove_parts(run)
+    tensors: dict[str, Tensor] = {}
+    rest = pack(checkpoint.state, tensors, "state")
+    files = {
+        MODEL: safetensors.torch.save(_separate(checkpoint.model), {"step": str(checkpoint.step)}),
+        STATE: safetensors.torch.save(_separate(tensors)),
+        REST: json.dumps(rest).encode(),
+    }
+    hashes = {name: hashlib.sha256(contents).hexdigest() for name, contents in files.items()}
+    manifest = {"format": FORMAT, "step": checkpoint.step, "sha256": hashes}
+    files[MANIFEST] = (json.dumps(manifest, indent=2) + "\n").encode()
     try:
-        if config.out is None:
-            run = _fresh_folder(run.parent, run.name)
-        elif (run / CONFIG).exists():
-            raise UserError(f"{run} holds a run already; choose another --out")
-        else:
-            run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {run}: {error.strerror}") from error
-    try:
-        write_atomically(run / VOCABULARY, tokenizer.to_json().encode())
-        write_atomically(run / CONFIG, config.to_toml().encode("utf-8", "replace"))
-        (run / METRICS).touch()
-    except OSError as error:
-        raise UserError(f"cannot write in the folder {run}: {error.strerror}") from error
-    return run
-
-
-def _fresh_folder(parent: Path, name: str) -> Path:
-    number = 1
-    while True:
-        run = parent / f"{name}-{number:03d}"
-        try:
-            run.mkdir(parents=True)
-            return run
-        except FileExistsError:
-            if not os.path.lexists(run):  # the parent is there, and is no folder
-                raise
-        number += 1
-
-
-def build_model(config: TrainConfig, vocabulary: int, kernels: Kernels) -> GPT:
-    """The model that ``config`` describes, its weights drawn from torch's generator."""
-    shape = GPTShape(
-        vocabulary=vocabulary,
-        context=config.context,
-        layers=config.layers,
-        heads=config.heads,
-        width=config.width,
-        dropout=config.dropout,
-        positions=config.positions,
-    )
-    return GPT(shape, kernels)
-
-
-def choose_kernels_or_explain(name: str) -> Kernels:
-    """:func:`choose_kernels`, its refusal turned into a UserError."""
-    try:
-        return choose_kernels(name)
-    except (ValueError, RuntimeError) as error:
-        raise UserError(f"--kernels {name} cannot run here: {error}") from error
-
-
-def save_weights(run: Path, model: nn.Module, step: int) -> None:
-    """Write the weights after ``step``; if that fails the previous ones stay as they were.
-
-    Raises:
-        OSError: the disk is full, or the folder cannot be written.
-    """
-    tensors = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
-    contents = safetensors.torch.save(tensors, metadata={"step": str(step)})
-    write_atomically(run / WEIGHTS, contents)
-
-
-def write_atomically(path: Path, contents: bytes) -> None:
-    """Write a file so that ``path`` holds the old contents or the new ones, and never a part."""
-    part = path.with_name(path.name + ".part")
-    try:
-        with open(part, "wb") as file:
-            file.write(contents)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        part.mkdir()
+        for name, contents in files.items():
+            write_synced(part / name, contents)
+        sync_folder(part)
+        if target.exists():  # of a run that resumed and came here again: the same contents
+            shutil.rmtree(target)
+        os.replace(part, target)
     except BaseException:
-        part.unlink(missing_ok=True)
+        shutil.rmtree(part, ignore_errors=True)
         raise
-    _sync_folder(path.parent)
+    sync_folder(folder)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in ``folder`` survive a power cut, where the system can."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
 
 
-def saved_step(run: str | os.PathLike[str]) -> int:
-    """The step after which the run's weights were saved."""
-    # safetensors itself opens no path that is not UTF-8; its header is JSON behind its length.
-    with open(Path(run) / WEIGHTS, "rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    return int(header["__metadata__"]["step"])
+def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors on the CPU that share no memory, which safetensors refuses."""
+    separate, seen = {}, set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        storage = tensor.untyped_storage()
+        whole = storage.nbytes() == tensor.numel() * tensor.element_size()
+        if not whole or storage.data_ptr() in seen:
+            tensor = tensor.clone()
+        seen.add(tensor.untyped_storage().data_ptr())
+        separate[name] = tensor
+    return separate
 
 
-def load(run: str | os.PathLike[str], kernels: str | None = None) -> LoadedRun:
-    """The trained model of a run and its tokenizer.
+def remove_parts(run: Path) -> None:
+    """Remove what a run that was killed while it saved has left."""
+    for part in (run / FOLDER).glob(".part-*"):
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def saved_steps(run: Path) -> list[int]:
+    """The steps of a run's checkpoints, rising; nothing is read."""
+    names = (path.name for path in (run / FOLDER).glob("step-*"))
+    return sorted(int(name.removeprefix("step-")) for name in names if name[5:].isdecimal())
+
+
+def prune(run: Path, keep: int) -> None:
+    """Remove all but the last ``keep`` checkpoints and the best."""
+    best = best_of(run)
+    for step in saved_steps(run)[:-keep]:
+        if best is None or step != best[0]:
+            shutil.rmtree(run / FOLDER / _name(step), ignore_errors=True)
+
+
+def forget_later(run: Path, step: int, validated: Mapping[int, float]) -> None:
+    """Remove what comes after ``step``, from which a run goes on.
 
     Args:
         run: the run's folder.
-        kernels: which kernels it shall run on; None for those it was trained with.
+        step: of the checkpoint that was read.
+        validated: the validation losses up to there, by step.
+    """
+    for later in saved_steps(run):
+        if later > step:
+            shutil.rmtree(run / FOLDER / _name(later))
+    best = best_of(run)
+    if best is None or best[0] <= step:
+        return
+    left = {s: validated[s] for s in saved_steps(run) if s in validated}
+    if left:
+        mark_best(run, *min(left.items(), key=lambda pair: pair[1]))
+    else:
+        (run / FOLDER / BEST).unlink()
+
+
+def mark_best(run: Path, step: int, val_loss: float) -> None:
+    """Say which checkpoint has the best validation loss so far."""
+    contents = json.dumps({"step": step, "val_loss": val_loss}) + "\n"
+    write_atomically(run / FOLDER / BEST, contents.encode())
+
+
+def best_of(run: Path) -> tuple[int, float] | None:
+    """The step of the best checkpoint and its validation loss; None before the first validation."""
+    try:
+        best = json.loads((run / FOLDER / BEST).read_bytes())
+        return int(best["step"]), float(best["val_loss"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def find_checkpoint(run: Path, which: str = "last") -> int:
+    """The step of the checkpoint that ``which`` names: ``last``, ``best`` or a number.
 
     Raises:
-        UserError: the folder holds no run, or a broken one.
+        UserError: there is none.
     """
-    run = Path(run)
-    if not (run / WEIGHTS).is_file():
-        raise UserError(f"{run} holds no trained model ({WEIGHTS} is missing)")
-    config = TrainConfig.from_file(run / CONFIG)
+    steps = saved_steps(run)
+    if not steps:
+        raise UserError(f"{run} holds no trained model (there is no checkpoint in {run / FOLDER})")
+    if which == "last":
+        return steps[-1]
+    if which == "best":
+        best = best_of(run)
+        return best[0] if best is not None and best[0] in steps else steps[-1]
+    if which.isdecimal() and int(which) in steps:
+        return int(which)
+    known = ", ".join(map(str, steps))
+    raise UserError(f"{run} has no checkpoint {which!r}; it has last, best, {known}")
+
+
+def read_checkpoint(run: Path, step: int, weights_only: bool = False) -> Checkpoint:
+    """A checkpoint, once its files are what was written.
+
+    Raises:
+        BrokenCheckpoint: a file is missing, truncated or changed; the message names it, and the
+            checkpoint before.
+    """
+    folder = run / FOLDER / _name(step)
     try:
-        tokenizer = tokenizer_from_json((run / VOCABULARY).read_text(encoding="utf-8"))
-        weights = safetensors.torch.load((run / WEIGHTS).read_bytes())
-        chosen = choose_kernels_or_explain(kernels or config.kernels)
-        model = build_model(config, tokenizer.vocabulary, chosen)
-        model.load_state_dict(weights)
-    except UserError:
-        raise
-    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{run} holds a broken run: {error}") from error
-    return LoadedRun(model.eval(), tokenizer)
+        manifest = _manifest(folder)
+        wanted = (MODEL,) if weights_only else (MODEL, STATE, REST)
+        contents = {name: _checked(folder / name, manifest["sha256"][name]) for name in wanted}
+        # In one order: safetensors has another in each process, and shards go out one by one.
+        model = dict(sorted(safetensors.torch.load(contents[MODEL]).items()))
+        if weights_only:
+            return Checkpoint(step, model, {})
+        state = unpack(json.loads(contents[REST]), safetensors.torch.load(contents[STATE]))
+        return Checkpoint(step, model, state)
+    except _Broken as error:
+        raise BrokenCheckpoint(f"{error}{_before(run, step)}") from error
+    except (KeyError, TypeError, ValueError, SafetensorError) as error:
+        raise BrokenCheckpoint(f"{folder} is no checkpoint of hetkern's{_before(run, step)}") from (
+            error
+        )
+
+
+class _Broken(Exception):
+    """What is wrong with a file."""
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise _Broken(f"{path} is missing") from None
+    except ValueError:
+        raise _Broken(f"{path} is truncated or changed") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise _Broken(f"{path} is of another format than this hetkern's ({FORMAT})")
+    return manifest
+
+
+def _checked(path: Path, sha256: str) -> bytes:
+    try:
+        contents = path.read_bytes()
+    except FileNotFoundError:
+        raise _Broken(f"{path} is missing") from None
+    if hashlib.sha256(contents).hexdigest() != sha256:
+        raise _Broken(f"{path} is truncated or changed: its SHA-256 is another one")
+    return contents
+
+
+def _before(run: Path, step: int) -> str:
+    earlier = [s for s in saved_steps(run) if s < step]
+    if not earlier:
+        return "; there is no earlier checkpoint"
+    return f"; the checkpoint before is step {earlier[-1]}: --checkpoint {earlier[-1]}"

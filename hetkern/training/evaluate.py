@@ -2,30 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from hetkern.models import GPT
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What a model loses on a text.
-
-    Attributes:
-        loss: nats a token.
-        bits_per_byte: the same, per byte of text, in bits: comparable between tokenizers.
-        targets: how many tokens were predicted.
-        available: how many the text holds; more than ``targets`` where a limit was set.
-    """
-
-    loss: float
-    bits_per_byte: float
-    targets: int
-    available: int
+from hetkern.training.task import Evaluation
+from hetkern.training.workers import Workers
 
 
 def evaluate(
@@ -35,6 +20,7 @@ def evaluate(
     batch: int,
     limit: int = 0,
     watch: Callable[[int], object] | None = None,
+    workers: Workers | None = None,
 ) -> Evaluation:
     """Mean loss over a text: without a limit every token but the first is a target exactly once.
 
@@ -52,7 +38,9 @@ def evaluate(
         limit: most targets; 0 for all.
         watch: is told after each batch how many targets are done. What it raises ends the
             evaluation.
+        workers: the processes that share the windows; None for this one alone.
     """
+    workers = workers if workers is not None else Workers()
     device = next(model.parameters()).device
     context = model.shape.context
     was_training = model.training
@@ -61,17 +49,18 @@ def evaluate(
     try:
         with torch.no_grad():
             for inputs, targets in windows(tokens, context, batch, limit):
-                inputs, targets = inputs.long().to(device), targets.long().to(device)
-                losses = model.loss(inputs, targets, reduction="none")
-                total += losses.double().sum().item()
+                [(part, counts)] = workers.share([torch.arange(len(inputs))])
+                mine, after = (x[part].long().to(device) for x in (inputs, targets))
+                losses = model.loss(mine, after, reduction="none")
+                total += losses.double().sum().item() if counts else 0.0
                 done += targets.numel()
                 if watch is not None:
                     watch(done)
     finally:
         model.train(was_training)
     available = len(tokens) - 1
-    loss = total / done
-    bits = loss * available / torch.log(torch.tensor(2.0, dtype=torch.float64)).item()
+    loss = workers.total(total)[0] / done
+    bits = loss * available / math.log(2.0)
     return Evaluation(loss, bits / text_bytes, done, available)
 
 

@@ -8,8 +8,11 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
+
+_ECHO = 5.0  # seconds
 
 
 class Interrupt:
@@ -38,10 +41,14 @@ class Interrupt:
 
 
 @contextlib.contextmanager
-def stop_on_interrupt() -> Iterator[Interrupt]:
+def stop_on_interrupt(echoes: bool = False) -> Iterator[Interrupt]:
     """A context in which the first Ctrl-C is noted, and stops only what runs ``at_once``.
 
     Outside the main thread, where Python delivers no signals, it changes nothing.
+
+    Args:
+        echoes: a launcher passes each Ctrl-C on to a process that the terminal sent it to as well,
+            or asks it to end by SIGTERM: what follows within some seconds is no second one.
     """
     interrupt = Interrupt()
     if threading.current_thread() is not threading.main_thread():
@@ -53,12 +60,22 @@ def stop_on_interrupt() -> Iterator[Interrupt]:
     # A shell starts its background jobs with SIGINT ignored: whoever sends the second one means it.
     second = previous if callable(previous) else signal.default_int_handler
 
+    first_at: list[float] = []
+
     def handle(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, second)
+        if echoes:
+            if first_at and time.monotonic() - first_at[0] > _ECHO:
+                raise KeyboardInterrupt
+            first_at.append(time.monotonic())
+        else:
+            signal.signal(signal.SIGINT, second)
         interrupt.press()
 
     signal.signal(signal.SIGINT, handle)
+    before = signal.signal(signal.SIGTERM, handle) if echoes else None
     try:
         yield interrupt
     finally:
         signal.signal(signal.SIGINT, previous)
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)

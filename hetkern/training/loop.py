@@ -1,53 +1,51 @@
-"""The training loop."""
+"""From a config to a trained run, and on from where a run stopped."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import math
+import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
 
-from hetkern.models import GPT
-from hetkern.training import report
-from hetkern.training.checkpoint import (
-    build_model,
-    choose_kernels_or_explain,
-    create_run,
-    save_weights,
-    saved_step,
-    write_atomically,
+from hetkern.training import report, session
+from hetkern.training.checkpoint import find_checkpoint, read_checkpoint, remove_parts, saved_steps
+from hetkern.training.config import RunConfig, TrainConfig, UserError
+from hetkern.training.interrupt import stop_on_interrupt
+from hetkern.training.launch import (
+    join,
+    launched,
+    processes_now,
+    processes_wanted,
+    run_processes,
 )
-from hetkern.training.config import TrainConfig, UserError
-from hetkern.training.data import Data, RandomWindows, load_data
-from hetkern.training.evaluate import Evaluation, evaluate, targets_within
-from hetkern.training.generate import sample
-from hetkern.training.interrupt import Interrupt, stop_on_interrupt
-from hetkern.training.metrics import Row, write_row
+from hetkern.training.loading import choose_kernels_or_explain
+from hetkern.training.probe import probed
 from hetkern.training.progress import OutputLost, TrainingProgress
-from hetkern.training.result import TrainResult
+from hetkern.training.randomness import own_random_states
+from hetkern.training.result import SUMMARY, TrainResult, read_result
+from hetkern.training.run import (
+    Lock,
+    config_of,
+    create_run,
+    fresh_folder,
+    rewrite_config,
+)
+from hetkern.training.task import Task, kind_of
+from hetkern.training.trainer import Trainer
+from hetkern.training.workers import Workers
 
-SUMMARY = "summary.json"
 
+def train(config: RunConfig | None = None) -> TrainResult:
+    """Train a model and leave it in its run's folder, as ``hetkern train`` does.
 
-class RunStopped(UserError):
-    """A run ended early: its loss became no number, or the disk is full."""
-
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C: the weights are saved; the message says where, and what to do."""
-
-
-def train(config: TrainConfig | None = None) -> TrainResult:
-    """Train a language model and leave it in its run's folder, as ``hetkern train`` does.
-
-    The same config on the same data and machine gives the same bits. torch's global random state
-    and thread count are put back afterwards.
+    The same config on the same data and machine gives the same bits. The global random states and
+    torch's thread count are put back afterwards.
 
     Args:
         config: what to train on what; the defaults if None.
@@ -55,244 +53,197 @@ def train(config: TrainConfig | None = None) -> TrainResult:
     Raises:
         UserError: the config or the data is no good, the loss stopped being a number, or the disk
             filled up.
-        KeyboardInterrupt: Ctrl-C, once the weights are saved.
+        KeyboardInterrupt: Ctrl-C, once a checkpoint is saved.
     """
     config = config if config is not None else TrainConfig()
-    with _own_random_state_and_threads(config):
-        return _train(config)
+    if not launched() and processes_wanted(config) > 1:
+        return _in_processes(config)
+    return _in_this_process(config, None, "last")
 
 
-def _train(config: TrainConfig) -> TrainResult:
+def resume(run: str | Path, checkpoint: str = "last", **changes: Any) -> TrainResult:
+    """Go on with a run that was stopped: the end is the one it would have had.
+
+    Args:
+        run: the run's folder.
+        checkpoint: ``"last"``, ``"best"`` or a step; later ones are forgotten.
+        changes: settings to change: more ``steps``, another ``device``.
+
+    Raises:
+        UserError: there is no run, or none that can go on; the message says why.
+        KeyboardInterrupt: as :func:`train`.
+    """
+    run = Path(run)
+    config = resumed_config(run, changes)
+    if not launched() and processes_wanted(config) > 1:
+        words = [f"--{name.replace('_', '-')}={value}" for name, value in changes.items()]
+        command = ["resume", str(run), f"--checkpoint={checkpoint}", *words]
+        run_processes(processes_wanted(config), ["-m", "hetkern_cli", *command])
+        return read_result(run)
+    return _in_this_process(config, run, checkpoint)
+
+
+def _in_processes(config: RunConfig) -> TrainResult:
+    """What the command does with --nproc, and how it went."""
+    run = fresh_folder(config) if config.out is None else Path(config.out)
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch, "config.toml")
+        file.write_bytes(config.to_toml().encode("utf-8", "replace"))
+        command = ["train", f"--config={file}", f"--out={run}"]
+        run_processes(processes_wanted(config), ["-m", "hetkern_cli", *command])
+    return read_result(run)
+
+
+def resumed_config(run: Path, changes: Mapping[str, Any]) -> RunConfig:
+    """The settings with which a run goes on: its own, with ``changes``.
+
+    In other numbers of processes each accumulates more or less, so that a step stays what it was.
+
+    Raises:
+        UserError: there is no run, or its batches cannot be shared among so many processes.
+    """
+    saved, config = config_of(run), config_of(run, **changes)
+    before, now = processes_wanted(saved), processes_now(config)
+    if before == now:
+        return config
+    if saved.accumulate * before % now:
+        raise UserError(
+            f"a step of this run is {saved.accumulate * before} batches of {saved.batch_size}, "
+            f"which {now} processes cannot share evenly; resume it with --nproc {before}"
+        )
+    return replace(config, accumulate=saved.accumulate * before // now, nproc=now)
+
+
+def _in_this_process(config: RunConfig, run: Path | None, checkpoint: str) -> TrainResult:
+    with join(config) as workers, _threads(config.threads), own_random_states(config.seed):
+        return _train(config, workers, run, checkpoint)
+
+
+def _train(config: RunConfig, workers: Workers, run: Path | None, checkpoint: str) -> TrainResult:
     started = time.perf_counter()
-    device = _device(config.device)
-    kernels = choose_kernels_or_explain(config.kernels)
-    data = load_data(config.data, config.tokens, config.context)
-    model = build_model(config, data.tokenizer.vocabulary, kernels).to(device)
-    run = create_run(config, data.tokenizer)
-    progress = TrainingProgress(config.steps, config.batch * config.context)
-    with stop_on_interrupt() as interrupt, _stopped_in_order(run, model, progress):
-        progress.say(report.started(config, data, model, run))
-        with progress:
-            last, evaluation = _make_steps(config, data, model, run, progress, interrupt)
-        try:
-            with interrupt.at_once():
-                text = _sample(config, data, model)
-        except KeyboardInterrupt as error:
-            raise Interrupted(report.interrupted(config.steps, run)) from error
-        result = TrainResult(
-            run=run,
-            steps=config.steps,
-            train_loss=last.train_loss,
-            val_loss=evaluation.loss,
-            val_bits_per_byte=evaluation.bits_per_byte,
-            val_targets=evaluation.targets,
-            sample=text,
-            seconds=time.perf_counter() - started,
-        )
-        with _written(run, "write the summary"):
-            _write_summary(result, data, model)
-        progress.say(report.finished(result))
-    return result
-
-
-def _make_steps(
-    config: TrainConfig,
-    data: Data,
-    model: GPT,
-    run: Path,
-    progress: TrainingProgress,
-    interrupt: Interrupt,
-) -> tuple[Row, Evaluation]:
-    """All steps with their rows, saves and validations; the last row, the last validation."""
-    device = next(model.parameters()).device
-    optimizer = _optimizer(model, config)
-    batches = RandomWindows(data.train, config.context, config.batch, config.seed)
-    losses: list[float] = []
-    since = time.perf_counter()
-    for step in range(1, config.steps + 1):
-        inputs, targets = batches.draw()
-        rate = learning_rate(step, config)
-        loss = _step(model, optimizer, inputs.to(device), targets.to(device), rate, config.clip)
-        if not math.isfinite(loss):
-            raise RunStopped(report.not_a_number(loss, step, _what_is_saved(run)))
-        losses.append(loss)
-        progress.step(step, loss)
-
-        due = step == config.steps or (config.eval_every > 0 and step % config.eval_every == 0)
-        stopping = interrupt.requested
-        if not (due or stopping or step % config.log_every == 0):
-            continue
-        speed = len(losses) * progress.tokens_per_step / (time.perf_counter() - since)
-        evaluation = None
-        if due or stopping:
-            # Saved before the evaluation: whatever happens there, the weights are on disk.
-            with _written(run, f"save step {step}"):
-                save_weights(run, model, step)
-            try:
-                with interrupt.at_once():
-                    evaluation = _evaluate(model, data, config, progress)
-            except KeyboardInterrupt:
-                stopping = True
-        row = _row(step, sum(losses) / len(losses), evaluation, rate, speed)
-        with _written(run, f"write the metrics of step {step}"):
-            write_row(run, row)
-        if stopping:
-            raise Interrupted(report.interrupted(step, run))
-        losses = []
-        since = time.perf_counter()
-        progress.resume()
-    assert evaluation is not None  # the last step is always due
-    return row, evaluation
-
-
-def learning_rate(step: int, config: TrainConfig) -> float:
-    """The learning rate of step 1, 2, …: a straight rise, then half a cosine down to the least."""
-    if step <= config.warmup:
-        return config.learning_rate * step / config.warmup
-    done = (step - config.warmup) / max(1, config.steps - config.warmup)
-    cosine = 0.5 * (1.0 + math.cos(math.pi * done))
-    return config.min_learning_rate + cosine * (config.learning_rate - config.min_learning_rate)
-
-
-def _step(
-    model: GPT,
-    optimizer: torch.optim.Optimizer,
-    inputs: torch.Tensor,
-    targets: torch.Tensor,
-    rate: float,
-    clip: float,
-) -> float:
-    """One optimizer step; returns its loss. A loss that is no number changes no weight."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.zero_grad()
-    loss = model.loss(inputs, targets)
-    value = loss.item()
-    if math.isfinite(value):
-        loss.backward()
-        if clip > 0:
-            nn.utils.clip_grad_norm_(model.parameters(), clip)
-        optimizer.step()
-    return value
-
-
-def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW that decays matrices, and not biases and gains."""
-    matrices = [p for p in model.parameters() if p.dim() >= 2]
-    vectors = [p for p in model.parameters() if p.dim() < 2]
-    groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99), fused=True)
-
-
-def _evaluate(
-    model: GPT, data: Data, config: TrainConfig, progress: TrainingProgress
-) -> Evaluation:
-    targets = targets_within(len(data.val) - 1, config.context, config.eval_tokens)
-    with progress.validation(targets) as watch:
-        evaluation = evaluate(
-            model, data.val, data.val_bytes, config.batch, config.eval_tokens, watch
-        )
-    progress.say(report.validated(progress.done, evaluation))
-    return evaluation
-
-
-def _sample(config: TrainConfig, data: Data, model: GPT) -> str:
-    if not config.sample_length:
-        return ""
-    prompt = config.prompt or ("\n" if config.data else "\ndef ")  # a function of the library
-    # Near enough to the likeliest to be read, after a minute of training.
-    return sample(model, data.tokenizer, prompt, config.sample_length, 0.6, seed=config.seed)
-
-
-@contextlib.contextmanager
-def _own_random_state_and_threads(config: TrainConfig) -> Iterator[None]:
-    threads = torch.get_num_threads()
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
-        if config.threads:
-            torch.set_num_threads(config.threads)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(threads)
-
-
-def _device(name: str) -> torch.device:
+    kernels = choose_kernels_or_explain(config.kernels, workers.device)
+    task = prepared(config, workers)
+    if config.batch_size == "auto":
+        with own_random_states(config.seed):
+            say = TrainingProgress(1, 1, quiet=not workers.first).say
+            config = probed(config, task, kernels, workers, say)
+    trainer = Trainer(task, config, kernels, workers)
+    fresh = run is None
+    run, lock = _folder(config, task, workers, run)
     try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
-        raise UserError(f"--device {name} cannot run here: {error}") from error
-    return device
+        said: dict[str, Any] = {}
+        if not fresh:
+            _check_data(task, run, workers)
+            said = _restored(trainer, run, checkpoint)
+            _refuse_if_finished(trainer, run)
+        progress = TrainingProgress(
+            trainer.steps, trainer.task.count(torch.zeros(trainer.rows, dtype=torch.long)),
+            unit=task.unit, quiet=not workers.first, done=trainer.step,
+        )  # fmt: skip
+        with (
+            stop_on_interrupt(echoes=workers.size > 1) as interrupt,
+            _stopped_in_order(run, workers, progress) as rescue,
+        ):
+            progress.say(report.started(config, trainer, run, workers))
+            current = session.Session(trainer, run, progress, interrupt, said)
+            rescue.append(current.save)
+            return current.finish(started)
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def prepared(config: RunConfig, workers: Workers) -> Task:
+    """The task with its data, read by the first process before the others.
+
+    What it leaves on disk, the others then find.
+    """
+    tasks: list[Task] = []
+    workers.first_does(lambda: tasks.append(kind_of(config).prepare(config)))
+    return tasks[0] if tasks else kind_of(config).prepare(config)
+
+
+def _folder(
+    config: RunConfig, task: Task, workers: Workers, run: Path | None
+) -> tuple[Path, Lock | None]:
+    """The run's folder, known to every process and held by the first."""
+    made: list[tuple[Path, Lock]] = []
+
+    def make() -> None:
+        if run is None:
+            kept = replace(config, nproc=workers.size)
+            made.append(create_run(kept, task.files()))
+        else:
+            made.append((run, Lock(run)))
+            remove_parts(run)
+            with session.written(run, "write the settings"):
+                rewrite_config(run, config)
+
+    workers.first_does(make)
+    path = workers.told(str(made[0][0]) if made else "")
+    return Path(path), made[0][1] if made else None
+
+
+def _restored(trainer: Trainer, run: Path, which: str) -> dict[str, Any]:
+    """The trainer goes on from a checkpoint; returns what the session had saved.
+
+    A run that was stopped before its first checkpoint begins anew.
+    """
+    if not saved_steps(run) and which == "last":
+        return {}
+    checkpoint = read_checkpoint(run, find_checkpoint(run, which))
+    return trainer.restore(checkpoint)
+
+
+def _refuse_if_finished(trainer: Trainer, run: Path) -> None:
+    step, steps = trainer.step, trainer.steps
+    try:
+        ended = json.loads((run / SUMMARY).read_text(encoding="utf-8"))["steps"] == step
+    except (OSError, ValueError, KeyError, TypeError):
+        ended = False
+    if step > steps or (step == steps and ended):
+        raise UserError(
+            f"{run} is finished: it has made {step} steps of {steps}; "
+            "hetkern resume RUN --steps N (or --epochs N) trains it further"
+        )
+
+
+def _check_data(task: Task, run: Path, workers: Workers) -> None:
+    """Refuse to go on with other data."""
+    for name, contents in task.files().items():
+        if not (run / name).is_file() or (run / name).read_bytes() != contents:
+            raise UserError(f"{run}: the data has changed since this run began ({name} differs)")
+    session.check_data(task.facts(), run)
 
 
 @contextlib.contextmanager
-def _written(run: Path, what: str) -> Iterator[None]:
-    """A disk that fills up stops the run, and says what is left."""
+def _threads(wanted: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if wanted:
+        torch.set_num_threads(wanted)
     try:
         yield
-    except OSError as error:
-        raise RunStopped(
-            f"could not {what} in {run}: {error.strerror}; {_what_is_saved(run)}"
-        ) from error
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextlib.contextmanager
-def _stopped_in_order(run: Path, model: nn.Module, progress: TrainingProgress) -> Iterator[None]:
-    """A second Ctrl-C and an output that is lost say what is left, too."""
+def _stopped_in_order(
+    run: Path, workers: Workers, progress: TrainingProgress
+) -> Iterator[list[Callable[[], None]]]:
+    """A second Ctrl-C and an output that is lost say what is left, too.
+
+    The list takes what saves a checkpoint.
+    """
+    rescue: list[Callable[[], None]] = []
     try:
-        yield
-    except Interrupted:
+        yield rescue
+    except session.Interrupted:
         raise
     except KeyboardInterrupt as error:
-        raise Interrupted(report.stopped_at_once(_saved_step(run), run)) from error
+        raise session.Interrupted(report.stopped_at_once(session.saved_step(run), run)) from error
     except OutputLost as error:
-        if progress.done > (_saved_step(run) or 0):
-            with _written(run, f"save step {progress.done}"):
-                save_weights(run, model, progress.done)
+        if rescue and workers.size == 1 and progress.done > (session.saved_step(run) or 0):
+            rescue[0]()
         why = error.strerror or str(error)
-        raise RunStopped(report.output_lost(why, _saved_step(run), run)) from error
-
-
-def _saved_step(run: Path) -> int | None:
-    try:
-        return saved_step(run)
-    except FileNotFoundError:
-        return None
-
-
-def _what_is_saved(run: Path) -> str:
-    step = _saved_step(run)
-    return "nothing was saved yet" if step is None else f"the weights of step {step} are in {run}"
-
-
-def _row(
-    step: int, train_loss: float, evaluation: Evaluation | None, rate: float, speed: float
-) -> Row:
-    return Row(
-        step=step,
-        train_loss=train_loss,
-        val_loss=evaluation.loss if evaluation else None,
-        val_bits_per_byte=evaluation.bits_per_byte if evaluation else None,
-        learning_rate=rate,
-        tokens_per_second=round(speed, 1),
-    )
-
-
-def _write_summary(result: TrainResult, data: Data, model: GPT) -> None:
-    documents = data.documents
-    summary = asdict(result) | {
-        "run": str(result.run),
-        "parameters": model.parameter_count(),
-        "data": documents.name,
-        "data_sha256": documents.sha256,
-        "files": documents.files,
-        "train_tokens": len(data.train),
-        "val_tokens": len(data.val),
-        "torch": torch.__version__,
-    }
-    contents = json.dumps(summary, indent=2) + "\n"
-    write_atomically(result.run / SUMMARY, contents.encode())
+        raise session.RunStopped(report.output_lost(why, session.saved_step(run), run)) from error

@@ -34,15 +34,29 @@ def carried(text: str, stream: TextIO) -> str:
 class TrainingProgress:
     """Loss, tokens a second and the time left, step by step."""
 
-    def __init__(self, steps: int, tokens_per_step: int, stream: TextIO | None = None) -> None:
-        """Follow ``steps`` steps; writes to ``stream``, standard output by default.
+    def __init__(
+        self,
+        steps: int,
+        tokens_per_step: int,
+        stream: TextIO | None = None,
+        unit: str = "token",
+        quiet: bool = False,
+        done: int = 0,
+    ) -> None:
+        """Follow ``steps`` steps of which ``done`` are; ``quiet`` says nothing.
+
+        Writes to ``stream``, standard output by default.
 
         Every method raises OutputLost if the stream takes no more.
         """
         self.steps = steps
         self.tokens_per_step = tokens_per_step
-        self.done = 0  # steps
+        self.done = done  # steps
+        self._units = f"{unit}s"
+        self._begun = done
         self._stream = stream if stream is not None else sys.stdout  # None if that is closed
+        if quiet:
+            self._stream = None
         self._line_every = max(1, steps // 20)
         self._bar: Progress | None = None
         self._trained = 0.0  # seconds spent in steps
@@ -53,7 +67,7 @@ class TrainingProgress:
         self._step_began = time.perf_counter()
         if self._stream is not None and self._stream.isatty():
             with _lost_output():
-                self._bar = _start_bar(self.steps, self._stream)
+                self._bar = _start_bar(self.steps, self.done, self._stream)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -68,14 +82,15 @@ class TrainingProgress:
         now = time.perf_counter()
         self._trained += now - self._step_began
         self._step_began = now
-        rate = step * self.tokens_per_step / max(self._trained, 1e-9)
+        made = max(1, step - self._begun)
+        rate = made * self.tokens_per_step / max(self._trained, 1e-9)
         if self._bar is not None:
             task = self._bar.task_ids[0]
-            shown = f"loss {loss:.3f} {rate:,.0f} tokens/s"
+            shown = f"loss {loss:.3f} {rate:,.0f} {self._units}/s"
             self._bar.update(task, completed=step, shown=shown)
         elif step % self._line_every == 0 or step == self.steps:
-            left = duration(self._trained / step * (self.steps - step))
-            speed = f"{rate:,.0f} tokens/s"
+            left = duration(self._trained / made * (self.steps - step))
+            speed = f"{rate:,.0f} {self._units}/s"
             self.say(f"step {step}/{self.steps}  loss {loss:.3f}  {speed}  {left} left")
 
     def resume(self) -> None:
@@ -102,13 +117,13 @@ class TrainingProgress:
                 left = duration((targets - done) / rate)
                 self.say(
                     f"step {self.done}/{self.steps}  validating: {done:,} of {targets:,} targets  "
-                    f"{rate:,.0f} tokens/s  {left} left"
+                    f"{rate:,.0f} {self._units}/s  {left} left"
                 )
                 next_line = now + _BETWEEN_LINES
             elif task is None:
                 task = self._bar.add_task("validating", total=targets, shown="")
             if self._bar is not None and task is not None:
-                self._bar.update(task, completed=done, shown=f"{rate:,.0f} tokens/s")
+                self._bar.update(task, completed=done, shown=f"{rate:,.0f} {self._units}/s")
 
         try:
             yield watch
@@ -136,7 +151,7 @@ def _lost_output() -> Iterator[None]:
         raise OutputLost(error.errno, error.strerror) from error
 
 
-def _start_bar(steps: int, stream: TextIO) -> Progress:
+def _start_bar(steps: int, done: int, stream: TextIO) -> Progress:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -155,6 +170,6 @@ def _start_bar(steps: int, stream: TextIO) -> Progress:
         TextColumn("left"),
         console=Console(file=stream),
     )
-    bar.add_task("training", total=steps, shown="loss -")
+    bar.add_task("training", total=steps, completed=done, shown="loss -")
     bar.start()
     return bar

@@ -2,61 +2,78 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from pathlib import Path
 
 import torch
 
-from hetkern.models import GPT
-from hetkern.training.config import TrainConfig
-from hetkern.training.data import Data
-from hetkern.training.evaluate import Evaluation, targets_within
+from hetkern.training.config import RunConfig
 from hetkern.training.progress import duration
 from hetkern.training.result import TrainResult
+from hetkern.training.task import Evaluation
+from hetkern.training.trainer import Trainer
+from hetkern.training.workers import Workers
 
 
-def started(config: TrainConfig, data: Data, model: GPT, run: Path) -> str:
+def started(config: RunConfig, trainer: Trainer, run: Path, workers: Workers) -> str:
     """What is trained, on what, with what, and where it goes."""
-    documents = data.documents
-    files = f"{documents.files:,} file" + ("s" if documents.files != 1 else "")
-    if documents.skipped:
-        files += f" ({documents.skipped:,} binary, empty or copies left out)"
+    model, task = trainer.model, trainer.task
+    describe = getattr(model, "describe", lambda: type(model).__name__)
+    batch = f"{config.batch_size} {task.steps_are}s"
+    if config.accumulate > 1:
+        batch += f" × {config.accumulate} accumulated"
+    if workers.size > 1:
+        batch += f" × {workers.size} processes ({config.parallel})"
+    lines = [
+        *task.describe(),
+        *_validations(trainer),
+        f"model   {config.model}, {describe()}: {trainer.parameters:,} parameters",
+        f"steps   {trainer.steps:,} of {batch}, {config.optimizer}, {config.precision}",
+        f"kernels {config.kernels} on {workers.device}, {torch.get_num_threads()} threads",
+        f"run     {run}",
+    ]
+    if trainer.step:
+        lines.append(f"resumed after step {trainer.step}")
+    return "\n".join(lines)
+
+
+def _validations(trainer: Trainer) -> list[str]:
+    """What the validations cost, where that is the larger part."""
+    config, task = trainer.config, trainer.task
+    every = trainer.order.steps_per_epoch if config.epochs else config.eval_every
+    often = -(-trainer.steps // every) if every else 1
+    targets = task.evaluation_targets()
+    trained = trainer.steps * task.count(torch.zeros(trainer.rows, dtype=torch.long))
+    if task.unit != "token" or often * targets <= 2 * trained:
+        return []
+    times = f"{often} time{'s' if often != 1 else ''} {targets:,} tokens"
+    less = "a smaller --eval-tokens takes less time"
+    return [f"validation: {times}, where training reads {trained:,}; {less}"]
+
+
+def validated(trainer: Trainer, evaluation: Evaluation, losses: list[float], epochs: int) -> str:
+    """The validation loss after a step, or after an epoch."""
+    unit = trainer.task.unit
+    numbers = f"validation {evaluation.loss:.4f} nats a{'n' if unit[0] in 'aeiou' else ''} {unit}"
+    if evaluation.bits_per_byte is not None:
+        numbers += f", {evaluation.bits_per_byte:.4f} bits per byte"
+    if evaluation.accuracy is not None:
+        numbers += f", accuracy {evaluation.accuracy:.4f}"
+    covers = f"({covered(evaluation)} targets)"
+    if not epochs:
+        return f"step {trainer.step}  {numbers} {covers}"
+    loss = f"loss {sum(losses) / len(losses):.4f}  " if losses else ""
+    if evaluation.accuracy is None and evaluation.loss < 700:
+        numbers += f", perplexity {math.exp(evaluation.loss):.3f}"
+    return f"epoch {round(trainer.epoch)}/{epochs}  {loss}{numbers} {covers}"
+
+
+def out_of_patience(patience: int, step: int, loss: float) -> str:
+    """A run that stops early."""
     return (
-        f"data    {documents.name}: {files}, {len(data.train):,} {config.tokens} to train on, "
-        f"{len(data.val):,} to validate on\n"
-        f"{_validation(config, data)}"
-        f"model   {config.model}, {config.layers} layers of {config.width}, {config.heads} heads, "
-        f"context {config.context}: {model.parameter_count():,} parameters\n"
-        f"kernels {config.kernels} on {config.device}, {torch.get_num_threads()} threads\n"
-        f"run     {run}"
-    )
-
-
-def _validation(config: TrainConfig, data: Data) -> str:
-    """What a validation covers and costs, where it is a part of the text, or the larger part."""
-    available = len(data.val) - 1
-    targets = targets_within(available, config.context, config.eval_tokens)
-    often = -(-config.steps // config.eval_every) if config.eval_every else 1
-    trained = config.steps * config.batch * config.context
-    sentences = []
-    if targets < available:
-        sentences.append(
-            f"each predicts {targets:,} tokens, spread over the validation text "
-            "(--eval-tokens 0 for all)"
-        )
-    if often * targets > 2 * trained:
-        sentences.append(
-            f"{often} time{'s' if often != 1 else ''} {targets:,} tokens, where training reads "
-            f"{trained:,}; a smaller --eval-tokens takes less time"
-        )
-    return f"validation: {'; '.join(sentences)}\n" if sentences else ""
-
-
-def validated(step: int, evaluation: Evaluation) -> str:
-    """The validation loss after a step."""
-    return (
-        f"step {step}  validation {evaluation.loss:.4f} nats a token, "
-        f"{evaluation.bits_per_byte:.4f} bits per byte ({covered(evaluation)} targets)"
+        f"no validation was better than step {step}'s {loss:.4f} for {patience}: stopped early; "
+        "--checkpoint best reads that one"
     )
 
 
@@ -67,13 +84,22 @@ def covered(evaluation: Evaluation) -> str:
     return f"{evaluation.targets:,} of {evaluation.available:,}"
 
 
-def finished(result: TrainResult) -> str:
+def finished(result: TrainResult, trainer: Trainer) -> str:
     """The sample, the final loss, and where the run lies."""
-    shown = f"\n--- the model writes ---\n{result.sample}\n---\n" if result.sample else ""
+    does = "writes" if result.accuracy is None else "says"
+    shown = f"\n--- the model {does} ---\n{result.sample}\n---\n" if result.sample else ""
+    run = typed(result.run)
+    if result.accuracy is not None:
+        loss = f"{result.val_loss:.4f} nats an example, accuracy {result.accuracy:.4f}"
+        then = f"hetkern predict {run} labels more."
+    else:
+        loss = f"{result.val_loss:.4f} nats a token"
+        if result.val_bits_per_byte is not None:
+            loss += f", {result.val_bits_per_byte:.4f} bits per byte"
+        then = f"hetkern sample {run} lets it write more."
     return (
-        f"{shown}{result.steps} steps in {duration(result.seconds)}: validation "
-        f"{result.val_loss:.4f} nats a token, {result.val_bits_per_byte:.4f} bits per byte\n"
-        f"The run is in {result.run}; hetkern sample {typed(result.run)} lets it write more."
+        f"{shown}{result.steps} steps in {duration(result.seconds)}: validation {loss}\n"
+        f"The run is in {result.run}; {then}"
     )
 
 
@@ -100,10 +126,8 @@ def output_lost(why: str, saved: int | None, run: Path) -> str:
 
 
 def _what_now(run: Path) -> str:
-    return (
-        f"hetkern sample {typed(run)} lets them write; "
-        f"hetkern train --config {typed(run / 'config.toml')} starts over"
-    )
+    config = typed(run / "config.toml")
+    return f"hetkern resume {typed(run)} goes on; hetkern train --config {config} starts over"
 
 
 def typed(path: Path) -> str:
@@ -111,9 +135,22 @@ def typed(path: Path) -> str:
     return shlex.quote(str(path))
 
 
-def not_a_number(loss: float, step: int, saved: str) -> str:
+def out_of_memory(config: RunConfig, run: Path) -> str:
+    """A batch that does not fit, and one that may."""
+    size = config.batch_size
+    assert isinstance(size, int)
+    if size == 1:
+        return "out of memory with a batch of one; a smaller model or --recompute may fit"
+    smaller, parts = -(-size // 2), 2 * config.accumulate
+    return (
+        f"out of memory with --batch-size {size}; "
+        f"try --batch-size {smaller} --accumulate {parts}, which makes the same steps"
+    )
+
+
+def not_a_number(loss: float, step: int, batch: Path, saved: str) -> str:
     """A loss of NaN or infinity, and what may help."""
     return (
-        f"the loss is {loss} at step {step}; {saved}. "
+        f"the loss is {loss} at step {step}; {saved}, the batch is in {batch}. "
         "A lower --learning-rate or a longer --warmup may help"
     )

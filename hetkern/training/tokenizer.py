@@ -97,8 +97,17 @@ def smallest_dtype(vocabulary: int) -> torch.dtype:
 
 def tokenizer_from_json(text: str) -> Tokenizer:
     """The tokenizer that ``to_json`` wrote."""
+    from hetkern.training.words import BPE, Padded, Words
+
     state = json.loads(text)
-    return Bytes() if state["kind"] == "bytes" else Characters(state["characters"])
+    kind = state["kind"]
+    if kind == "characters":
+        return Characters(state["characters"])
+    if kind == "words":
+        return Words(state["words"])
+    if kind == "bpe":
+        return BPE.from_state(state["state"])
+    return Padded(tokenizer_from_json(state["inner"])) if kind == "padded" else Bytes()
 
 
 def _code_points(text: str) -> Tensor:

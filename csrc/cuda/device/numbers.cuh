@@ -61,6 +61,8 @@ __device__ __forceinline__ float exp_one(float x) { return expf(x); }
 __device__ __forceinline__ double exp_one(double x) { return exp(x); }
 __device__ __forceinline__ float log1p_one(float x) { return log1pf(x); }
 __device__ __forceinline__ double log1p_one(double x) { return log1p(x); }
+__device__ __forceinline__ float log_one(float x) { return logf(x); }
+__device__ __forceinline__ double log_one(double x) { return log(x); }
 __device__ __forceinline__ float expm1_one(float x) { return expm1f(x); }
 __device__ __forceinline__ double expm1_one(double x) { return expm1(x); }
 __device__ __forceinline__ float tanh_one(float x) { return tanhf(x); }

@@ -8,4 +8,5 @@ STABLE_TORCH_LIBRARY_IMPL(hetkern_emulated, CPU, m) {
   serve_cross_entropy<cuda::cross_entropy_kernels>(m);
   serve_rnn_gates<cuda::rnn_kernels>(m);
   serve_rnn_sequence<cuda::rnn_kernels>(m);
+  serve_attention<cuda::attention_kernels>(m);
 }

@@ -64,7 +64,7 @@ def torch_softmax(
         x = x.to(dtype)
     columns = x.shape[dim]
     if x.dtype == torch.float64 and softcap:
-        x, scale, softcap = _capped(x, scale, softcap), 1.0, None
+        x, scale, softcap = capped(x, scale, softcap), 1.0, None
     absent: dict[str, Any] = {"bias": None, "mask": None, "causal": False, "sink": None}
     dim %= x.dim()
     z, emptied = row_scores(x, dim, scale=scale, softcap=softcap, **(absent | options))
@@ -108,7 +108,7 @@ def torch_cross_entropy(input: Tensor, target: Tensor, **options: Any) -> Any:
     if input.dtype != torch.float64:
         return reference.cross_entropy(input, target, **options)
     if softcap := options.pop("softcap", None):
-        input = _capped(input, options.pop("scale", 1.0), softcap)
+        input = capped(input, options.pop("scale", 1.0), softcap)
     equations = importlib.import_module("hetkern.reference.cross_entropy")
     with mock.patch.object(equations, "_log_sum_exp", _log_sum_exp_of_differences):
         return reference.cross_entropy(input, target, **options)
@@ -129,7 +129,7 @@ def differences(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return m, s, d
 
 
-def _capped(x: Tensor, scale: float, softcap: float) -> Tensor:
+def capped(x: Tensor, scale: float, softcap: float) -> Tensor:
     """``softcap tanh(scale x / softcap)`` by way of exp."""
     return softcap * (1.0 - 2.0 / (1.0 + torch.exp(x * (2.0 * scale / softcap))))
 

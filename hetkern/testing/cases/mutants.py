@@ -11,6 +11,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from hetkern.testing.values.calls import Op
 
@@ -64,14 +65,15 @@ SPOILED = {f.__name__: f for f in (zeros, stale_row, unwritten_tile, dropped_ele
 
 
 def spoiled_value(op: Op, spoil: Callable[[Tensor], Tensor], which: int = 0) -> Op:
-    """``op`` whose result, or one of several, is spoiled and whose gradients are right."""
+    """``op`` whose result, or one of several, is spoiled and whose gradients are right.
+
+    Results in tuples within a tuple count one after another.
+    """
 
     def mutant(*args: Any, **kwargs: Any) -> Any:
-        results = op(*args, **kwargs)
-        if isinstance(results, Tensor):
-            return _Replaced.apply(results, spoil, _same)
-        spoiled = _Replaced.apply(results[which], spoil, _same)
-        return (*results[:which], spoiled, *results[which + 1 :])
+        tensors, nesting = tree_flatten(op(*args, **kwargs))
+        tensors[which] = _Replaced.apply(tensors[which], spoil, _same)
+        return tree_unflatten(tensors, nesting)
 
     return mutant
 

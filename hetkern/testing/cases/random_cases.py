@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hetkern.testing.cases import families, inputs, recurrent
+from hetkern.testing.cases import attention, families, inputs, recurrent
 from hetkern.testing.cases.configuration import Configuration
 from hetkern.testing.devices import placed_on
 from hetkern.testing.layouts import LAYOUTS
@@ -106,6 +106,7 @@ class Family:
 FAMILIES = {
     "softmax": Family(softmax, families.check_softmax),
     "cross_entropy": Family(cross_entropy, families.check_cross_entropy),
+    "attention": Family(attention.attention, attention.check_attention),
     "rnn": Family(recurrent.rnn, recurrent.check_rnn),
 }
 

@@ -17,7 +17,11 @@ from hetkern.testing.emulation import EmulationError, emulate_cuda
 from hetkern.testing.traffic.counting import counting
 from hetkern.testing.traffic.resources import own_resources, resources
 
+#: The .cu file of an operation's kernels.
 OPERATIONS = {"softmax": "softmax", "log_softmax": "softmax", "cross_entropy": "cross_entropy"}
+#: One layer in one direction without its input's product: the file, and the cell; shape TxBxH.
+SEQUENCES = {"rnn": "tanh", "lstm": "lstm", "gru": "gru"}
+OPERATIONS |= dict.fromkeys(SEQUENCES, "rnn_steps")
 FLOATS = ("float32", "float64", "float16", "bfloat16")
 DTYPES = (*FLOATS, "bool", "uint8", "int8", "int16", "int32", "int64")
 _SHAPE = r"\d+(x\d+)*"
@@ -49,6 +53,9 @@ def main(words: list[str] | None = None) -> None:
                 got = " ".join(given.arguments) or "nothing"
                 parser.error(f"{given.what}: wanted one shape, such as 64x1000, got {got}")
             shape = tuple(int(n) for n in given.arguments[0].split("x"))
+            if given.what in SEQUENCES and len(shape) != 3:
+                got = given.arguments[0]
+                parser.error(f"{given.what}: wanted a shape TxBxH, such as 5x4x128, got {got}")
             of = _of_triton if given.impl == "triton" else _of_cuda
             of(given.what, shape, given.dtype, given.backward)
         else:
@@ -97,6 +104,9 @@ def run(
     """Call an operation, then its backward; yield the direction and its tensors after each."""
     import hetkern
 
+    if name in SEQUENCES:
+        yield from _sequence(SEQUENCES[name], shape, dtype, backward, impl, device)
+        return
     drawn = torch.randn(shape, device=device).to(getattr(torch, dtype))
     x = drawn.requires_grad_(backward)
     rows: dict[str, Any] = {}
@@ -109,6 +119,35 @@ def run(
         dy = torch.ones_like(y).detach()
         (dx,) = torch.autograd.grad(y, x, dy)
         yield "backward", {"x": x.detach(), "y": y.detach(), "dy": dy, "dx": dx, **rows}
+
+
+def _sequence(
+    cell: str, shape: tuple[int, ...], dtype: str, backward: bool, impl: str, device: str
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """The same for a sequence; the products between its steps are torch's, and not counted."""
+    from hetkern.ops.rnn import OPS
+    from hetkern.reference.rnn import CELLS, GATES, accumulator_of
+
+    ops, number, (T, B, H) = OPS["emulated" if impl == "cuda" else impl], CELLS.index(cell), shape
+    kind: torch.dtype = getattr(torch, dtype)
+
+    def draw(*sizes: int, kind: torch.dtype = kind) -> Tensor:
+        return torch.randn(sizes, device=device).to(kind)
+
+    columns, lstm = GATES[cell] * H, cell == "lstm"
+    c = draw(B, H, kind=accumulator_of(kind)) if lstm else None
+    given = {"x_gates": draw(T, B, columns), "w_hh": draw(columns, H), "b_hh": draw(columns)}
+    given |= {"h0": draw(B, H)} | ({"c0": c} if c is not None else {})
+    inputs = [*given.values(), *([] if lstm else [None]), None, None, None, None, False]
+    names = ("y", "h_n", "c_n", "gates", "cells")
+    results = dict(zip(names, ops.rnn_sequence(number, *inputs, True), strict=True))
+    yield "forward", given | results
+    if backward:
+        upstream = {"dy": draw(T, B, H), "dh_n": draw(B, H)}
+        saved = [results[name] for name in ("y", "gates", "cells")]
+        found = ops.rnn_sequence_backward(number, *upstream.values(), None, *saved, *inputs)
+        gradients = dict(zip(("dgates", "dh0", "dc0"), found, strict=True))
+        yield "backward", given | results | upstream | gradients
 
 
 def _of_cuda(name: str, shape: tuple[int, ...], dtype: str, backward: bool) -> None:

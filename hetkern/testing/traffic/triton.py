@@ -38,7 +38,7 @@ class _LaunchingOnMeta(TorchDispatchMode):
         space, name = op._schema.name.split("::")
         if space != "hetkern_triton":
             return op(*args, **(kwargs or {}))
-        family = "softmax" if name.startswith("softmax") else "cross_entropy"
+        family = next(f for f in ("softmax", "cross_entropy", "rnn") if name.startswith(f))
         return getattr(importlib.import_module(f"hetkern.triton.{family}"), name)(*args)
 
 
@@ -48,7 +48,7 @@ def _compiled_steps(run: Callable[..., Any], arguments: tuple[Any, ...]) -> list
     steps: list[list[str]] = []
     with launches() as launched, _LaunchingOnMeta():
         for _ in run(*arguments, "meta"):
-            steps.append([_compiled(launch) for launch in launched])
+            steps.append(list(dict.fromkeys(map(_compiled, launched))))
             launched.clear()
     return steps
 

@@ -1,0 +1,284 @@
+// Attention on the CPU: backward.                                                           (the contract: csrc/attention.h)
+//
+//   ds_ij = p_ij (drop_ij dout_i v_j - delta_i)      dv_j = sum_i p_ij drop_ij dout_i
+//   dq_i  = scale sum_j dr_ij k_j                    dk_j = scale sum_i dr_ij q_i          (dr: ds past the softcap)
+//
+// Work:    one pass over panels of queries and blocks of keys, five products each; queries lie in the lanes, as in forward. A task
+//          takes a key head and one of a fixed number of parts of its keys, interleaved by blocks, so that causal parts weigh the
+//          same and one head keeps several cores busy. A part has a dq of its own; they are added in their order.
+// Traffic: a chunk of 1024 queries is packed once a part and head; a part's dk and dv are kept in A until they are complete.
+// Bits:    parts depend on the sequence's keys alone. Sums over a block begin at 0.
+// Edges:   as forward; a row that is emptied, or a score of -inf, has no gradient. Bias and sink: attention_bias.cpp.
+#include "attention_gradients.h"
+#include "parallel.h"
+
+namespace hetkern::cpu {
+namespace HETKERN_ISA {
+void attention_bias_backward(const AttentionBackward& p, const AttentionPlan& plan, void* delta);  // attention_bias.cpp
+}
+namespace {
+
+template <class A>
+struct Backward : Gradients<A> {
+  using Gradients<A>::p, Gradients<A>::f, Gradients<A>::delta;
+  const AttentionPlan& plan;
+  A *dq_parts, *slope_parts;  // [part] laid out as row_max, D each; [b][head][part]
+  const int64_t of_D = segments_of(p.D), of_Dv = segments_of(p.Dv);
+  const int64_t stats = p.cu_seqlens_q ? p.stat_head * p.Hq : p.B * p.stat_batch;  // rows of all heads
+
+  struct Task {
+    A *k, *v, *dk, *dv;  // a block; gradients of the part's blocks
+    ScoreTiles<A> tiles;
+  };
+  int64_t key_size() const { return of_D * kBlock * kPanel; }
+  int64_t value_size() const { return of_Dv * kBlock * kPanel; }
+
+  // c[m] += sum_i a(m, i) b[i] over the pairs that see one another; in the tiles' order.
+  template <class At, class Sees>
+  static void careful(A* c, const At& a, const A* b, int rows, int from, int to, int vectors, const Sees& sees) {
+    for (int m = 0; m < rows; ++m)
+      for (int v = 0; v < vectors; ++v) {
+        Vec<A> sum{};
+        for (int i = from; i < to; ++i)
+          if (sees(m, i)) sum = fma(splat(a(m, i)), load<A>(b + i * kPanel + v * W<A>), sum);
+        A* const at = c + m * kPanel + v * W<A>;
+        store<A>(at, load<A>(at) + sum);
+      }
+  }
+
+  // One panel against one block.
+  void block(const Task& t, QueryPanel<A>& panel, const Sequence& q, const Sight& sight, int64_t j0, A* dk, A* dv,
+             bool k_finite, double& dslope) const {
+    const bool wants_ds = p.dq || p.dk || p.dslopes;
+    this->scores(panel, q, sight, j0, t.k, t.v, t.tiles, wants_ds);
+    const A *const weights = t.tiles.p, *const ds = t.tiles.ds;
+    if (p.dslopes) add_slopes(panel.at, sight, j0, ds, dslope);
+    if (p.softcap > 0 && wants_ds)
+      each_score(t.tiles.ds, sight.from, sight.to, panel.at.vectors, [&](A* at, int, int) {
+        const Vec<A> d = load<A>(at);  // 0 where a key is not seen, whatever it holds
+        store<A>(at, d == A(0) ? d : d * load<A>(t.tiles.cap_slope + (at - t.tiles.ds)));
+      });
+    const bool all = f.all_seen(sight);
+
+    // dv += P dout, dk += dS q, by keys.
+    row_groups(sight.from, sight.to, kTileRows, [&](int64_t j, int n) {
+      const VectorRange rows = rows_of_keys(panel.at, sight.edge, j0 + j, n);
+      const auto add = [&](A* to, const A* from, const A* operand, int64_t columns, int64_t segments, bool finite) {
+        for (int64_t g = 0; g < segments; ++g) {
+          A* const c = to + (g * kBlock + j) * kPanel;
+          const A* const b = operand + g * kPanel * kPanel;
+          const int vectors = vectors_of<A>(columns - g * kPanel);
+          if (all || finite)
+            product<A, false, Start::sum>(c, from + j * kPanel + rows.begin, b + rows.begin * kPanel,
+                                          rows.end - rows.begin, n, 0, vectors);
+          else
+            careful(
+                c, [&](int m, int i) { return from[(j + m) * kPanel + i]; }, b, n, rows.begin, rows.end, vectors,
+                [&](int m, int i) { return f.row_sees(panel.at, q, i, j0 + j + m); });
+        }
+      };
+      if (rows.end <= rows.begin) return;
+      if (p.dv) add(dv, weights, panel.dout_rows, p.Dv, of_Dv, panel.dout_finite);
+      if (p.dk) add(dk, ds, panel.q_rows, p.D, of_D, panel.q_finite);
+    });
+
+    // dq += dS k, by queries.
+    if (!p.dq) return;
+    row_groups(0, panel.at.rows, kTileRows, [&](int64_t r, int n) {
+      const Sight keys = keys_of_rows(panel.at, sight, j0, static_cast<int>(r), n);
+      if (keys.to <= keys.from) return;
+      for (int64_t g = 0; g < of_D; ++g) {
+        A* const c = panel.dq + (g * kPanel + r) * kPanel;
+        const A* const b = t.k + g * kBlock * kPanel;
+        const int vectors = vectors_of<A>(p.D - g * kPanel);
+        if (all || k_finite)
+          product<A, true, Start::sum>(c, ds + keys.from * kPanel + r, b + keys.from * kPanel, keys.to - keys.from, n,
+                                       0, vectors);
+        else
+          careful(
+              c, [&](int m, int i) { return ds[i * kPanel + r + m]; }, b, n, keys.from, keys.to, vectors,
+              [&](int m, int i) { return f.row_sees(panel.at, q, static_cast<int>(r) + m, j0 + i); });
+      }
+    });
+  }
+
+  void add_slopes(const Panel<A>& panel, const Sight& sight, int64_t j0, const A* ds, double& dslope) const {
+    for (int v = 0; v < panel.vectors; ++v) {
+      Vec<A> sum{};
+      for (int j = sight.from; j < sight.to; ++j)
+        sum = fma(load<A>(ds + j * kPanel + v * W<A>), Scoring<A>::distance(panel, j0 + j, v), sum);
+      for (int i = 0; i < W<A> && v * W<A> + i < panel.rows; ++i) dslope -= static_cast<double>(sum[i]);
+    }
+  }
+
+  // ---- Tasks. ----------------------------------------------------------------------------------------------------------
+
+  // One part of one key head's keys, against all queries of its group.
+  void part(int task, int64_t b, int64_t kv_head, int64_t number) const {
+    const Sequence q = sequence_of(p, b);
+    const int64_t parts = backward_parts(q.Lk), blocks = ceil_div(q.Lk, kBlock), group = p.Hq / p.Hkv;
+    if (number >= parts) return;
+    const int64_t own = blocks > number ? (blocks - number - 1) / parts + 1 : 0;  // blocks number, number + parts, …
+    Carver carver{static_cast<char*>(p.workspace) +
+                  static_cast<int64_t>(sizeof(A)) * task * backward_scratch(p.Lq, p.Lk, p.D, p.Dv)};
+    const int64_t panels = ceil_div(p.Lq, kPanel), most = panels < kPanelsOfChunk ? panels : kPanelsOfChunk;
+    QueryPanel<A> chunk[kPanelsOfChunk];
+    for (int64_t i = 0; i < most; ++i) {
+      chunk[i] = this->carve_turned(carver, p.D, p.Dv);
+      chunk[i].q_rows = carver.take<A>(of_D * kPanel * kPanel), chunk[i].dq = carver.take<A>(of_D * kPanel * kPanel);
+      chunk[i].dout_rows = carver.take<A>(of_Dv * kPanel * kPanel);
+    }
+    Task t{carver.take<A>(key_size()), carver.take<A>(value_size()), carver.take<A>(own * key_size()),
+           carver.take<A>(own * value_size()), this->carve_tiles(carver)};
+    std::memset(t.dk, 0, sizeof(A) * static_cast<size_t>(own * key_size()));
+    std::memset(t.dv, 0, sizeof(A) * static_cast<size_t>(own * value_size()));
+
+    for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
+      double dslope = 0;
+      for (int64_t first = 0; first < q.Lq; first += kPanelsOfChunk * kPanel) {
+        const int n = static_cast<int>(ceil_div(q.Lq - first, kPanel) < most ? ceil_div(q.Lq - first, kPanel) : most);
+        for (int i = 0; i < n; ++i) {
+          this->read_panel(chunk[i], q, head, first + i * kPanel, true);
+          std::memset(chunk[i].dq, 0, sizeof(A) * static_cast<size_t>(of_D) * kPanel * kPanel);
+        }
+        for (int64_t i = 0; i < own; ++i)
+          key_block(t, chunk, n, q, kv_head, number + i * parts, t.dk + i * key_size(), t.dv + i * value_size(),
+                    dslope);
+        if (p.dq)
+          for (int i = 0; i < n; ++i) store_dq(chunk[i], q, parts, number);
+      }
+      if (p.dslopes) slope_parts[(b * p.Hq + head) * plan.parts + number] = static_cast<A>(dslope);
+    }
+    store_keys(p.dk, q, kv_head, number, parts, own, t.dk, key_size(), p.D, f.scale);
+    store_keys(p.dv, q, kv_head, number, parts, own, t.dv, value_size(), p.Dv, A(1));
+  }
+
+  // A chunk's panels against one block.
+  void key_block(const Task& t, QueryPanel<A>* chunk, int n, const Sequence& q, int64_t kv_head, int64_t block_number,
+                 A* dk, A* dv, double& dslope) const {
+    const int64_t j0 = block_number * kBlock;
+    const int nk = static_cast<int>(q.Lk - j0 < kBlock ? q.Lk - j0 : kBlock);
+    bool packed = false, k_finite = true;
+    for (int i = 0; i < n; ++i) {
+      const Sight sight = sight_of(chunk[i].at, j0, nk);
+      if (sight.to <= sight.from) continue;
+      if (!packed) {
+        const KeyRows k(p.k, q, kv_head, j0, nk), v(p.v, q, kv_head, j0, nk);
+        k_finite = f.elements.pack_segments(t.k, kBlock, k.of(p.k), nk, p.D);
+        f.elements.pack_segments(t.v, kBlock, v.of(p.v), nk, p.Dv);
+        packed = true;
+      }
+      block(t, chunk[i], q, sight, j0, dk, dv, k_finite, dslope);
+    }
+  }
+
+  void store_dq(const QueryPanel<A>& panel, const Sequence& q, int64_t parts, int64_t number) const {
+    int64_t offset[kPanel];
+    A factor[kPanel];
+    for (int r = 0; r < panel.at.rows; ++r) {
+      offset[r] = parts == 1 ? query_offset(p.dq, q, panel.at.head[r], panel.at.query[r])
+                             : (number * stats + stat_offset(p, q, panel.at.head[r], panel.at.query[r])) * p.D;
+      factor[r] = parts == 1 ? f.scale : A(1);
+    }
+    if (parts == 1)
+      f.elements.store_segments(p.dq.data, offset, panel.dq, kPanel, panel.at.rows, p.D, factor);
+    else
+      store_segments<A, A>(dq_parts, offset, panel.dq, kPanel, panel.at.rows, p.D, factor);
+  }
+
+  // A part's dk or dv; zeros behind the keys that a cache has, of which the first part takes care.
+  void store_keys(const Heads& to, const Sequence& q, int64_t head, int64_t number, int64_t parts, int64_t own,
+                  const A* from, int64_t size, int64_t columns, A scale) const {
+    if (!to) return;
+    A factor[kBlock];
+    for (A& x : factor) x = scale;
+    for (int64_t i = 0; i < own; ++i) {
+      const int64_t j0 = (number + i * parts) * kBlock;
+      const int nk = static_cast<int>(q.Lk - j0 < kBlock ? q.Lk - j0 : kBlock);
+      f.elements.store_segments(to.data, KeyRows(to, q, head, j0, nk).offset, from + i * size, kBlock, nk, columns,
+                                factor);
+    }
+    if (!p.seqlens_k || number != 0 || q.Lk == p.Lk) return;
+    std::memset(static_cast<char*>(to.data) + key_offset(to, q, head, q.Lk) * f.elements.size, 0,
+                static_cast<size_t>((p.Lk - q.Lk) * columns * f.elements.size));
+  }
+
+  // delta_i = dout_i out_i - dlse_i
+  void row_deltas(int64_t b, int64_t head) const {
+    const Sequence q = sequence_of(p, b);
+    for (int64_t i = 0; i < q.Lq; ++i) {
+      const int64_t x = query_offset(p.dout, q, head, i), y = query_offset(p.out, q, head, i);
+      const int64_t at = stat_offset(p, q, head, i);
+      const A sum = f.elements.dot_rows({p.dout.data, &x, p.dout.step}, {p.out.data, &y, p.out.step}, p.Dv);
+      delta[at] = sum - (p.dlse ? static_cast<const A*>(p.dlse)[at] : A(0));
+    }
+  }
+
+  // dq = scale times the sum of its parts.
+  void add_parts(int64_t b, int64_t head) const {
+    const Sequence q = sequence_of(p, b);
+    const int64_t parts = backward_parts(q.Lk);
+    if (parts == 1) return;
+    for (int64_t i = 0; i < q.Lq; ++i) {
+      A* const sum = dq_parts + stat_offset(p, q, head, i) * p.D;
+      for (int64_t part = 1; part < parts; ++part)
+        for (int64_t c = 0; c < p.D; c += W<A>)
+          store_first<A>(
+              sum + c, load_first<A>(sum + c, p.D - c) + load_first<A>(sum + part * stats * p.D + c, p.D - c), p.D - c);
+      const int64_t offset = query_offset(p.dq, q, head, i);
+      for (int64_t c = 0; c < p.D; c += kPanel) {
+        A columns[kPanel];
+        const int64_t n = p.D - c < kPanel ? p.D - c : kPanel, to = offset + c;
+        std::memcpy(columns, sum + c, sizeof(A) * static_cast<size_t>(n));
+        f.elements.store_segments(p.dq.data, &to, columns, 1, 1, n, &f.scale);
+      }
+    }
+  }
+
+  void add_slope_parts() const {
+    const int64_t batches = p.slope_batch ? 1 : p.B, slopes = p.slope_batch ? p.B * p.Hq : p.Hq;
+    for (int64_t at = 0; at < slopes; ++at) {
+      double sum = 0;
+      for (int64_t b = 0; b < batches; ++b) {
+        const int64_t row = b * p.Hq + at, parts = backward_parts(sequence_of(p, row / p.Hq).Lk);
+        for (int64_t part = 0; part < parts; ++part) sum += static_cast<double>(slope_parts[row * plan.parts + part]);
+      }
+      static_cast<A*>(p.dslopes)[at] = static_cast<A>(sum);
+    }
+  }
+
+  void run() const {
+    const int64_t heads = p.B * p.Hq, key_heads = p.B * p.Hkv;
+    run_items(plan.tasks, heads, [&](int, int64_t item) { row_deltas(item / p.Hq, item % p.Hq); });
+    if (p.dq || p.dk || p.dv || p.dslopes) {
+      run_items(plan.tasks, key_heads * plan.parts, [&](int task, int64_t item) {
+        const int64_t at = item / plan.parts;
+        part(task, at / p.Hkv, at % p.Hkv, item % plan.parts);
+      });
+      if (p.dq && plan.parts > 1)
+        run_items(plan.tasks, heads, [&](int, int64_t item) { add_parts(item / p.Hq, item % p.Hq); });
+      if (p.dslopes) add_slope_parts();
+    }
+    HETKERN_ISA::attention_bias_backward(p, plan, delta);
+  }
+};
+
+template <class A>
+void backward(const AttentionBackward& p, const AttentionPlan& plan) {
+  const int64_t rows = p.cu_seqlens_q ? p.stat_head * p.Hq : p.B * p.stat_batch;
+  A* const delta = static_cast<A*>(p.workspace) + plan.tasks * backward_scratch(p.Lq, p.Lk, p.D, p.Dv);
+  A* const slopes = delta + ceil_div(rows, 16) * 16;
+  A* const parts = slopes + ceil_div(p.B * p.Hq * plan.parts, 16) * 16;
+  Backward<A>{{p, Scoring<A>(p), delta}, plan, parts, slopes}.run();
+}
+
+}  // namespace
+
+namespace HETKERN_ISA {
+void attention_backward(const AttentionBackward& p, AttentionPlan plan, void* stream);
+void attention_backward(const AttentionBackward& p, AttentionPlan plan, void*) {
+  p.type == DType::f64 ? backward<double>(p, plan) : backward<float>(p, plan);
+}
+}  // namespace HETKERN_ISA
+
+}  // namespace hetkern::cpu

@@ -1,0 +1,1 @@
+"""hetkern inside other libraries; each module here imports its library when it is used."""

@@ -1,0 +1,43 @@
+"""A trained model on a whole split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from hetkern.training.checkpoint import find_checkpoint, read_checkpoint
+from hetkern.training.config import RunConfig, UserError
+from hetkern.training.loading import choose_kernels_or_explain
+from hetkern.training.loop import prepared
+from hetkern.training.session import check_data
+from hetkern.training.task import Evaluation
+from hetkern.training.trainer import autocast
+from hetkern.training.workers import Workers
+
+
+def evaluate_run(
+    run: Path, config: RunConfig, workers: Workers, split: str, checkpoint: str, floors: bool
+) -> tuple[int, Evaluation, dict[str, float]]:
+    """The checkpoint's step, its evaluation on the whole split, and what simple methods reach.
+
+    Raises:
+        UserError: the run has no such checkpoint, or its data has changed.
+    """
+    step = find_checkpoint(run, checkpoint)
+    weights = read_checkpoint(run, step, weights_only=True).model
+    task = prepared(config, workers)
+    check_data(task.facts(), run)
+    with torch.random.fork_rng(devices=[]):
+        model = task.build_model(choose_kernels_or_explain(config.kernels, workers.device))
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        what = str(error).splitlines()[0]
+        raise UserError(f"{run}: the checkpoint of step {step} is of another model: {what}") from (
+            error
+        )
+    size = config.batch_size if isinstance(config.batch_size, int) else 8
+    with autocast(config, workers.device):
+        evaluation = task.evaluate(model.to(workers.device), workers, size, split=split, limit=0)
+    return step, evaluation, task.floors() if floors and workers.first else {}
