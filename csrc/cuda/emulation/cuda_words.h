@@ -13,6 +13,7 @@
 #include <stdexcept>
 #include <string>
 #include <type_traits>
+#include <utility>
 
 #include "memory.h"
 #include "threads.h"
@@ -35,7 +36,11 @@
 #define __constant__ __attribute__((unused))
 #define __forceinline__ inline
 #define __noinline__ __attribute__((noinline))
+#ifdef HETKERN_MARKS  // hetkern/testing/emulation/rewriting.py puts a check into the kernel
+#define __launch_bounds__(...) hetkern_launch_bounds(__VA_ARGS__)
+#else
 #define __launch_bounds__(...)
+#endif
 #define __cluster_dims__(...) give_the_cluster_to_HETKERN_LAUNCH_CLUSTER
 #define __grid_constant__
 #define __align__(n) __attribute__((aligned(n)))
@@ -45,6 +50,19 @@
 #define blockDim (::hetkern::emulation::grid->threads)
 #define gridDim (::hetkern::emulation::grid->blocks)
 constexpr int warpSize = 32;
+
+namespace hetkern::emulation {
+
+// Of the first argument of __launch_bounds__.
+template <class Most, class... Others>
+inline void within_bounds(Most most, Others...) {
+  const unsigned threads = grid->threads.x * grid->threads.y * grid->threads.z;
+  if (threads > static_cast<unsigned>(most))
+    fail({}, "launch of %u threads a block, and the kernel's __launch_bounds__ allow %u: CUDA refuses it", threads,
+         static_cast<unsigned>(most));
+}
+
+}  // namespace hetkern::emulation
 
 // ---- Barriers, votes and shuffles. -----------------------------------------------------------------------------------------
 
@@ -76,41 +94,56 @@ inline int __all_sync(unsigned mask, int mine, hetkern::emulation::Site site = h
 
 namespace hetkern::emulation {
 
-// A shuffle within groups of `width` lanes; a source outside the group is the lane itself.
+// What CUDA's own overloads make of a value: they take numbers of 4 and 8 bytes and halves.
 template <class T>
-inline T shuffle(unsigned mask, T value, int lane_in_group, int width, Site site) {
-  static_assert(sizeof(T) <= 16, "a shuffle moves at most 16 bytes here");
-  const int lane = static_cast<int>(current->lane), group = lane & -width;
-  const bool inside = lane_in_group >= 0 && lane_in_group < width;
+auto shuffled(T value) {
+  if constexpr (std::is_arithmetic_v<T> && sizeof(T) < 4)
+    return static_cast<int>(value);
+  else if constexpr (std::is_enum_v<T>)
+    return static_cast<std::underlying_type_t<T>>(value);
+  else
+    return value;
+}
+template <class T>
+using Shuffled = decltype(shuffled(std::declval<T>()));
+
+// PTX's shfl: `last` is the last lane (for up: the first one) that may be taken from; past it a lane takes its own value.
+template <class T>
+inline T shuffle(unsigned mask, T value, int source, bool inside, Site site) {
+  static_assert(sizeof(T) <= 8 && std::is_trivially_copyable_v<T>, "CUDA's shuffles take numbers of up to eight bytes");
   T taken;
-  exchange(mask, &value, &taken, sizeof(T), static_cast<unsigned>(inside ? group + lane_in_group : lane), site);
+  exchange(mask, &value, &taken, sizeof(T), inside ? static_cast<unsigned>(source) : current->lane, site);
   return taken;
 }
 
 }  // namespace hetkern::emulation
 
 template <class T>
-inline T __shfl_sync(unsigned mask, T value, int lane, int width = 32,
-                     hetkern::emulation::Site site = hetkern::emulation::Site::here()) {
-  return hetkern::emulation::shuffle(mask, value, lane & (width - 1), width, site);
+inline hetkern::emulation::Shuffled<T> __shfl_sync(unsigned mask, T value, int lane, int width = 32,
+                                                   hetkern::emulation::Site site = hetkern::emulation::Site::here()) {
+  const int group = static_cast<int>(hetkern::emulation::current->lane) & -width;
+  return hetkern::emulation::shuffle(mask, hetkern::emulation::shuffled(value), group | (lane & (width - 1)), true, site);
 }
 template <class T>
-inline T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32,
-                         hetkern::emulation::Site site = hetkern::emulation::Site::here()) {
-  const int mine = static_cast<int>(hetkern::emulation::current->lane) & (width - 1);
-  return hetkern::emulation::shuffle(mask, value, mine ^ bits, width, site);
+inline hetkern::emulation::Shuffled<T> __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32,
+                                                       hetkern::emulation::Site site = hetkern::emulation::Site::here()) {
+  // A lane of an earlier group may be taken from, one of a later group not.
+  const int lane = static_cast<int>(hetkern::emulation::current->lane), source = lane ^ (bits & 31);
+  return hetkern::emulation::shuffle(mask, hetkern::emulation::shuffled(value), source, source <= (lane | (width - 1)),
+                                     site);
 }
 template <class T>
-inline T __shfl_down_sync(unsigned mask, T value, unsigned by, int width = 32,
-                          hetkern::emulation::Site site = hetkern::emulation::Site::here()) {
-  const int mine = static_cast<int>(hetkern::emulation::current->lane) & (width - 1);
-  return hetkern::emulation::shuffle(mask, value, mine + static_cast<int>(by), width, site);
+inline hetkern::emulation::Shuffled<T> __shfl_down_sync(unsigned mask, T value, unsigned by, int width = 32,
+                                                        hetkern::emulation::Site site = hetkern::emulation::Site::here()) {
+  const int lane = static_cast<int>(hetkern::emulation::current->lane), source = lane + static_cast<int>(by & 31);
+  return hetkern::emulation::shuffle(mask, hetkern::emulation::shuffled(value), source, source <= (lane | (width - 1)),
+                                     site);
 }
 template <class T>
-inline T __shfl_up_sync(unsigned mask, T value, unsigned by, int width = 32,
-                        hetkern::emulation::Site site = hetkern::emulation::Site::here()) {
-  const int mine = static_cast<int>(hetkern::emulation::current->lane) & (width - 1);
-  return hetkern::emulation::shuffle(mask, value, mine - static_cast<int>(by), width, site);
+inline hetkern::emulation::Shuffled<T> __shfl_up_sync(unsigned mask, T value, unsigned by, int width = 32,
+                                                      hetkern::emulation::Site site = hetkern::emulation::Site::here()) {
+  const int lane = static_cast<int>(hetkern::emulation::current->lane), source = lane - static_cast<int>(by & 31);
+  return hetkern::emulation::shuffle(mask, hetkern::emulation::shuffled(value), source, source >= (lane & -width), site);
 }
 
 // ---- Atomics: they order nothing but themselves. ---------------------------------------------------------------------------
@@ -129,6 +162,7 @@ inline T atomic_change(T* p, Change change) {
     const T changed = change(old);
     std::memcpy(&after, &changed, sizeof after);
   } while (!__atomic_compare_exchange_n(bits, &before, after, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+  if (after == before) polled(p);
   return old;
 }
 
@@ -143,11 +177,19 @@ inline float __logf(float x) { return std::log(x); }
 inline float __log2f(float x) { return std::log2(x); }
 inline float __fdividef(float x, float y) { return x / y; }
 inline float __frcp_rn(float x) { return 1.0f / x; }
-inline float __fadd_rn(float x, float y) { return x + y; }
-inline float __fmul_rn(float x, float y) { return x * y; }
+namespace hetkern::emulation {
+// A result that the compiler fuses with nothing.
+template <class T>
+inline T alone(T x) {
+  asm("" : "+x"(x));
+  return x;
+}
+}  // namespace hetkern::emulation
+inline float __fadd_rn(float x, float y) { return hetkern::emulation::alone(x + y); }
+inline float __fmul_rn(float x, float y) { return hetkern::emulation::alone(x * y); }
 inline float __fmaf_rn(float x, float y, float z) { return std::fma(x, y, z); }
-inline double __dadd_rn(double x, double y) { return x + y; }
-inline double __dmul_rn(double x, double y) { return x * y; }
+inline double __dadd_rn(double x, double y) { return hetkern::emulation::alone(x + y); }
+inline double __dmul_rn(double x, double y) { return hetkern::emulation::alone(x * y); }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline double rsqrt(double x) { return 1.0 / std::sqrt(x); }
 namespace hetkern::emulation {
@@ -156,7 +198,7 @@ template <class To, class From>
 inline To same_bits(From from) {
   static_assert(sizeof(To) == sizeof(From));
   To to;
-  std::memcpy(&to, &from, sizeof to);
+  std::memcpy(static_cast<void*>(&to), &from, sizeof to);
   return to;
 }
 

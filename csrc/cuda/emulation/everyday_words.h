@@ -118,15 +118,23 @@ namespace hetkern::emulation {
 // Folds what the lanes of mask bring, in the order of the lanes.
 template <class T, class Fold>
 inline T reduce(unsigned mask, T value, Fold fold, Site site) {
-  T result{};
+  T all[32], result = value;
+  const unsigned present = gather(mask, &value, all, sizeof value, site);
   bool first = true;
-  for (int lane = 0; lane < 32; ++lane) {
-    const unsigned here = grid->threads.x * grid->threads.y * grid->threads.z - current->warp * 32;
-    if (!(mask >> lane & 1) || static_cast<unsigned>(lane) >= here) continue;
-    const T one = shuffle(mask, value, lane, 32, site);
-    result = first ? one : fold(result, one), first = false;
-  }
+  for (int lane = 0; lane < 32; ++lane)
+    if (present >> lane & 1) result = first ? all[lane] : fold(result, all[lane]), first = false;
   return result;
+}
+
+// The lanes that bring the same value, and those that are there.
+template <class T>
+inline unsigned matching(unsigned mask, T value, unsigned& present, Site site) {
+  T all[32];
+  present = gather(mask, &value, all, sizeof value, site);
+  unsigned same = 0;
+  for (int lane = 0; lane < 32; ++lane)
+    if (present >> lane & 1) same |= static_cast<unsigned>(std::memcmp(&all[lane], &value, sizeof value) == 0) << lane;
+  return same;
 }
 
 }  // namespace hetkern::emulation
@@ -149,21 +157,14 @@ HETKERN_REDUCE(__reduce_xor_sync, unsigned, a ^ b)
 template <class T>
 inline unsigned __match_any_sync(unsigned mask, T value,
                                  hetkern::emulation::Site site = hetkern::emulation::Site::here()) {
-  unsigned same = 0;
-  const unsigned threads = blockDim.x * blockDim.y * blockDim.z - hetkern::emulation::current->warp * 32;
-  for (int lane = 0; lane < 32; ++lane)
-    if (mask >> lane & 1 && static_cast<unsigned>(lane) < threads) {
-      const T other = hetkern::emulation::shuffle(mask, value, lane, 32, site);
-      same |= static_cast<unsigned>(std::memcmp(&other, &value, sizeof value) == 0) << lane;
-    }
-  return same;
+  unsigned present;
+  return hetkern::emulation::matching(mask, value, present, site);
 }
 template <class T>
 inline unsigned __match_all_sync(unsigned mask, T value, int* all,
                                  hetkern::emulation::Site site = hetkern::emulation::Site::here()) {
-  const unsigned threads = blockDim.x * blockDim.y * blockDim.z - hetkern::emulation::current->warp * 32;
-  const unsigned present = threads < 32 ? mask & ((1u << threads) - 1) : mask;
-  *all = __match_any_sync(mask, value, site) == present;
+  unsigned present;
+  *all = hetkern::emulation::matching(mask, value, present, site) == present;
   return *all ? present : 0;
 }
 
@@ -177,7 +178,11 @@ inline float __log10f(float x) { return std::log10(x); }
 inline float __powf(float x, float y) { return std::pow(x, y); }
 inline void __sincosf(float x, float* s, float* c) { *s = std::sin(x), *c = std::cos(x); }
 inline float __saturatef(float x) { return x > 0 ? (x < 1 ? x : 1.0f) : 0.0f; }  // of NaN 0
-inline float __fsub_rn(float x, float y) { return x - y; }
+inline float __fsub_rn(float x, float y) { return hetkern::emulation::alone(x - y); }
+inline double __dsub_rn(double x, double y) { return hetkern::emulation::alone(x - y); }
+inline double __ddiv_rn(double x, double y) { return x / y; }
+inline double __dsqrt_rn(double x) { return std::sqrt(x); }
+inline double __fma_rn(double x, double y, double z) { return std::fma(x, y, z); }
 inline float __fdiv_rn(float x, float y) { return x / y; }
 inline float __fsqrt_rn(float x) { return std::sqrt(x); }
 inline float __frsqrt_rn(float x) { return static_cast<float>(1.0 / std::sqrt(static_cast<double>(x))); }
