@@ -93,6 +93,8 @@ static __global__ void everyday(float* y, unsigned* u) {
   u[3] = __byte_perm(0x33221100u, 0x77665544u, 0x7410u), u[4] = __umulhi(1u << 31, 6u);
   u[5] = __funnelshift_r(1u << 8, 2u, 8u), u[6] = __brev(1u), u[7] = __mul24(-3, 5) == -15;
   u[8] = max(-1, 7u), u[9] = __dp4a(0x01020304, 0x01010101, 1);
+  u[10] = __vsub4(0x00057f80u, 0x01030101u), u[11] = __vsubss4(0x00057f80u, 0x0103ff01u);
+  u[12] = __vcmpgtu2(0x80000001u, 0x00010001u), u[13] = __vsadu4(0x01020304u, 0x04030201u);
 }
 extern "C" void go(float* y, unsigned* u, void* stream) {
   HETKERN_LAUNCH(everyday, 1, 32, 0, stream, y, u);
@@ -103,10 +105,11 @@ extern "C" void go(float* y, unsigned* u, void* stream) {
 def test_everyday_words_give_what_cuda_gives(tmp_path):
     skip_unless_possible()
     (tmp_path / "everyday.cu").write_text(EVERYDAY)
-    y, u = torch.zeros(8), torch.zeros(10, dtype=torch.uint32)
+    y, u = torch.zeros(8), torch.zeros(14, dtype=torch.uint32)
     emulate_cuda(tmp_path / "everyday.cu")(y, u)
     assert y.tolist() == [1, 1, 0.75, 2, 0, 10, 1, 0]
-    assert u.tolist() == [3, 5, 0, 0x77441100, 3, 0x02000001, 1 << 31, 1, 2**32 - 1, 11]
+    assert u[:10].tolist() == [3, 5, 0, 0x77441100, 3, 0x02000001, 1 << 31, 1, 2**32 - 1, 11]
+    assert u[10:].tolist() == [0xFF027E7F, 0xFF027F80, 0xFFFF0000, 8]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <ctime>  // clock
 #include <limits>
 #include <stdexcept>
 #include <string>
@@ -35,7 +36,7 @@
 #define __shared__ the_emulation_has_dynamic_shared_memory_only_use_HETKERN_SHARED
 #define __constant__ __attribute__((unused))
 #define __forceinline__ inline
-#define __noinline__ __attribute__((noinline))
+#define __noinline__  // the standard library writes __attribute__((__noinline__))
 #ifdef HETKERN_MARKS  // hetkern/testing/emulation/rewriting.py puts a check into the kernel
 #define __launch_bounds__(...) hetkern_launch_bounds(__VA_ARGS__)
 #else
@@ -45,10 +46,9 @@
 #define __grid_constant__
 #define __align__(n) __attribute__((aligned(n)))
 
-#define threadIdx (::hetkern::emulation::current->index)
-#define blockIdx (::hetkern::emulation::current->block->index)
-#define blockDim (::hetkern::emulation::grid->threads)
-#define gridDim (::hetkern::emulation::grid->blocks)
+// Of the thread that runs. Not macros: launch configurations have members of these names.
+extern uint3 threadIdx, blockIdx;
+extern dim3 blockDim, gridDim;
 constexpr int warpSize = 32;
 
 namespace hetkern::emulation {
@@ -122,28 +122,33 @@ template <class T>
 inline hetkern::emulation::Shuffled<T> __shfl_sync(unsigned mask, T value, int lane, int width = 32,
                                                    hetkern::emulation::Site site = hetkern::emulation::Site::here()) {
   const int group = static_cast<int>(hetkern::emulation::current->lane) & -width;
-  return hetkern::emulation::shuffle(mask, hetkern::emulation::shuffled(value), group | (lane & (width - 1)), true, site);
+  return hetkern::emulation::shuffle(mask, hetkern::emulation::shuffled(value), group | (lane & (width - 1)), true,
+                                     site);
 }
 template <class T>
-inline hetkern::emulation::Shuffled<T> __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32,
-                                                       hetkern::emulation::Site site = hetkern::emulation::Site::here()) {
+inline hetkern::emulation::Shuffled<T> __shfl_xor_sync(
+    unsigned mask, T value, int bits, int width = 32,
+    hetkern::emulation::Site site = hetkern::emulation::Site::here()) {
   // A lane of an earlier group may be taken from, one of a later group not.
   const int lane = static_cast<int>(hetkern::emulation::current->lane), source = lane ^ (bits & 31);
   return hetkern::emulation::shuffle(mask, hetkern::emulation::shuffled(value), source, source <= (lane | (width - 1)),
                                      site);
 }
 template <class T>
-inline hetkern::emulation::Shuffled<T> __shfl_down_sync(unsigned mask, T value, unsigned by, int width = 32,
-                                                        hetkern::emulation::Site site = hetkern::emulation::Site::here()) {
+inline hetkern::emulation::Shuffled<T> __shfl_down_sync(
+    unsigned mask, T value, unsigned by, int width = 32,
+    hetkern::emulation::Site site = hetkern::emulation::Site::here()) {
   const int lane = static_cast<int>(hetkern::emulation::current->lane), source = lane + static_cast<int>(by & 31);
   return hetkern::emulation::shuffle(mask, hetkern::emulation::shuffled(value), source, source <= (lane | (width - 1)),
                                      site);
 }
 template <class T>
-inline hetkern::emulation::Shuffled<T> __shfl_up_sync(unsigned mask, T value, unsigned by, int width = 32,
-                                                      hetkern::emulation::Site site = hetkern::emulation::Site::here()) {
+inline hetkern::emulation::Shuffled<T> __shfl_up_sync(
+    unsigned mask, T value, unsigned by, int width = 32,
+    hetkern::emulation::Site site = hetkern::emulation::Site::here()) {
   const int lane = static_cast<int>(hetkern::emulation::current->lane), source = lane - static_cast<int>(by & 31);
-  return hetkern::emulation::shuffle(mask, hetkern::emulation::shuffled(value), source, source >= (lane & -width), site);
+  return hetkern::emulation::shuffle(mask, hetkern::emulation::shuffled(value), source, source >= (lane & -width),
+                                     site);
 }
 
 // ---- Atomics: they order nothing but themselves. ---------------------------------------------------------------------------
@@ -170,10 +175,11 @@ inline T atomic_change(T* p, Change change) {
 
 #include "everyday_atomics.h"
 
-// ---- Arithmetic. Approximate functions are the exact ones here. ------------------------------------------------------------
+// ---- Arithmetic. Approximate functions are built as nvcc builds them, of exact ones: a product that is rounded on the way to
+// an exponential grows with its argument there, too. --------------------------------------------------------------------------
 
-inline float __expf(float x) { return std::exp(x); }
-inline float __logf(float x) { return std::log(x); }
+inline float __expf(float x) { return std::exp2(x * 1.4426950216f); }
+inline float __logf(float x) { return std::log2(x) * 0.69314718f; }
 inline float __log2f(float x) { return std::log2(x); }
 inline float __fdividef(float x, float y) { return x / y; }
 inline float __frcp_rn(float x) { return 1.0f / x; }
@@ -214,4 +220,24 @@ inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __clz(int x) { return x ? __builtin_clz(static_cast<unsigned>(x)) : 32; }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 
+#include "everyday_simd.h"
 #include "everyday_words.h"
+
+// For what kernels ask of it. CUDA's own headers, which would turn to PTX, are read without. (headers/)
+#ifdef HETKERN_CUDA_ARCH
+#define __CUDA_ARCH__ HETKERN_CUDA_ARCH
+#endif
+
+// -use_fast_math, as nvcc has it; subnormals are flushed where the launcher is called. (foreign.cpp)
+#ifdef HETKERN_FAST_MATH
+#define sinf(...) __sinf(__VA_ARGS__)
+#define cosf(...) __cosf(__VA_ARGS__)
+#define tanf(...) __tanf(__VA_ARGS__)
+#define sincosf(...) __sincosf(__VA_ARGS__)
+#define expf(...) __expf(__VA_ARGS__)
+#define exp10f(...) __exp10f(__VA_ARGS__)
+#define logf(...) __logf(__VA_ARGS__)
+#define log2f(...) __log2f(__VA_ARGS__)
+#define log10f(...) __log10f(__VA_ARGS__)
+#define powf(...) __powf(__VA_ARGS__)
+#endif

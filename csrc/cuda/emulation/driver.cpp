@@ -27,7 +27,8 @@
 #include "traffic.h"
 
 extern "C" const char* hetkern_parameters(const char* launcher);
-extern "C" int hetkern_call(const char* launcher, const unsigned char* slots, unsigned fill, char* error, size_t error_size);
+extern "C" int hetkern_call(const char* launcher, const unsigned char* slots, unsigned fill, char* error,
+                            size_t error_size);
 extern "C" unsigned long hetkern_undefined(char* place, size_t size);
 
 namespace {
@@ -52,9 +53,7 @@ struct Buffer {
     }
 #endif
   }
-  void read() const {
-    std::ifstream(folder + file, std::ios::binary).read(data, static_cast<std::streamsize>(bytes));
-  }
+  void read() const { std::ifstream(folder + file, std::ios::binary).read(data, static_cast<std::streamsize>(bytes)); }
 };
 
 #ifdef HETKERN_EMULATION_ADDRESS
@@ -84,9 +83,11 @@ std::string bytes_of(const std::string& file) {
   return {std::istreambuf_iterator<char>(in), {}};
 }
 
-int call_once(const std::vector<uint64_t>& slots, const std::vector<Buffer>& buffers, unsigned fill, char (&error)[4096]) {
+int call_once(const std::vector<uint64_t>& slots, const std::vector<Buffer>& buffers, unsigned fill,
+              char (&error)[4096]) {
   for (const Buffer& b : buffers) b.poison(true);
-  const int kind = hetkern_call(launcher.c_str(), reinterpret_cast<const unsigned char*>(slots.data()), fill, error, sizeof error);
+  const int kind =
+      hetkern_call(launcher.c_str(), reinterpret_cast<const unsigned char*>(slots.data()), fill, error, sizeof error);
   for (const Buffer& b : buffers) b.poison(false);
   return kind;
 }
@@ -164,6 +165,7 @@ int main(int, char** arguments) {
     return std::fputs(parameters ? parameters : "", stdout) < 0;
   }
   folder = std::string(arguments[2]) + "/";
+  hetkern::emulation::traffic::packs((folder + "packs").c_str());
   std::ifstream lines(folder + "arguments");
   std::ofstream places(folder + "places");
   std::vector<uint64_t> slots, bases;

@@ -168,14 +168,14 @@ inline unsigned __match_all_sync(unsigned mask, T value, int* all,
   return *all ? present : 0;
 }
 
-// ---- Intrinsics: the approximate ones are exact here. ----------------------------------------------------------------------
+// ---- Intrinsics: the approximate ones of exact functions. ----------------------------------------------------------------------
 
 inline float __sinf(float x) { return std::sin(x); }
 inline float __cosf(float x) { return std::cos(x); }
 inline float __tanf(float x) { return std::tan(x); }
-inline float __exp10f(float x) { return std::pow(10.0f, x); }
-inline float __log10f(float x) { return std::log10(x); }
-inline float __powf(float x, float y) { return std::pow(x, y); }
+inline float __exp10f(float x) { return std::exp2(x * 3.3219280949f); }
+inline float __log10f(float x) { return std::log2(x) * 0.30103f; }
+inline float __powf(float x, float y) { return std::exp2(y * std::log2(x)); }
 inline void __sincosf(float x, float* s, float* c) { *s = std::sin(x), *c = std::cos(x); }
 inline float __saturatef(float x) { return x > 0 ? (x < 1 ? x : 1.0f) : 0.0f; }  // of NaN 0
 inline float __fsub_rn(float x, float y) { return hetkern::emulation::alone(x - y); }
@@ -240,7 +240,6 @@ inline void __nanosleep(unsigned, hetkern::emulation::Site site = hetkern::emula
   hetkern::emulation::yield(site);
 }
 inline long long clock64() { return static_cast<long long>(__builtin_ia32_rdtsc()); }
-inline int clock() { return static_cast<int>(clock64()); }
 #define __builtin_assume(condition) static_cast<void>(0)
 
 // ---- Half arithmetic: one rounding, from float or double. ------------------------------------------------------------------

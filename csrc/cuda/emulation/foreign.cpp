@@ -1,6 +1,8 @@
 // What the test kit calls in a library, or the driver in a program: a launcher by its name.                      (words: foreign.h)
 #include "foreign.h"
 
+#include <xmmintrin.h>
+
 #include <cstdio>
 #include <cstring>
 #include <stdexcept>
@@ -9,6 +11,7 @@
 #include "threads.h"
 
 extern "C" __attribute__((visibility("hidden"))) const hetkern::emulation::Entry hetkern_launchers[];
+extern "C" __attribute__((visibility("hidden"))) const bool hetkern_fast_math;
 
 namespace hetkern::emulation {
 namespace {
@@ -42,7 +45,8 @@ VISIBLE const char* hetkern_parameters(const char* launcher) {
 
 // What was thrown: 0 nothing, 1 std::out_of_range, 2 std::invalid_argument, 3 anything else, 4 Ctrl-C.
 // `fill`: which of some values undefined ones have.
-VISIBLE int hetkern_call(const char* launcher, const unsigned char* slots, unsigned fill, char* error, size_t error_size) {
+VISIBLE int hetkern_call(const char* launcher, const unsigned char* slots, unsigned fill, char* error,
+                         size_t error_size) {
   const auto failed = [&](int kind, const char* what) {
     std::snprintf(error, error_size, "%s", what);
     return kind;
@@ -51,8 +55,10 @@ VISIBLE int hetkern_call(const char* launcher, const unsigned char* slots, unsig
   u = {true, {}, 0, {}, "", false};
   std::memcpy(u.fill, &kFills[fill % 4], sizeof u.fill);
   struct After {
-    ~After() { undefined_values.allowed = false, std::fflush(stdout); }
+    const unsigned mode = _mm_getcsr();
+    ~After() { _mm_setcsr(mode), undefined_values.allowed = false, std::fflush(stdout); }
   } after;
+  if (hetkern_fast_math) _mm_setcsr(after.mode | 0x8040);  // subnormals are 0
   try {
     Call call{named(launcher), slots};
     guarded([](void* any) { static_cast<Call*>(any)->entry.call(static_cast<Call*>(any)->slots); }, &call);

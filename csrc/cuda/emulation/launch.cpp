@@ -17,6 +17,8 @@
 #include "memory.h"
 #include "traffic.h"
 
+__attribute__((visibility("hidden"))) dim3 blockDim, gridDim;  // as cuda_words.h has them
+
 namespace hetkern::emulation {
 namespace {
 
@@ -38,6 +40,15 @@ void announce(const Grid& g, unsigned group_threads, unsigned groups) {
       g.kernel, size_t{groups} * group_threads, most_together(), g.cluster > 1 ? "clusters" : "blocks", apart);
 }
 
+// ThreadSanitizer is slow: a large launch says how slow before it begins.
+constexpr double kSecondsAThread = 3e-4;
+void tell_cost(const Grid& g, size_t threads) {
+  const double seconds = kSecondsAThread * static_cast<double>(threads);
+  if (sanitize::kThread && seconds > 1)
+    std::fprintf(stderr, "hetkern: cost of %s: %zu threads under ThreadSanitizer take some %.0f s, and what they do\n",
+                 g.kernel, threads, seconds);
+}
+
 void check_limits(const Grid& g) {
   const unsigned threads = g.threads.x * g.threads.y * g.threads.z, most = 227 * 1024;
   if (threads == 0 || threads > 1024 || g.threads.z > 64)
@@ -54,7 +65,6 @@ void check_limits(const Grid& g) {
                       " threads is too much for the emulation, which runs " + std::to_string(most_together()) +
                       " together");
 }
-
 
 // ---- Groups of blocks. -----------------------------------------------------------------------------------------------------
 
@@ -227,12 +237,14 @@ void run(const Grid& launched, void (*body)(const void*), const void* arguments,
   Quiet quiet;
   const Signals signals;
   grid = &launched;
+  blockDim = launched.threads, gridDim = launched.blocks;
   machine.body = body, machine.arguments = arguments, machine.error = nullptr, machine.failed = false;
   machine.whole_grid = {};
   sanitize::adopt(machine.host);
   traffic::begin_launch(launched, arguments, argument_bytes);
   const unsigned groups = launched.blocks.x * launched.blocks.y * launched.blocks.z / launched.cluster;
   announce(launched, group_threads(), groups);
+  tell_cost(launched, size_t{groups} * group_threads());
   try {
     run_groups(groups);
   } catch (...) {

@@ -17,6 +17,8 @@
 #error "the CUDA emulation switches stacks in x86-64 assembly; another processor needs its own switch_stack"
 #endif
 
+__attribute__((visibility("hidden"))) uint3 threadIdx, blockIdx;  // as cuda_words.h has them
+
 namespace hetkern::emulation {
 
 const Grid* grid = nullptr;
@@ -73,6 +75,7 @@ __attribute__((naked, noinline)) void switch_stack(void** /*save*/, void* /*to*/
 void end_early(Fiber& f);
 
 void to_scheduler(Fiber& from) {
+  traffic::thread_waits();
   sanitize::leaving(from.stack, machine.host, from.state == State::returned);
   switch_stack(&from.stack.pointer, machine.host.pointer);
   sanitize::arrived(from.stack, &machine.host);
@@ -118,6 +121,7 @@ void resume(Fiber& f) {
   turn_begins();
   sanitize::leaving(machine.host, f.stack, false);
   current = &f;
+  threadIdx = f.index, blockIdx = f.block->index;
   sanitize::quiet_depth = f.quiet;
   switch_stack(&machine.host.pointer, f.stack.pointer);
   f.quiet = sanitize::quiet_depth;

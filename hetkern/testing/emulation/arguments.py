@@ -24,7 +24,8 @@ def used_bytes(tensor: Tensor, start: int, size: int) -> Tensor:
     shape, strides = [], []
     for s, step in zip(tensor.shape, tensor.stride(), strict=True):
         if s > 1 and step:
-            shape.append(s), strides.append(step * width)
+            shape.append(s)
+            strides.append(step * width)
     places = torch.as_strided(
         torch.arange(size), [*shape, width], [*strides, 1], tensor.data_ptr() - start
     )
@@ -55,7 +56,9 @@ class Arguments:
     ) -> None:
         self.folder = folder
         self.tensors: dict[int, Given] = {}
-        self.regions: list[tuple[int, int, int]] = []  # first byte, size, the parameter it is given by
+        self.regions: list[
+            tuple[int, int, int]
+        ] = []  # first byte, size, the parameter it is given by
         regions = _regions([(i, a) for i, a in enumerate(args) if isinstance(a, Tensor)])
         lines: list[str] = []
         for i, slot in enumerate(slots):
@@ -100,8 +103,10 @@ class Arguments:
 def _regions(
     tensors: list[tuple[int, Tensor]],
 ) -> dict[int, tuple[int, int, int, Tensor | None]]:
-    """For each tensor's position: its region's first byte and size, the position that it is given
-    by, and which of its bytes are elements if not all may be used.
+    """The region of each tensor, by its position.
+
+    First byte, size, the position that it is given by, and which of its bytes are elements if not
+    all may be used.
     """
     found: dict[int, tuple[int, int, int, Tensor | None]] = {}
     left = sorted(tensors, key=lambda pair: (span(pair[1])[0], -span(pair[1])[1], pair[0]))

@@ -232,6 +232,8 @@ def build(source: Path, launchers: list[str], kind: str, flags: tuple[str, ...])
     text = rewritten(_preprocessed(wanted, flags).decode(errors="surrogateescape"))
     there = [name for name in launchers if re.search(rf"\b{name}\s*\(", text)]
     text += _ENTRIES + "".join(_ENTRY.format(name) for name in there) + "{nullptr}};\n"
+    fast = str("-DHETKERN_FAST_MATH" in flags).lower()
+    text += _FAST_MATH.format(fast)
     name = "kernel.so" if kind == "plain" else "kernel"
     front = [compiler(), *_COMMON, *flags, "-fpreprocessed", "-x", "c++"]
     commands: list[list[str | Path]] = [
@@ -250,6 +252,8 @@ _ENTRIES = """
 extern "C" __attribute__((visibility("hidden"))) const hetkern::emulation::Entry
     hetkern_launchers[] = {
 """
+_FAST_MATH = """extern "C" __attribute__((visibility("hidden"))) const bool hetkern_fast_math = {};
+"""
 _ENTRY = """    hetkern::emulation::entry<&::{0}>("{0}"),
 """
 _told: set[Path] = set()
@@ -264,7 +268,7 @@ def _has_fma() -> bool:
 
 
 def gpu_flags(flags: tuple[str, ...]) -> tuple[str, ...]:
-    """nvcc's own flags as g++'s; others stay as they are.
+    """Nvcc's own flags as g++'s; others stay as they are.
 
     As nvcc does, a product that feeds a sum is fused with it unless -fmad=false is given.
     """

@@ -11,6 +11,7 @@ import os
 import re
 import struct
 import subprocess
+import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -221,6 +222,25 @@ class EmulatedKernel:
         except struct.error as error:
             raise ValueError(f"{what}: {value} is no {parameter}: {error}") from None
 
+    def _child(self, folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+        """Run the program; what a run will cost is told at once, the rest when it has ended."""
+        command: list[str | Path] = [self._program, self._launcher, folder]
+        said: list[str] = []
+        with (
+            open(folder / "stdout", "w") as out,
+            subprocess.Popen(
+                command, stdout=out, stderr=subprocess.PIPE, text=True, env=environment
+            ) as process,
+        ):
+            assert process.stderr is not None
+            for line in process.stderr:
+                if line.startswith("hetkern: cost of"):
+                    print(line, end="", file=sys.stderr, flush=True)
+                else:
+                    said.append(line)
+        shown = (folder / "stdout").read_text(errors="replace")
+        return subprocess.CompletedProcess(command, process.returncode, shown, "".join(said))
+
     def _in_a_child(self, args: tuple[object, ...], slots: list[bytes]) -> Traffic | None:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
@@ -232,12 +252,13 @@ class EmulatedKernel:
                 "TSAN_OPTIONS": f"halt_on_error=1:exitcode=66:{ours}",
                 "UBSAN_OPTIONS": "print_stacktrace=1",
             }
-            done = subprocess.run(
-                [self._program, self._launcher, folder],
-                capture_output=True,
-                text=True,
-                env=environment,
-            )
+            done = self._child(folder, environment)
+            if self.kind == "traffic" and done.returncode == 0:
+                counts = folder / "traffic"
+                if packs := Traffic.packs_in(counts, self._program):
+                    (folder / "packs").write_text("\n".join(packs))
+                    Arguments(folder, self._names, args, slots)
+                    done = self._child(folder, environment)
             print(done.stdout, end="", flush=True)
             addresses = [int(a, 16) for a in (folder / "places").read_text().split()]
             where = self._where(args, addresses)

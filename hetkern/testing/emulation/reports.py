@@ -100,7 +100,8 @@ def _first_line(raw: str) -> str:
 
 
 _ACCESS = re.compile(
-    r"(?:Previous )?((?:atomic )?(?:read|write)|[Rr]ead|[Ww]rite|Atomic \w+) of size (\d+) at (0x[0-9a-f]+) "
+    r"(?:Previous )?((?:atomic )?(?:read|write)|[Rr]ead|[Ww]rite|Atomic \w+) of size (\d+) "
+    r"at (0x[0-9a-f]+) "
     r"by (?:thread T(\d+)|main thread)[^\n]*:\n((?:\s+#\d+ [^\n]*\n)*)"
 )
 
@@ -116,7 +117,9 @@ def of_thread(raw: str, where: list[tuple[str, Tensor, int]]) -> str:
         thread = names.get(number, "the launcher" if not number else f"thread T{number}")
         frames = re.findall(r"#\d+ .*? (/[^\s]+?:\d+)(?::\d+)? \(", stack)
         line = next((f for f in frames if not _OURS.search(f)), None)
-        parts.append(f"{verb.lower()} of {size} bytes by {thread}" + (f" at {line}" if line else ""))
+        parts.append(
+            f"{verb.lower()} of {size} bytes by {thread}" + (f" at {line}" if line else "")
+        )
     address = int(accesses[0][2], 16)
     place = describe(address, where) if _inside(address, where) else "in shared memory"
     return f"data race {place}: {', and '.join(parts)}, in no order" + _kept(raw)

@@ -5,7 +5,10 @@
 #include "../half_names.h"
 #define __CUDA_NO_BFLOAT16_OPERATORS__
 #define __CUDA_NO_BFLOAT162_OPERATORS__
+#pragma push_macro("__CUDA_ARCH__")
+#undef __CUDA_ARCH__
 #include_next <cuda_bf16.h>
+#pragma pop_macro("__CUDA_ARCH__")
 #undef __CUDA_NO_BFLOAT16_OPERATORS__
 #undef __CUDA_NO_BFLOAT162_OPERATORS__
 

@@ -5,7 +5,10 @@
 #include "../half_names.h"
 #define __CUDA_NO_HALF_OPERATORS__
 #define __CUDA_NO_HALF2_OPERATORS__
+#pragma push_macro("__CUDA_ARCH__")
+#undef __CUDA_ARCH__
 #include_next <cuda_fp16.h>
+#pragma pop_macro("__CUDA_ARCH__")
 #undef __CUDA_NO_HALF_OPERATORS__
 #undef __CUDA_NO_HALF2_OPERATORS__
 
