@@ -165,6 +165,7 @@ void shuffle_if_asked(std::vector<unsigned>& order) {
 struct Round {
   bool ran = false, moved = false;     // somebody; on
   bool waits = false, longer = false;  // for a number in memory; perhaps it only takes long
+  bool interrupted = false;            // its turn took all its time
 };
 
 // A turn for each thread of the group.
@@ -183,7 +184,7 @@ void turns(Group& group, Round& round) {
     if (machine.error) std::rethrow_exception(machine.error);
     const bool waits = f.state == State::spinning || f.state == State::polling || f.state == State::interrupted;
     round.moved |= !(waited && waits);
-    round.waits |= waits;
+    round.waits |= waits, round.interrupted |= f.state == State::interrupted;
     round.longer |= f.state == State::polling || (f.state == State::interrupted && f.same < 3);
   }
 }
@@ -223,7 +224,7 @@ void run_groups(unsigned groups) {
     }
     if (joined)
       idle = 0;
-    else if (round.longer ? seconds_used() - moved > patience() : idle > 100)
+    else if (round.longer ? seconds_used() - moved > patience() : idle > (round.interrupted ? 8 : 100))
       deadlock(next < groups);
   }
 }
