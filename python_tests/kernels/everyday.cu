@@ -1,7 +1,4 @@
 // What kernels from outside do every day: each launcher is a claim of test_emulation_everyday.py.
-#include "cuda/device/launch.cuh"
-#include "cuda/device/ptx.cuh"
-
 #include <cooperative_groups.h>
 #include <cooperative_groups/reduce.h>
 #include <cooperative_groups/scan.h>
@@ -10,6 +7,9 @@
 
 #include <cassert>
 #include <cstdio>
+
+#include "cuda/device/launch.cuh"
+#include "cuda/device/ptx.cuh"
 
 namespace cg = cooperative_groups;
 
@@ -86,10 +86,18 @@ __global__ void meet(float* a, float* b, unsigned* counter, int how) {
   __syncthreads();
   if (threadIdx.x == 0) {
     atomicAdd(counter, 1u);
-    if (how == 0) while (*(volatile unsigned*)counter < gridDim.x) {}
-    if (how == 1) while (atomicAdd(counter, 0u) < gridDim.x) {}
-    if (how == 2) while (hetkern::ptx::load_acquire(counter) < gridDim.x) {}
-    if (how == 3) while (*(volatile unsigned*)counter <= gridDim.x) {}  // which never comes
+    if (how == 0)
+      while (*(volatile unsigned*)counter < gridDim.x) {
+      }
+    if (how == 1)
+      while (atomicAdd(counter, 0u) < gridDim.x) {
+      }
+    if (how == 2)
+      while (hetkern::ptx::load_acquire(counter) < gridDim.x) {
+      }
+    if (how == 3)
+      while (*(volatile unsigned*)counter <= gridDim.x) {
+      }  // which never comes
   }
   __syncthreads();
   b[blockIdx.x * 32 + threadIdx.x] = a[(blockIdx.x + 1) % gridDim.x * 32 + threadIdx.x];

@@ -102,9 +102,7 @@ class thread_group {
  public:
   thread_group(const thread_block&) {}
   thread_group(const tile_of_lanes& tile) : lanes_(tile.size()) {}
-  void sync(Site site = Site::here()) const {
-    lanes_ ? tile_of_lanes(lanes_).sync(site) : thread_block::sync(site);
-  }
+  void sync(Site site = Site::here()) const { lanes_ ? tile_of_lanes(lanes_).sync(site) : thread_block::sync(site); }
   unsigned size() const { return lanes_ ? lanes_ : thread_block::size(); }
   unsigned num_threads() const { return size(); }
   unsigned thread_rank() const { return lanes_ ? tile_of_lanes(lanes_).thread_rank() : thread_block::thread_rank(); }
@@ -120,7 +118,9 @@ class grid_group {
  public:
   void sync(Site site = Site::here()) const { hetkern::emulation::grid_barrier(site); }
   bool is_valid() const { return hetkern::emulation::grid->cooperative; }
-  unsigned long long thread_rank() const { return block_rank() * details::count(blockDim) + thread_block::thread_rank(); }
+  unsigned long long thread_rank() const {
+    return block_rank() * details::count(blockDim) + thread_block::thread_rank();
+  }
   unsigned long long size() const { return num_threads(); }
   unsigned long long num_threads() const { return num_blocks() * details::count(blockDim); }
   unsigned long long num_blocks() const { return 1ull * gridDim.x * gridDim.y * gridDim.z; }

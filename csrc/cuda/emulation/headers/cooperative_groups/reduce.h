@@ -32,7 +32,8 @@ struct bit_xor {
 template <class Tile, class T, class Fold>
 T reduce(const Tile& tile, T value, Fold&& fold, Site site = Site::here()) {
   static_assert(Tile::is_tile, "cg::reduce over a block is not known here: reduce its tiles");
-  for (unsigned step = tile.num_threads() / 2; step > 0; step /= 2) value = fold(value, tile.shfl_xor(value, step, site));
+  for (unsigned step = tile.num_threads() / 2; step > 0; step /= 2)
+    value = fold(value, tile.shfl_xor(value, step, site));
   return value;
 }
 
