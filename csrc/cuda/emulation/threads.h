@@ -84,7 +84,7 @@ struct UndefinedValues {
   unsigned long taken;    // how many, by shuffles
   Site first;             // where the first one was
   const char* kernel;
-  bool shared;            // a kernel had shared memory
+  bool shared;  // a kernel had shared memory
 };
 extern UndefinedValues undefined_values;
 
