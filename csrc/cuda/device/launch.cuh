@@ -44,8 +44,8 @@ inline void check_launch(const char* kernel, cudaError_t status) {
 
 // cluster: neighbouring blocks along x that may read one another's shared memory; 1: none.
 template <class... Parameters, class... Arguments>
-void launch(const char* name, void (*kernel)(Parameters...), unsigned cluster, bool cooperative, GridSize grid, dim3 block,
-            size_t shared_bytes, void* stream, Arguments&&... arguments) {
+void launch(const char* name, void (*kernel)(Parameters...), unsigned cluster, bool cooperative, GridSize grid,
+            dim3 block, size_t shared_bytes, void* stream, Arguments&&... arguments) {
   if (shared_bytes > 48 * 1024)  // more must be asked for
     check_launch(name, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                             static_cast<int>(shared_bytes)));
@@ -70,13 +70,16 @@ void launch(const char* name, void (*kernel)(Parameters...), unsigned cluster, b
   Struct& name = *reinterpret_cast<Struct*>(hetkern_shared_memory)
 #else
 template <class... Parameters, class Stream, class... Arguments>
-void launch(const char* name, void (*kernel)(Parameters...), unsigned cluster, bool cooperative, GridSize grid, dim3 block,
-            size_t shared_bytes, Stream, Arguments&&... arguments) {
+void launch(const char* name, void (*kernel)(Parameters...), unsigned cluster, bool cooperative, GridSize grid,
+            dim3 block, size_t shared_bytes, Stream, Arguments&&... arguments) {
   constexpr bool stream = std::is_convertible_v<Stream, void*> || std::is_same_v<Stream, int>;
-  static_assert(stream, "HETKERN_LAUNCH(kernel, grid, block, shared_bytes, stream, arguments...): where is the stream?");
-  static_assert(sizeof...(Arguments) == sizeof...(Parameters), "HETKERN_LAUNCH: the kernel has another number of parameters");
+  static_assert(stream,
+                "HETKERN_LAUNCH(kernel, grid, block, shared_bytes, stream, arguments...): where is the stream?");
+  static_assert(sizeof...(Arguments) == sizeof...(Parameters),
+                "HETKERN_LAUNCH: the kernel has another number of parameters");
   if constexpr (stream && sizeof...(Arguments) == sizeof...(Parameters))
-    emulation::launch(name, kernel, cluster, cooperative, grid.blocks, block, shared_bytes, std::forward<Arguments>(arguments)...);
+    emulation::launch(name, kernel, cluster, cooperative, grid.blocks, block, shared_bytes,
+                      std::forward<Arguments>(arguments)...);
 }
 
 #define HETKERN_SHARED(Struct, name)                                                      \

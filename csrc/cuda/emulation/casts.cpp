@@ -36,7 +36,8 @@ uint64_t saturated(double x) {
 int destination(const unsigned char* p, bool& wide) {
   int high = 0;
   wide = false;
-  if (*p == 0xc5 && ((p[1] & 3) == 2 || (p[1] & 3) == 3) && p[2] == 0x2c) return (p[3] >> 3 & 7) | (p[1] & 0x80 ? 0 : 8);
+  if (*p == 0xc5 && ((p[1] & 3) == 2 || (p[1] & 3) == 3) && p[2] == 0x2c)
+    return (p[3] >> 3 & 7) | (p[1] & 0x80 ? 0 : 8);
   if (*p == 0xc4 && (p[1] & 31) == 1 && ((p[2] & 3) == 2 || (p[2] & 3) == 3) && p[3] == 0x2c) {
     wide = p[2] & 0x80;
     return (p[4] >> 3 & 7) | (p[1] & 0x80 ? 0 : 8);
@@ -94,5 +95,6 @@ extern "C" __attribute__((visibility("hidden"))) void __ubsan_handle_float_cast_
   if (width == 64 && !has_sign && x >= 0x1p63) result ^= uint64_t{1} << 63;
   pending = {result, nullptr, 0};
   // Past what the compiler may keep below the stack's end.
-  asm volatile("lea -128(%%rsp), %%rsp\n pushf\n orl $0x100, (%%rsp)\n popf\n lea 128(%%rsp), %%rsp" ::: "memory", "cc");
+  asm volatile("lea -128(%%rsp), %%rsp\n pushf\n orl $0x100, (%%rsp)\n popf\n lea 128(%%rsp), %%rsp" ::
+                   : "memory", "cc");
 }

@@ -41,12 +41,14 @@ struct Product : T {
   HETKERN_HALF_FUNCTION(T, operator-, T, T, hetkern_half_difference(x, y))
 #if !defined(HETKERN_FMAD) || HETKERN_FMAD
 #define HETKERN_HALF_PRODUCT(T) using Product_of_##T = ::hetkern::emulation::Product<T>;
-#define HETKERN_HALF_FUSED_SUMS(T, P, A, B, fused, other)                                                    \
-  HETKERN_HALF_FUNCTION(T, hetkern_half_sum, A, B, HETKERN_FUSED<T>(fused.first, fused.second, other))       \
-  HETKERN_HALF_FUNCTION(T, operator+, A, B, hetkern_half_sum(x, y))                                          \
+#define HETKERN_HALF_FUSED_SUMS(T, P, A, B, fused, other)                                              \
+  HETKERN_HALF_FUNCTION(T, hetkern_half_sum, A, B, HETKERN_FUSED<T>(fused.first, fused.second, other)) \
+  HETKERN_HALF_FUNCTION(T, operator+, A, B, hetkern_half_sum(x, y))                                    \
   HETKERN_HALF_FUNCTION(T, operator-, A, B, hetkern_half_difference(x, y))
 #define HETKERN_HALF_SUMS_OF(T, P)                                                                                  \
-  inline P hetkern_half_product(const T& x, const T& y) { return {::hetkern::emulation::half_product<T>(x, y), x, y}; } \
+  inline P hetkern_half_product(const T& x, const T& y) {                                                           \
+    return {::hetkern::emulation::half_product<T>(x, y), x, y};                                                     \
+  }                                                                                                                 \
   HETKERN_HALF_PLAIN_SUMS(T, P)                                                                                     \
   HETKERN_HALF_FUNCTION(T, hetkern_half_difference, P, T, HETKERN_FUSED<T>(x.first, x.second, HETKERN_MINUS<T>(y))) \
   HETKERN_HALF_FUNCTION(T, hetkern_half_difference, P, P, HETKERN_FUSED<T>(x.first, x.second, HETKERN_MINUS<T>(y))) \
@@ -61,31 +63,31 @@ struct Product : T {
   HETKERN_HALF_PRODUCT(T)    \
   HETKERN_HALF_SUMS_OF(T, Product_of_##T)
 #else
-#define HETKERN_HALF_SUMS(T)                                                                                     \
-  inline T hetkern_half_product(const T& x, const T& y) { return ::hetkern::emulation::half_product<T>(x, y); }  \
+#define HETKERN_HALF_SUMS(T)                                                                                    \
+  inline T hetkern_half_product(const T& x, const T& y) { return ::hetkern::emulation::half_product<T>(x, y); } \
   HETKERN_HALF_PLAIN_SUMS(T, T)
 #endif
 
-#define HETKERN_HALF_OPERATORS(T)                                                              \
-  HETKERN_HALF_SUMS(T)                                                                         \
+#define HETKERN_HALF_OPERATORS(T)                                                                     \
+  HETKERN_HALF_SUMS(T)                                                                                \
   inline T operator/(const T& x, const T& y) { return ::hetkern::emulation::half_quotient<T>(x, y); } \
-  inline T operator+(const T& x) { return x; }                                                 \
-  inline T operator-(const T& x) { return ::hetkern::emulation::half_negative<T>(x); }            \
-  inline T& operator+=(T& x, const T& y) { return x = x + y; }                                 \
-  inline T& operator-=(T& x, const T& y) { return x = x - y; }                                 \
-  inline T& operator*=(T& x, const T& y) { return x = x * y; }                                 \
-  inline T& operator/=(T& x, const T& y) { return x = x / y; }                                 \
-  inline T& operator++(T& x) { return x = x + ::hetkern::emulation::half_one<T>(); }           \
-  inline T& operator--(T& x) { return x = x - ::hetkern::emulation::half_one<T>(); }           \
-  inline T operator++(T& x, int) {                                                             \
-    const T before = x;                                                                        \
-    ++x;                                                                                       \
-    return before;                                                                             \
-  }                                                                                            \
-  inline T operator--(T& x, int) {                                                             \
-    const T before = x;                                                                        \
-    --x;                                                                                       \
-    return before;                                                                             \
+  inline T operator+(const T& x) { return x; }                                                        \
+  inline T operator-(const T& x) { return ::hetkern::emulation::half_negative<T>(x); }                \
+  inline T& operator+=(T& x, const T& y) { return x = x + y; }                                        \
+  inline T& operator-=(T& x, const T& y) { return x = x - y; }                                        \
+  inline T& operator*=(T& x, const T& y) { return x = x * y; }                                        \
+  inline T& operator/=(T& x, const T& y) { return x = x / y; }                                        \
+  inline T& operator++(T& x) { return x = x + ::hetkern::emulation::half_one<T>(); }                  \
+  inline T& operator--(T& x) { return x = x - ::hetkern::emulation::half_one<T>(); }                  \
+  inline T operator++(T& x, int) {                                                                    \
+    const T before = x;                                                                               \
+    ++x;                                                                                              \
+    return before;                                                                                    \
+  }                                                                                                   \
+  inline T operator--(T& x, int) {                                                                    \
+    const T before = x;                                                                               \
+    --x;                                                                                              \
+    return before;                                                                                    \
   }
 
 // Comparisons are ordered: false where one is NaN, and != is not.

@@ -16,7 +16,16 @@ namespace hetkern::emulation {
 // ---- Fibers. ---------------------------------------------------------------------------------------------------------------
 
 // spinning: waits by ptx::spin_until; polling: has found the same value many times; interrupted: its turn took too long.
-enum class State : char { ready, at_block_barrier, at_exchange, at_cluster_barrier, spinning, polling, interrupted, returned };
+enum class State : char {
+  ready,
+  at_block_barrier,
+  at_exchange,
+  at_cluster_barrier,
+  spinning,
+  polling,
+  interrupted,
+  returned
+};
 inline bool runs_on(State s) {
   return s == State::ready || s == State::spinning || s == State::polling || s == State::interrupted;
 }
@@ -34,7 +43,7 @@ struct Fiber : Thread {
   const void* polls;          // which address, how often in a row
   unsigned polled;
   unsigned interruptions;
-  uint64_t seen[4];           // its registers and stack when it was interrupted; how often they were the same again
+  uint64_t seen[4];  // its registers and stack when it was interrupted; how often they were the same again
   unsigned same;
 };
 
@@ -146,8 +155,8 @@ void complete_exchanges();             // of this thread's warp, likewise
 
 // ---- Turns. ----------------------------------------------------------------------------------------------------------------
 
-void prepare(Fiber& f);          // to begin the kernel
-void resume(Fiber& f);           // until it waits
+void prepare(Fiber& f);  // to begin the kernel
+void resume(Fiber& f);   // until it waits
 std::string where(const Fiber&);
 
 // Signals while a launch runs: a crash in a thread ends the launch, a thread that runs on and on is interrupted so that others
@@ -160,7 +169,7 @@ struct Interrupted : std::exception {
   const char* what() const noexcept override { return "interrupted"; }
 };
 void on_step(int, siginfo_t*, void* context);  // after each instruction of a conversion                  (casts.cpp)
-bool ctrl_c();          // pressed since the launch began
+bool ctrl_c();                                 // pressed since the launch began
 void turn_begins();
 double seconds_used();  // by this CPU thread
 

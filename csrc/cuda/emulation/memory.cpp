@@ -259,8 +259,9 @@ extern "C" [[noreturn]] void __ubsan_handle_type_mismatch_v1_abort(void* data, v
 #endif
 
 // assert in a kernel.
-extern "C" [[noreturn]] __attribute__((visibility("hidden"))) void __assert_fail(const char* expression, const char* file,
-                                                                                unsigned line, const char* function) noexcept {
+extern "C" [[noreturn]] __attribute__((visibility("hidden"))) void __assert_fail(const char* expression,
+                                                                                 const char* file, unsigned line,
+                                                                                 const char* function) noexcept {
   if (hetkern::emulation::current)
     hetkern::emulation::fail({file, static_cast<int>(line)}, "assertion `%s' failed", expression);
   std::fprintf(stderr, "%s:%u: %s: assertion `%s' failed\n", file, line, function, expression);

@@ -58,27 +58,44 @@ HETKERN_RUNTIME(cudaFreeAsync, void* p, cudaStream_t) { return cudaFree(p); }
 HETKERN_RUNTIME(cudaDeviceGetAttribute, int* value, cudaDeviceAttr attribute, int device) {
   if (device != 0) return cudaErrorInvalidDevice;
   switch (attribute) {
-    case cudaDevAttrMultiProcessorCount: return *value = 132, cudaSuccess;
+    case cudaDevAttrMultiProcessorCount:
+      return *value = 132, cudaSuccess;
     case cudaDevAttrMaxThreadsPerBlock:
     case cudaDevAttrMaxBlockDimX:
-    case cudaDevAttrMaxBlockDimY: return *value = 1024, cudaSuccess;
-    case cudaDevAttrMaxBlockDimZ: return *value = 64, cudaSuccess;
-    case cudaDevAttrMaxGridDimX: return *value = 0x7fffffff, cudaSuccess;
+    case cudaDevAttrMaxBlockDimY:
+      return *value = 1024, cudaSuccess;
+    case cudaDevAttrMaxBlockDimZ:
+      return *value = 64, cudaSuccess;
+    case cudaDevAttrMaxGridDimX:
+      return *value = 0x7fffffff, cudaSuccess;
     case cudaDevAttrMaxGridDimY:
-    case cudaDevAttrMaxGridDimZ: return *value = 65535, cudaSuccess;
-    case cudaDevAttrWarpSize: return *value = 32, cudaSuccess;
-    case cudaDevAttrMaxSharedMemoryPerBlock: return *value = 48 << 10, cudaSuccess;
-    case cudaDevAttrMaxSharedMemoryPerBlockOptin: return *value = 227 << 10, cudaSuccess;
-    case cudaDevAttrMaxSharedMemoryPerMultiprocessor: return *value = 228 << 10, cudaSuccess;
-    case cudaDevAttrMaxThreadsPerMultiProcessor: return *value = 2048, cudaSuccess;
-    case cudaDevAttrMaxBlocksPerMultiprocessor: return *value = 32, cudaSuccess;
+    case cudaDevAttrMaxGridDimZ:
+      return *value = 65535, cudaSuccess;
+    case cudaDevAttrWarpSize:
+      return *value = 32, cudaSuccess;
+    case cudaDevAttrMaxSharedMemoryPerBlock:
+      return *value = 48 << 10, cudaSuccess;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+      return *value = 227 << 10, cudaSuccess;
+    case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
+      return *value = 228 << 10, cudaSuccess;
+    case cudaDevAttrMaxThreadsPerMultiProcessor:
+      return *value = 2048, cudaSuccess;
+    case cudaDevAttrMaxBlocksPerMultiprocessor:
+      return *value = 32, cudaSuccess;
     case cudaDevAttrMaxRegistersPerBlock:
-    case cudaDevAttrMaxRegistersPerMultiprocessor: return *value = 65536, cudaSuccess;
-    case cudaDevAttrComputeCapabilityMajor: return *value = 9, cudaSuccess;
-    case cudaDevAttrComputeCapabilityMinor: return *value = 0, cudaSuccess;
-    case cudaDevAttrCooperativeLaunch: return *value = 1, cudaSuccess;
-    case cudaDevAttrL2CacheSize: return *value = 50 << 20, cudaSuccess;
-    default: return cudaErrorInvalidValue;
+    case cudaDevAttrMaxRegistersPerMultiprocessor:
+      return *value = 65536, cudaSuccess;
+    case cudaDevAttrComputeCapabilityMajor:
+      return *value = 9, cudaSuccess;
+    case cudaDevAttrComputeCapabilityMinor:
+      return *value = 0, cudaSuccess;
+    case cudaDevAttrCooperativeLaunch:
+      return *value = 1, cudaSuccess;
+    case cudaDevAttrL2CacheSize:
+      return *value = 50 << 20, cudaSuccess;
+    default:
+      return cudaErrorInvalidValue;
   }
 }
 

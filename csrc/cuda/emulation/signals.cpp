@@ -61,11 +61,10 @@ void describe(char (&text)[256]) {
   if (!what && crash.code == SI_KERNEL)
     what = "an access at an address that none can have";
   else if (!what)
-    std::snprintf(memory, sizeof memory, "%s at address %p, where there is no memory", crash.writes ? "a store" : "a load",
-                  crash.address),
+    std::snprintf(memory, sizeof memory, "%s at address %p, where there is no memory",
+                  crash.writes ? "a store" : "a load", crash.address),
         what = memory;
-  std::snprintf(text, sizeof text, "%s, at instruction +0x%zx", what,
-                static_cast<size_t>(crash.place - __ehdr_start));
+  std::snprintf(text, sizeof text, "%s, at instruction +0x%zx", what, static_cast<size_t>(crash.place - __ehdr_start));
 }
 
 // Where a thread goes on that has crashed, on an empty stack: nobody returns from it.
@@ -145,7 +144,7 @@ void on_ctrl_c(int number, siginfo_t* info, void* context) {
 }
 
 void handle(int number, void (*handler)(int, siginfo_t*, void*), int flags, struct sigaction* old) {
-  struct sigaction action {};
+  struct sigaction action{};
   action.sa_sigaction = handler;
   action.sa_flags = SA_SIGINFO | flags;
   sigemptyset(&action.sa_mask);
@@ -198,7 +197,7 @@ Signals::Signals() {
 
 Signals::~Signals() {
   if (timing) timer_delete(timer);
-  struct sigaction ignore {};  // a last one may be on its way
+  struct sigaction ignore{};  // a last one may be on its way
   ignore.sa_handler = SIG_IGN;
   __sigaction(tick_signal(), &ignore, nullptr);
   __sigaction(SIGINT, &ctrl_c_before, nullptr);
