@@ -125,5 +125,3 @@ def test_arguments_are_checked_against_the_launcher(kernel):
         kernel[None](0, 0, x, x, 8.0)
     with pytest.raises(ValueError, match="planted: n: 4294967296 is no int32"):
         kernel[None](0, 0, x, x, 2**32)
-    with pytest.raises(ValueError, match="overlap"):
-        kernel["address"](0, 0, x[:5], x[2:7], 2)

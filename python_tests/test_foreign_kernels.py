@@ -209,7 +209,8 @@ def test_the_wheel_carries_the_kits_headers_and_whatever_they_include(wheel):
     archive = zipfile.ZipFile(wheel)
     headers = [name for name in archive.namelist() if "/include/" in name]
     device = [f"hetkern/include/cuda/device/{name}.cuh" for name in ("check", "launch", "ptx")]
-    emulation = {f.name for f in ROOT.glob("csrc/cuda/emulation/*")} - {"table.cpp"}
+    folder = ROOT / "csrc/cuda/emulation"
+    emulation = {str(f.relative_to(folder)) for f in folder.rglob("*.*")} - {"table.cpp"}
     assert sorted(headers) == sorted(
         [*device, *(f"hetkern/include/cuda/emulation/{name}" for name in emulation)]
     )

@@ -2,6 +2,7 @@
 //
 //   HETKERN_LAUNCH(kernel, grid, block, shared_bytes, stream, arguments...)
 //   HETKERN_LAUNCH_CLUSTER(kernel, cluster, grid, block, shared_bytes, stream, arguments...)
+//   HETKERN_LAUNCH_COOPERATIVE(kernel, grid, block, shared_bytes, stream, arguments...)
 //   HETKERN_SHARED(Struct, name)
 //
 // A template-id is put in parentheses: HETKERN_LAUNCH((row_kernel<float, 4>), ...). A launch is checked and throws a
@@ -43,19 +44,23 @@ inline void check_launch(const char* kernel, cudaError_t status) {
 
 // cluster: neighbouring blocks along x that may read one another's shared memory; 1: none.
 template <class... Parameters, class... Arguments>
-void launch(const char* name, void (*kernel)(Parameters...), unsigned cluster, GridSize grid, dim3 block,
-            size_t shared_bytes, void* stream, Arguments&&... arguments) {
+void launch(const char* name, void (*kernel)(Parameters...), unsigned cluster, bool cooperative, GridSize grid,
+            dim3 block, size_t shared_bytes, void* stream, Arguments&&... arguments) {
   if (shared_bytes > 48 * 1024)  // more must be asked for
     check_launch(name, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                             static_cast<int>(shared_bytes)));
   if (cluster > 8) check_launch(name, cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
-  cudaLaunchAttribute size{};
-  size.id = cudaLaunchAttributeClusterDimension;
-  size.val.clusterDim.x = cluster, size.val.clusterDim.y = 1, size.val.clusterDim.z = 1;
+  cudaLaunchAttribute how{};
+  if (cooperative) {
+    how.id = cudaLaunchAttributeCooperative, how.val.cooperative = 1;
+  } else {
+    how.id = cudaLaunchAttributeClusterDimension;
+    how.val.clusterDim.x = cluster, how.val.clusterDim.y = 1, how.val.clusterDim.z = 1;
+  }
   cudaLaunchConfig_t config{};
   config.gridDim = grid.blocks, config.blockDim = block;
   config.dynamicSmemBytes = shared_bytes, config.stream = static_cast<cudaStream_t>(stream);
-  config.attrs = &size, config.numAttrs = cluster > 1 ? 1 : 0;
+  config.attrs = &how, config.numAttrs = cluster > 1 || cooperative ? 1 : 0;
   check_launch(name, cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...));
 }
 
@@ -64,10 +69,17 @@ void launch(const char* name, void (*kernel)(Parameters...), unsigned cluster, G
   static_assert(alignof(Struct) <= 128, "dynamic shared memory is aligned to 128 bytes"); \
   Struct& name = *reinterpret_cast<Struct*>(hetkern_shared_memory)
 #else
-template <class... Parameters, class... Arguments>
-void launch(const char* name, void (*kernel)(Parameters...), unsigned cluster, GridSize grid, dim3 block,
-            size_t shared_bytes, void*, Arguments&&... arguments) {
-  emulation::launch(name, kernel, cluster, grid.blocks, block, shared_bytes, std::forward<Arguments>(arguments)...);
+template <class... Parameters, class Stream, class... Arguments>
+void launch(const char* name, void (*kernel)(Parameters...), unsigned cluster, bool cooperative, GridSize grid,
+            dim3 block, size_t shared_bytes, Stream, Arguments&&... arguments) {
+  constexpr bool stream = std::is_convertible_v<Stream, void*> || std::is_same_v<Stream, int>;
+  static_assert(stream,
+                "HETKERN_LAUNCH(kernel, grid, block, shared_bytes, stream, arguments...): where is the stream?");
+  static_assert(sizeof...(Arguments) == sizeof...(Parameters),
+                "HETKERN_LAUNCH: the kernel has another number of parameters");
+  if constexpr (stream && sizeof...(Arguments) == sizeof...(Parameters))
+    emulation::launch(name, kernel, cluster, cooperative, grid.blocks, block, shared_bytes,
+                      std::forward<Arguments>(arguments)...);
 }
 
 #define HETKERN_SHARED(Struct, name)                                                      \
@@ -77,8 +89,10 @@ void launch(const char* name, void (*kernel)(Parameters...), unsigned cluster, G
 
 // The dots begin with the stream, so that a kernel without parameters needs no comma.
 #define HETKERN_LAUNCH(kernel, grid, block, shared_bytes, ...) \
-  ::hetkern::cuda::launch(#kernel, kernel, 1, grid, block, shared_bytes, __VA_ARGS__)
+  ::hetkern::cuda::launch(#kernel, kernel, 1, false, grid, block, shared_bytes, __VA_ARGS__)
 #define HETKERN_LAUNCH_CLUSTER(kernel, cluster, grid, block, shared_bytes, ...) \
-  ::hetkern::cuda::launch(#kernel, kernel, cluster, grid, block, shared_bytes, __VA_ARGS__)
+  ::hetkern::cuda::launch(#kernel, kernel, cluster, false, grid, block, shared_bytes, __VA_ARGS__)
+#define HETKERN_LAUNCH_COOPERATIVE(kernel, grid, block, shared_bytes, ...) \
+  ::hetkern::cuda::launch(#kernel, kernel, 1, true, grid, block, shared_bytes, __VA_ARGS__)
 
 }  // namespace hetkern::cuda

@@ -114,6 +114,8 @@ void begin_copy_bulk(void* shared, const void* global, unsigned bytes, const voi
   std::memset(shared, 0xff, bytes);
 }
 
-void forget_barriers() { barriers.clear(); }
+void forget_barriers(const char* from, size_t bytes) {
+  barriers.erase(barriers.lower_bound(from), barriers.lower_bound(from + bytes));
+}
 
 }  // namespace hetkern::emulation

@@ -13,6 +13,6 @@ bool barrier_passed(const void* barrier, unsigned parity, Site site);
 void check_copy_bulk(const void* shared, const void* global, unsigned bytes, const void* barrier, Site site);
 void begin_copy_bulk(void* shared, const void* global, unsigned bytes, const void* barrier, Site site);
 
-void forget_barriers();  // of blocks that have ended
+void forget_barriers(const char* from, size_t bytes);  // there
 
 }  // namespace hetkern::emulation

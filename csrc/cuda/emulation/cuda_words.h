@@ -3,13 +3,18 @@
 // A word that is not here does not compile, by name. hetkern/testing/emulation/refused.py says before the compiler what is refused on
 // purpose, and why.
 #pragma once
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #include <cuda_runtime.h>
+#include <math.h>  // abs, isnan and their kin at global scope, by the argument's type
 
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <ctime>  // clock
+#include <limits>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+#include <utility>
 
 #include "memory.h"
 #include "threads.h"
@@ -25,23 +30,39 @@
 #undef __cluster_dims__
 #undef __grid_constant__
 #undef __align__
-#define __global__ static
+#define __global__ __attribute__((unused))
 #define __device__
 #define __host__
 #define __shared__ the_emulation_has_dynamic_shared_memory_only_use_HETKERN_SHARED
-#define __constant__ static const
+#define __constant__ __attribute__((unused))
 #define __forceinline__ inline
-#define __noinline__ __attribute__((noinline))
+#define __noinline__  // the standard library writes __attribute__((__noinline__))
+#ifdef HETKERN_MARKS  // hetkern/testing/emulation/rewriting.py puts a check into the kernel
+#define __launch_bounds__(...) hetkern_launch_bounds(__VA_ARGS__)
+#else
 #define __launch_bounds__(...)
+#endif
 #define __cluster_dims__(...) give_the_cluster_to_HETKERN_LAUNCH_CLUSTER
 #define __grid_constant__
 #define __align__(n) __attribute__((aligned(n)))
 
-#define threadIdx (::hetkern::emulation::current->index)
-#define blockIdx (::hetkern::emulation::current->block->index)
-#define blockDim (::hetkern::emulation::grid->threads)
-#define gridDim (::hetkern::emulation::grid->blocks)
+// Of the thread that runs. Not macros: launch configurations have members of these names.
+extern uint3 threadIdx, blockIdx;
+extern dim3 blockDim, gridDim;
 constexpr int warpSize = 32;
+
+namespace hetkern::emulation {
+
+// Of the first argument of __launch_bounds__.
+template <class Most, class... Others>
+inline void within_bounds(Most most, Others...) {
+  const unsigned threads = grid->threads.x * grid->threads.y * grid->threads.z;
+  if (threads > static_cast<unsigned>(most))
+    fail({}, "launch of %u threads a block, and the kernel's __launch_bounds__ allow %u: CUDA refuses it", threads,
+         static_cast<unsigned>(most));
+}
+
+}  // namespace hetkern::emulation
 
 // ---- Barriers, votes and shuffles. -----------------------------------------------------------------------------------------
 
@@ -73,41 +94,61 @@ inline int __all_sync(unsigned mask, int mine, hetkern::emulation::Site site = h
 
 namespace hetkern::emulation {
 
-// A shuffle within groups of `width` lanes; a source outside the group is the lane itself.
+// What CUDA's own overloads make of a value: they take numbers of 4 and 8 bytes and halves.
 template <class T>
-inline T shuffle(unsigned mask, T value, int lane_in_group, int width, Site site) {
-  static_assert(sizeof(T) <= 16, "a shuffle moves at most 16 bytes here");
-  const int lane = static_cast<int>(current->lane), group = lane & -width;
-  const bool inside = lane_in_group >= 0 && lane_in_group < width;
+auto shuffled(T value) {
+  if constexpr (std::is_arithmetic_v<T> && sizeof(T) < 4)
+    return static_cast<int>(value);
+  else if constexpr (std::is_enum_v<T>)
+    return static_cast<std::underlying_type_t<T>>(value);
+  else
+    return value;
+}
+template <class T>
+using Shuffled = decltype(shuffled(std::declval<T>()));
+
+// PTX's shfl: `last` is the last lane (for up: the first one) that may be taken from; past it a lane takes its own value.
+template <class T>
+inline T shuffle(unsigned mask, T value, int source, bool inside, Site site) {
+  static_assert(sizeof(T) <= 8 && std::is_trivially_copyable_v<T>, "CUDA's shuffles take numbers of up to eight bytes");
   T taken;
-  exchange(mask, &value, &taken, sizeof(T), static_cast<unsigned>(inside ? group + lane_in_group : lane), site);
+  exchange(mask, &value, &taken, sizeof(T), inside ? static_cast<unsigned>(source) : current->lane, site);
   return taken;
 }
 
 }  // namespace hetkern::emulation
 
 template <class T>
-inline T __shfl_sync(unsigned mask, T value, int lane, int width = 32,
-                     hetkern::emulation::Site site = hetkern::emulation::Site::here()) {
-  return hetkern::emulation::shuffle(mask, value, lane & (width - 1), width, site);
+inline hetkern::emulation::Shuffled<T> __shfl_sync(unsigned mask, T value, int lane, int width = 32,
+                                                   hetkern::emulation::Site site = hetkern::emulation::Site::here()) {
+  const int group = static_cast<int>(hetkern::emulation::current->lane) & -width;
+  return hetkern::emulation::shuffle(mask, hetkern::emulation::shuffled(value), group | (lane & (width - 1)), true,
+                                     site);
 }
 template <class T>
-inline T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32,
-                         hetkern::emulation::Site site = hetkern::emulation::Site::here()) {
-  const int mine = static_cast<int>(hetkern::emulation::current->lane) & (width - 1);
-  return hetkern::emulation::shuffle(mask, value, mine ^ bits, width, site);
+inline hetkern::emulation::Shuffled<T> __shfl_xor_sync(
+    unsigned mask, T value, int bits, int width = 32,
+    hetkern::emulation::Site site = hetkern::emulation::Site::here()) {
+  // A lane of an earlier group may be taken from, one of a later group not.
+  const int lane = static_cast<int>(hetkern::emulation::current->lane), source = lane ^ (bits & 31);
+  return hetkern::emulation::shuffle(mask, hetkern::emulation::shuffled(value), source, source <= (lane | (width - 1)),
+                                     site);
 }
 template <class T>
-inline T __shfl_down_sync(unsigned mask, T value, unsigned by, int width = 32,
-                          hetkern::emulation::Site site = hetkern::emulation::Site::here()) {
-  const int mine = static_cast<int>(hetkern::emulation::current->lane) & (width - 1);
-  return hetkern::emulation::shuffle(mask, value, mine + static_cast<int>(by), width, site);
+inline hetkern::emulation::Shuffled<T> __shfl_down_sync(
+    unsigned mask, T value, unsigned by, int width = 32,
+    hetkern::emulation::Site site = hetkern::emulation::Site::here()) {
+  const int lane = static_cast<int>(hetkern::emulation::current->lane), source = lane + static_cast<int>(by & 31);
+  return hetkern::emulation::shuffle(mask, hetkern::emulation::shuffled(value), source, source <= (lane | (width - 1)),
+                                     site);
 }
 template <class T>
-inline T __shfl_up_sync(unsigned mask, T value, unsigned by, int width = 32,
-                        hetkern::emulation::Site site = hetkern::emulation::Site::here()) {
-  const int mine = static_cast<int>(hetkern::emulation::current->lane) & (width - 1);
-  return hetkern::emulation::shuffle(mask, value, mine - static_cast<int>(by), width, site);
+inline hetkern::emulation::Shuffled<T> __shfl_up_sync(
+    unsigned mask, T value, unsigned by, int width = 32,
+    hetkern::emulation::Site site = hetkern::emulation::Site::here()) {
+  const int lane = static_cast<int>(hetkern::emulation::current->lane), source = lane - static_cast<int>(by & 31);
+  return hetkern::emulation::shuffle(mask, hetkern::emulation::shuffled(value), source, source >= (lane & -width),
+                                     site);
 }
 
 // ---- Atomics: they order nothing but themselves. ---------------------------------------------------------------------------
@@ -126,62 +167,44 @@ inline T atomic_change(T* p, Change change) {
     const T changed = change(old);
     std::memcpy(&after, &changed, sizeof after);
   } while (!__atomic_compare_exchange_n(bits, &before, after, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+  if (after == before) polled(p);
   return old;
 }
 
 }  // namespace hetkern::emulation
 
-template <class T>
-inline T atomicAdd(T* p, T value) {
-  return hetkern::emulation::atomic_change(p, [&](T old) { return static_cast<T>(old + value); });
-}
-template <class T>
-inline T atomicMax(T* p, T value) {
-  return hetkern::emulation::atomic_change(p, [&](T old) { return old < value ? value : old; });
-}
-template <class T>
-inline T atomicMin(T* p, T value) {
-  return hetkern::emulation::atomic_change(p, [&](T old) { return value < old ? value : old; });
-}
-template <class T>
-inline T atomicExch(T* p, T value) {
-  return hetkern::emulation::atomic_change(p, [&](T) { return value; });
-}
-template <class T>
-inline T atomicCAS(T* p, T expected, T value) {
-  return hetkern::emulation::atomic_change(p, [&](T old) { return old == expected ? value : old; });
-}
+#include "everyday_atomics.h"
 
-// ---- Arithmetic. Approximate functions are the exact ones here. ------------------------------------------------------------
+// ---- Arithmetic. Approximate functions are built as nvcc builds them, of exact ones: a product that is rounded on the way to
+// an exponential grows with its argument there, too. --------------------------------------------------------------------------
 
-inline float __expf(float x) { return std::exp(x); }
-inline float __logf(float x) { return std::log(x); }
+inline float __expf(float x) { return std::exp2(x * 1.4426950216f); }
+inline float __logf(float x) { return std::log2(x) * 0.69314718f; }
 inline float __log2f(float x) { return std::log2(x); }
 inline float __fdividef(float x, float y) { return x / y; }
 inline float __frcp_rn(float x) { return 1.0f / x; }
-inline float __fadd_rn(float x, float y) { return x + y; }
-inline float __fmul_rn(float x, float y) { return x * y; }
+namespace hetkern::emulation {
+// A result that the compiler fuses with nothing.
+template <class T>
+inline T alone(T x) {
+  asm("" : "+x"(x));
+  return x;
+}
+}  // namespace hetkern::emulation
+inline float __fadd_rn(float x, float y) { return hetkern::emulation::alone(x + y); }
+inline float __fmul_rn(float x, float y) { return hetkern::emulation::alone(x * y); }
 inline float __fmaf_rn(float x, float y, float z) { return std::fma(x, y, z); }
-inline double __dadd_rn(double x, double y) { return x + y; }
-inline double __dmul_rn(double x, double y) { return x * y; }
+inline double __dadd_rn(double x, double y) { return hetkern::emulation::alone(x + y); }
+inline double __dmul_rn(double x, double y) { return hetkern::emulation::alone(x * y); }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline double rsqrt(double x) { return 1.0 / std::sqrt(x); }
-template <class T>
-constexpr T min(T a, T b) {
-  return b < a ? b : a;
-}
-template <class T>
-constexpr T max(T a, T b) {
-  return a < b ? b : a;
-}
-
 namespace hetkern::emulation {
 
 template <class To, class From>
 inline To same_bits(From from) {
   static_assert(sizeof(To) == sizeof(From));
   To to;
-  std::memcpy(&to, &from, sizeof to);
+  std::memcpy(static_cast<void*>(&to), &from, sizeof to);
   return to;
 }
 
@@ -196,7 +219,25 @@ inline double __longlong_as_double(long long x) { return hetkern::emulation::sam
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __clz(int x) { return x ? __builtin_clz(static_cast<unsigned>(x)) : 32; }
 inline int __ffs(int x) { return __builtin_ffs(x); }
-template <class T>
-inline T __ldg(const T* p) {
-  return *p;
-}
+
+#include "everyday_simd.h"
+#include "everyday_words.h"
+
+// For what kernels ask of it. CUDA's own headers, which would turn to PTX, are read without. (headers/)
+#ifdef HETKERN_CUDA_ARCH
+#define __CUDA_ARCH__ HETKERN_CUDA_ARCH
+#endif
+
+// -use_fast_math, as nvcc has it; subnormals are flushed where the launcher is called. (foreign.cpp)
+#ifdef HETKERN_FAST_MATH
+#define sinf(...) __sinf(__VA_ARGS__)
+#define cosf(...) __cosf(__VA_ARGS__)
+#define tanf(...) __tanf(__VA_ARGS__)
+#define sincosf(...) __sincosf(__VA_ARGS__)
+#define expf(...) __expf(__VA_ARGS__)
+#define exp10f(...) __exp10f(__VA_ARGS__)
+#define logf(...) __logf(__VA_ARGS__)
+#define log2f(...) __log2f(__VA_ARGS__)
+#define log10f(...) __log10f(__VA_ARGS__)
+#define powf(...) __powf(__VA_ARGS__)
+#endif

@@ -1,7 +1,7 @@
 // Calls any launcher from a list of values: how the test kit runs a kernel file that it knows nothing of.
 //
 // A launcher is an extern "C" function that returns nothing and takes raw pointers, numbers and last a stream (void* or
-// cudaStream_t). The kit's generated file includes the kernel's and hands the launcher to parameters() and call().
+// cudaStream_t). The kit ends the kernel's file with a table of its launchers, which foreign.cpp calls.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -49,35 +49,34 @@ const char* parameters(void (*)(P...)) {
 
 template <class P>
 P value_at(const unsigned char* slot) {
-  P value;
-  static_assert(sizeof value <= 8, "a launcher takes pointers and numbers of up to eight bytes");
-  std::memcpy(&value, slot, sizeof value);
+  P value{};
+  if constexpr (sizeof value <= 8) std::memcpy(&value, slot, sizeof value);
   return value;
 }
 
-// What was thrown: 0 nothing, 1 std::out_of_range, 2 std::invalid_argument, 3 anything else.
-template <class... P, size_t... i>
-int call(void (*launcher)(P...), const unsigned char* slots, char* error, size_t error_size,
-         std::index_sequence<i...>) {
-  const auto failed = [&](int kind, const char* what) {
-    std::snprintf(error, error_size, "%s", what);
-    return kind;
-  };
-  try {
+// A launcher as the kit's table has it: what it wants, and how it is called.
+struct Entry {
+  const char* name;
+  const char* (*parameters)() = nullptr;
+  void (*call)(const unsigned char* slots) = nullptr;
+};
+
+template <auto launcher, class... P, size_t... i>
+void call_with(const unsigned char* slots, void (*)(P...), std::index_sequence<i...>) {
+  if constexpr (((sizeof(P) <= 8) && ...))
     launcher(value_at<P>(slots + 8 * i)...);
-    return 0;
-  } catch (const std::out_of_range& e) {
-    return failed(1, e.what());
-  } catch (const std::invalid_argument& e) {
-    return failed(2, e.what());
-  } catch (const std::exception& e) {
-    return failed(3, e.what());
-  }
+  else
+    throw std::invalid_argument("a launcher takes pointers and numbers of up to eight bytes");
+}
+template <class... P>
+std::index_sequence_for<P...> places(void (*)(P...)) {
+  return {};
 }
 
-template <class... P>
-int call(void (*launcher)(P...), const unsigned char* slots, char* error, size_t error_size) {
-  return call(launcher, slots, error, error_size, std::index_sequence_for<P...>());
+template <auto launcher>
+constexpr Entry entry(const char* name) {
+  return {name, [] { return parameters(launcher); },
+          [](const unsigned char* slots) { call_with<launcher>(slots, launcher, places(launcher)); }};
 }
 
 }  // namespace hetkern::emulation

@@ -1,7 +1,11 @@
 // The state of the emulated GPU: what threads.cpp and barriers.cpp share.
 #pragma once
+#include <signal.h>
+
+#include <cstdint>
 #include <exception>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "sanitizers.h"
@@ -11,7 +15,20 @@ namespace hetkern::emulation {
 
 // ---- Fibers. ---------------------------------------------------------------------------------------------------------------
 
-enum class State : char { ready, at_block_barrier, at_exchange, at_cluster_barrier, spinning, returned };
+// spinning: waits by ptx::spin_until; polling: has found the same value many times; interrupted: its turn took too long.
+enum class State : char {
+  ready,
+  at_block_barrier,
+  at_exchange,
+  at_cluster_barrier,
+  spinning,
+  polling,
+  interrupted,
+  returned
+};
+inline bool runs_on(State s) {
+  return s == State::ready || s == State::spinning || s == State::polling || s == State::interrupted;
+}
 
 struct Fiber : Thread {
   sanitize::Stack stack;
@@ -22,6 +39,12 @@ struct Fiber : Thread {
   unsigned clusters_arrived;  // barriers
   bool owes_wait;             // has arrived and not waited
   bool stopped;               // in the middle, since the launch has failed
+  int quiet;                  // how deep in the machine it is
+  const void* polls;          // which address, how often in a row
+  unsigned polled;
+  unsigned interruptions;
+  uint64_t seen[4];  // its registers and stack when it was interrupted; how often they were the same again
+  unsigned same;
 };
 
 // Fibers that there may be at once: TSan knows some 8100 threads in a process. HETKERN_EMULATION_THREADS=n lets it know fewer.
@@ -74,6 +97,7 @@ struct BlockBarrier {
 // One set of lanes that exchange values; two phases, so that a fast lane cannot overwrite what a slow one has yet to read.
 struct Exchange {
   unsigned mask = 0, arrived = 0, phase = 0;
+  unsigned present[2] = {};  // of mask those that had not returned, by phase
   Site first{};
   Order order = new_order();
   alignas(16) unsigned char value[2][32][16];
@@ -90,11 +114,24 @@ struct Cluster {
   Order order = new_order();
 };
 
-struct Machine {
+struct Group {
   std::vector<Fiber> fibers;
   std::vector<Block> blocks;
   std::vector<Team> teams;
   Cluster cluster;
+  unsigned slot = 0;   // its place among those that run together
+  unsigned first = 0;  // the number of its first thread
+};
+
+struct GridBarrier {
+  unsigned long arrived = 0;
+  unsigned phase = 0;
+  Order order = new_order();
+};
+
+struct Machine {
+  std::vector<std::unique_ptr<Group>> groups;  // that run together
+  GridBarrier whole_grid;
   sanitize::Stack host;
   Stacks stacks;
   std::exception_ptr error;
@@ -105,11 +142,35 @@ struct Machine {
 
   unsigned block_threads() const { return grid->threads.x * grid->threads.y * grid->threads.z; }
   Fiber& me() { return static_cast<Fiber&>(*current); }
-  Team& team() { return teams[current->block->rank]; }
+  Group& group() { return *current->block->group; }
+  Team& team() { return group().teams[current->block->rank]; }
+  Fiber& of_block(unsigned i) { return group().fibers[current->block->rank * block_threads() + i]; }
 };
 extern Machine machine;
 
 void wait_as(State state, Site site);  // until another thread makes this one ready
+bool complete_block_barrier();         // if all of the block that live have arrived
 void complete_cluster_barrier();       // if all that live have arrived
+void complete_exchanges();             // of this thread's warp, likewise
+
+// ---- Turns. ----------------------------------------------------------------------------------------------------------------
+
+void prepare(Fiber& f);  // to begin the kernel
+void resume(Fiber& f);   // until it waits
+std::string where(const Fiber&);
+
+// Signals while a launch runs: a crash in a thread ends the launch, a thread that runs on and on is interrupted so that others
+// have their turn, Ctrl-C ends the launch.                                                                    (bodies: signals.cpp)
+struct Signals {
+  Signals();
+  ~Signals();
+};
+struct Interrupted : std::exception {
+  const char* what() const noexcept override { return "interrupted"; }
+};
+void on_step(int, siginfo_t*, void* context);  // after each instruction of a conversion                  (casts.cpp)
+bool ctrl_c();                                 // pressed since the launch began
+void turn_begins();
+double seconds_used();  // by this CPU thread
 
 }  // namespace hetkern::emulation

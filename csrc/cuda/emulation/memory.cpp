@@ -1,6 +1,9 @@
 // Shared memory, asynchronous copies, failing.                                                                (words: memory.h)
 #include "memory.h"
 
+#include <sys/mman.h>
+
+#include <algorithm>
 #include <cstdarg>
 #include <cstdint>
 #include <cstdio>
@@ -26,11 +29,45 @@ void fill_with_nan(char* p, size_t bytes) { std::memset(p, 0xff, bytes); }
 
 }  // namespace
 
-void begin_block(Block& block, size_t bytes) {
+#ifdef HETKERN_EMULATION_ADDRESS
+namespace {
+
+// Blocks' memories lie far apart under AddressSanitizer, with nothing between: an index far too large meets no other block's.
+constexpr size_t kApart = size_t{1} << 36, kMost = 256 << 10;
+std::vector<char*> places;
+
+char* place_of(unsigned number, size_t bytes) {
+  if (places.size() <= number) places.resize(number + 1);
+  char*& at = places[number];
+  if (!at) {
+    void* const p = mmap(nullptr, kApart, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p == MAP_FAILED) throw std::bad_alloc();
+    at = static_cast<char*>(p) + kApart / 2;
+    mprotect(at - 4096, kMost + 8192, PROT_READ | PROT_WRITE);
+    __asan_poison_memory_region(at - 4096, kMost + 8192);
+  }
+  __asan_unpoison_memory_region(at, bytes);
+  return at;
+}
+
+}  // namespace
+#endif
+
+void begin_block(Block& block, size_t bytes, [[maybe_unused]] unsigned place) {
+  block.shared = nullptr;
+  if (bytes == 0) return;
+#ifdef HETKERN_EMULATION_ADDRESS
+  block.shared = place_of(place, bytes);
+#else
   void* p = nullptr;
-  if (bytes && posix_memalign(&p, 1024, bytes)) throw std::bad_alloc();
+  if (posix_memalign(&p, 1024, bytes)) throw std::bad_alloc();
   block.shared = static_cast<char*>(p);
-  if (bytes) fill_with_nan(block.shared, bytes);
+#endif
+  UndefinedValues& u = undefined_values;
+  if (!u.allowed) return fill_with_nan(block.shared, bytes);
+  u.shared = true;
+  for (size_t i = 0; i < bytes; i += sizeof u.fill)
+    std::memcpy(block.shared + i, u.fill, std::min(bytes - i, sizeof u.fill));
 }
 
 void end_block(Block& block, size_t bytes, bool peers_live) {
@@ -39,15 +76,18 @@ void end_block(Block& block, size_t bytes, bool peers_live) {
   Quiet quiet;
   fill_with_nan(block.shared, bytes);
 #ifdef HETKERN_EMULATION_ADDRESS
-  ASAN_POISON_MEMORY_REGION(block.shared, bytes);
+  __asan_poison_memory_region(block.shared, bytes);
 #endif
 }
 
 void release_block(Block& block) {
+  if (!block.shared) return;
+  forget_barriers(block.shared, grid->shared_bytes);
 #ifdef HETKERN_EMULATION_ADDRESS
-  ASAN_UNPOISON_MEMORY_REGION(block.shared, grid->shared_bytes);
-#endif
+  __asan_poison_memory_region(block.shared, grid->shared_bytes);
+#else
   std::free(block.shared);
+#endif
   block.shared = nullptr;
 }
 
@@ -115,6 +155,7 @@ void commit_copies() {
 }
 
 void wait_copies(unsigned pending) {
+  Quiet all;
   Copies& c = mine();
   while (c.groups.size() > pending) {
     for (const Copy& copy : c.groups.front()) {
@@ -137,9 +178,8 @@ void check_shared(const void* p, unsigned bytes, const char* what, Site site) {
     fail(site, "%s: %u bytes at %p are not in this block's shared memory", what, bytes, p);
 }
 
-void forget_copies() {
-  copies.clear();
-  forget_barriers();
+void forget_copies(unsigned first, unsigned count) {
+  for (unsigned i = first; i < std::min<size_t>(first + count, copies.size()); ++i) copies[i] = {};
 }
 
 // ---- Failing. --------------------------------------------------------------------------------------------------------------
@@ -217,3 +257,13 @@ extern "C" [[noreturn]] void __ubsan_handle_type_mismatch_v1_abort(void* data, v
   std::abort();
 }
 #endif
+
+// assert in a kernel.
+extern "C" [[noreturn]] __attribute__((visibility("hidden"))) void __assert_fail(const char* expression,
+                                                                                 const char* file, unsigned line,
+                                                                                 const char* function) noexcept {
+  if (hetkern::emulation::current)
+    hetkern::emulation::fail({file, static_cast<int>(line)}, "assertion `%s' failed", expression);
+  std::fprintf(stderr, "%s:%u: %s: assertion `%s' failed\n", file, line, function, expression);
+  std::abort();
+}

@@ -16,7 +16,8 @@ void* shared_memory(size_t bytes);
 void* map_shared(const void* mine, unsigned rank, Site site);
 
 // For the scheduler: before a block's first thread, after its last one, and once its cluster has ended.
-void begin_block(Block& block, size_t bytes);
+// `place`: a number that it shares with no block that runs beside it.
+void begin_block(Block& block, size_t bytes, unsigned place);
 void end_block(Block& block, size_t bytes, bool peers_live);
 void release_block(Block& block);
 
@@ -27,7 +28,7 @@ void begin_copy_async(void* shared, const void* value, unsigned bytes, Site site
 void commit_copies();
 void wait_copies(unsigned pending);
 
-void forget_copies();  // of blocks that have ended, and their barriers
+void forget_copies(unsigned first, unsigned count);  // of threads that have ended, by their numbers
 
 void check_aligned(const void* p, unsigned bytes, Site site);
 void check_shared(const void* p, unsigned bytes, const char* what, Site site);  // of this block

@@ -181,6 +181,7 @@ inline unsigned add_acquire_release(unsigned* p, unsigned value) {
 inline unsigned load_acquire(const unsigned* p) {
   const unsigned value = __atomic_load_n(p, __ATOMIC_RELAXED);
   emulation::order_acquire(p);
+  emulation::polled(p);
   return value;
 }
 

@@ -14,6 +14,7 @@ extern "C" {
 void* __tsan_create_fiber(unsigned flags);
 void __tsan_switch_to_fiber(void* fiber, unsigned flags);
 void* __tsan_get_current_fiber();
+void __tsan_set_fiber_name(void* fiber, const char* name);
 void __tsan_acquire(void* address);
 void __tsan_release(void* address);
 void __tsan_func_entry(void* caller);
@@ -35,6 +36,9 @@ constexpr bool kThread = true;
 constexpr bool kThread = false;
 #endif
 
+// How many Quiets the running thread is inside: the machine's own doing, in which no thread is interrupted (signals.cpp).
+inline int quiet_depth = 0;
+
 // A stack, and what the sanitizer keeps of it.
 struct Stack {
   void* pointer = nullptr;  // where it was left
@@ -47,6 +51,10 @@ struct Stack {
 
 inline void* new_identity() { return __tsan_create_fiber(0); }
 inline void created(Stack&) {}
+template <class Name>
+inline void name(Stack& s, Name name) {  // for reports
+  __tsan_set_fiber_name(s.state, name().c_str());
+}
 inline void adopt(Stack& s) { s.state = __tsan_get_current_fiber(); }
 inline void leaving(Stack&, Stack& to, bool) { __tsan_switch_to_fiber(to.state, 1); }  // 1: orders nothing
 inline void arrived(Stack&, Stack*) {}
@@ -64,8 +72,8 @@ inline void read(const void* p, size_t bytes, void* caller) {
 }
 // Within it, calls that TSan intercepts (memcpy, free, …) count for nothing.
 struct Quiet {
-  Quiet() { AnnotateIgnoreReadsBegin("", 0), AnnotateIgnoreWritesBegin("", 0); }
-  ~Quiet() { AnnotateIgnoreWritesEnd("", 0), AnnotateIgnoreReadsEnd("", 0); }
+  Quiet() { ++quiet_depth, AnnotateIgnoreReadsBegin("", 0), AnnotateIgnoreWritesBegin("", 0); }
+  ~Quiet() { AnnotateIgnoreWritesEnd("", 0), AnnotateIgnoreReadsEnd("", 0), --quiet_depth; }
 };
 
 #else
@@ -87,6 +95,8 @@ inline void created(Stack&) {}
 inline void leaving(Stack&, Stack&, bool) {}
 inline void arrived(Stack&, Stack*) {}
 #endif
+template <class Name>
+inline void name(Stack&, Name) {}
 inline void* new_identity() { return nullptr; }
 inline void adopt(Stack&) {}
 inline void release(const void*) {}
@@ -94,7 +104,8 @@ inline void acquire(const void*) {}
 inline void written(void*, size_t, void*) {}
 inline void read(const void*, size_t, void*) {}
 struct Quiet {
-  Quiet() {}
+  Quiet() { ++quiet_depth; }
+  ~Quiet() { --quiet_depth; }
 };
 
 #endif

@@ -83,12 +83,14 @@ std::unordered_map<Key, unsigned, Hash> passes;       // likewise: by thread ins
 Range parameters, host_stack;
 bool busy = false;  // the containers are instrumented, too, where the linker took the kernels' copies
 
+struct Busy {
+  Busy() { busy = true; }
+  ~Busy() { busy = false; }
+};
+
 void count(const void* instruction, const void* p, unsigned bytes, bool store) {
   if (!current || busy) return;
-  struct Busy {
-    Busy() { busy = true; }
-    ~Busy() { busy = false; }
-  } here;
+  const Busy here;
   Memory memory = Memory::global;
   unsigned owner = 0;
   for (unsigned rank = 0; rank < grid->cluster; ++rank) {
@@ -118,7 +120,68 @@ struct Half {
 std::vector<Half> halves;  // within a OneWord, which switches to no other thread
 unsigned words_open = 0;
 
+// ---- Packs: fields of one aligned pack that a thread takes with nothing between are one access, as nvcc makes it. --------------
+
+std::set<size_t> pack_instructions;  // which they are only the source tells: by offset
+struct Field {
+  const void* instruction;
+  uintptr_t address;
+  unsigned bytes;
+};
+std::vector<Field> fields;  // of the thread that runs, which stores (or else loads) them
+bool fields_stored = false;
+
+void flush_fields() {
+  std::vector<Field> taken;
+  taken.swap(fields);
+  std::map<uintptr_t, std::vector<Field>> units;
+  for (const Field& f : taken) units[f.address / 16].push_back(f);
+  for (auto& [unit, parts] : units) {
+    unsigned covered = 0;  // a bit for each byte
+    for (const Field& f : parts) covered |= ((1u << f.bytes) - 1) << f.address % 16;
+    for (const unsigned width : {16u, 8u, 4u})
+      for (unsigned at = 0; at < 16; at += width) {
+        const unsigned bits = ((1u << width) - 1) << at;
+        if ((covered & bits) != bits) continue;
+        const Field* first = nullptr;
+        for (Field& f : parts)
+          if (f.bytes && f.address % 16 >= at && f.address % 16 + f.bytes <= at + width) {
+            if (!first) first = &f;
+            if (first != &f) f.bytes = 0;
+          }
+        if (!first || first->bytes > width) continue;
+        count(first->instruction, reinterpret_cast<const void*>(unit * 16 + at), width, fields_stored);
+        const_cast<Field*>(first)->bytes = 0;
+      }
+    for (const Field& f : parts)
+      if (f.bytes) count(f.instruction, reinterpret_cast<const void*>(f.address), f.bytes, fields_stored);
+  }
+}
+
+bool field(const void* instruction, const void* p, unsigned bytes, bool store) {
+  if (pack_instructions.empty() || !current || busy) return false;
+  const auto offset = static_cast<size_t>(static_cast<const char*>(instruction) - __ehdr_start) - 1;
+  bool is_one;
+  {
+    const Busy here;
+    is_one = bytes < 16 && pack_instructions.count(offset);
+  }
+  if (!fields.empty() && (store || fields_stored) && (store != fields_stored || !is_one)) flush_fields();
+  if (!is_one) return false;
+  const auto address = reinterpret_cast<uintptr_t>(p);
+  for (const Field& f : fields)
+    if (f.address < address + bytes && address < f.address + f.bytes) {  // again: no field of the same access
+      flush_fields();
+      break;
+    }
+  const Busy here;
+  fields_stored = store;
+  fields.push_back({instruction, address, bytes});
+  return true;
+}
+
 void access(const void* instruction, const void* p, unsigned bytes, bool store) {
+  if (field(instruction, p, bytes, store)) return;
   if (words_open && bytes == 2 && current && !busy)
     halves.push_back({instruction, static_cast<const char*>(p), bytes, store});
   else
@@ -199,6 +262,17 @@ void watch(const char* name, const void* p, size_t bytes) {
 
 void read(const void* instruction, const void* p, size_t bytes) {
   count(instruction, p, static_cast<unsigned>(bytes), false);
+}
+
+void packs(const char* file) {
+  if (std::FILE* in = std::fopen(file, "r")) {
+    for (size_t offset; std::fscanf(in, "%zx", &offset) == 1;) pack_instructions.insert(offset);
+    std::fclose(in);
+  }
+}
+
+void thread_waits() {
+  if (!fields.empty()) flush_fields();
 }
 
 OneWord::OneWord() { ++words_open; }

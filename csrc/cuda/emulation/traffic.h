@@ -9,11 +9,15 @@ void begin_launch(const Grid& grid, const void* arguments, size_t argument_bytes
 void watch(const char* name, const void* p, size_t bytes);        // names a tensor; before or after the launch
 void read(const void* instruction, const void* p, size_t bytes);  // by the copy engine: one request
 void report(const char* file);                                    // writes what was counted, and forgets it
+void packs(const char* file);                                     // instructions that touch fields of packs, by offset
+void thread_waits();                                              // the one that runs
 #else
 inline void begin_launch(const Grid&, const void*, size_t) {}
 inline void watch(const char*, const void*, size_t) {}
 inline void read(const void*, const void*, size_t) {}
 inline void report(const char*) {}
+inline void packs(const char*) {}
+inline void thread_waits() {}
 #endif
 
 // While one lives, halves of an aligned word that the thread takes one after the other are one access: what CUDA's headers copy as

@@ -8,10 +8,13 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 from hetkern.testing.emulation.refused import refusals
+from hetkern.testing.emulation.rewriting import rewritten
+from hetkern.testing.emulation.whole_reports import keep_report
 
 
 class EmulationError(RuntimeError):
@@ -92,21 +95,34 @@ def _run(command: list[str | Path]) -> str:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise _failed(command, done.stderr or done.stdout)
-    return done.stdout
+    return done.stdout + done.stderr
 
 
 def _failed(command: list[str | Path], report: str) -> EmulationError:
-    return EmulationError(f"{' '.join(map(str, command))} failed:\n{report}")
+    """The errors, each with the line that it is about; all that was said stands in a file."""
+    lines = report.splitlines()
+    kept: list[str] = []
+    for i, line in enumerate(lines):
+        if re.search(r"error: |undefined reference|: error", line):
+            shown = [line, *(s for s in lines[i + 1 : i + 3] if re.match(r"\s+\d* ?\|", s))]
+            origin = next((s for s in lines[i:0:-1] if "required from here" in s), None)
+            kept += [*([origin] if origin and origin not in kept else []), *shown]
+    whole = keep_report(f"{' '.join(map(str, command))}\n{report}")
+    return EmulationError("\n".join([*(s[:400] for s in kept[:24] or lines[-8:]), whole]))
 
 
 def _cached(
-    name: str, parts: list[bytes], commands: list[list[str | Path]], wrapper: str = ""
+    name: str, parts: list[bytes], commands: list[list[str | Path]], text: str = ""
 ) -> Path:
-    """The file that the commands make in a folder of their own ({}), unless it is there already."""
+    """The file that the commands make in a folder of their own ({}), unless it is there already.
+
+    The text is there as text.ii; beside the file, "warnings" has what the commands said.
+    """
+    source = os.fsencode(text) if text.isascii() else text.encode(errors="surrogateescape")
     key = hashlib.sha256()
     for part in (
         *parts,
-        wrapper.encode(),
+        source,
         repr(commands).encode(),
         _version(),
         str(cuda_headers()).encode(),
@@ -116,10 +132,10 @@ def _cached(
     if not kept.exists():
         _cache().mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=_cache()) as folder:
-            Path(folder, "wrapper.cpp").write_text(wrapper)
-            for command in commands:
-                _run([str(word).replace("{}", folder) for word in command])
+            Path(folder, "text.ii").write_bytes(source)
+            said = [_run([str(w).replace("{}", folder) for w in command]) for command in commands]
             kept.parent.mkdir(exist_ok=True)
+            (kept.parent / "warnings").write_text("".join(said))
             os.replace(Path(folder) / name, kept)
     return kept
 
@@ -132,18 +148,24 @@ def _version() -> bytes:
 @functools.cache
 def _own_sources() -> bytes:
     files = sorted(
-        p for d in ("device", "emulation") for p in (own_headers() / "cuda" / d).iterdir()
+        p for d in ("device", "emulation") for p in (own_headers() / "cuda" / d).rglob("*.*")
     )
     return b"".join(p.name.encode() + p.read_bytes() for p in files if p.name != "table.cpp")
 
 
 def _front(flags: tuple[str, ...]) -> list[str | Path]:
-    headers = ("-I", own_headers(), "-isystem", cuda_headers())
+    # Ours of CUDA's names (cuda_fp16.h, cooperative_groups.h) come before CUDA's.
+    ours = own_headers() / "cuda" / "emulation" / "headers"
+    headers = ("-I", own_headers(), "-isystem", ours, "-isystem", cuda_headers())
     return [compiler(), *_COMMON, *flags, *map(str, headers)]
 
 
 def _compile(source: Path | str, to: str, flags: tuple[str, ...]) -> list[str | Path]:
     return [*_front(flags), "-c", source, "-o", to]
+
+
+#: Conversions out of range give what a GPU gives (csrc/cuda/emulation/casts.cpp).
+_CASTS = ("-fsanitize=float-cast-overflow", "-fsanitize-recover=float-cast-overflow")
 
 
 def _preprocessed(text: str, flags: tuple[str, ...]) -> bytes:
@@ -153,7 +175,8 @@ def _preprocessed(text: str, flags: tuple[str, ...]) -> bytes:
         EmulationError: a word is refused in the user's files, or the preprocessor fails.
     """
     # The working directory would stand in the text, which is the key that a build is kept by.
-    command = [*_front(flags), "-fno-working-directory", "-E", "-x", "c++", "-"]
+    marks = ("-DHETKERN_MARKS", "-fno-working-directory")
+    command = [*_front(flags), *marks, "-E", "-x", "c++", "-"]
     done = subprocess.run(command, input=os.fsencode(text), capture_output=True)
     # First the refusals: a refused header is often one that the compiler does not find either.
     refused = [
@@ -185,7 +208,7 @@ def _machine(kind: str) -> list[Path]:
     folder = own_headers() / "cuda" / "emulation"
     sources = (folder / "sources.txt").read_text().split()
     sources += ["traffic.cpp"] if kind == "traffic" else []
-    sources += ["driver.cpp"] if kind != "plain" else []
+    sources += ["foreign.cpp", "runtime.cpp", *(["driver.cpp"] if kind != "plain" else [])]
     flags = ("-O2", f"-DHETKERN_EMULATION_{KINDS[kind][2]}")
     return [
         _cached("object.o", [_own_sources()], [_compile(folder / s, "{}/object.o", flags)])
@@ -193,32 +216,72 @@ def _machine(kind: str) -> list[Path]:
     ]
 
 
-def build(source: Path, launcher: str, kind: str, flags: tuple[str, ...]) -> Path:
-    """A library ("plain") or else a program that runs the source's launcher.
+def build(source: Path, launchers: list[str], kind: str, flags: tuple[str, ...]) -> Path:
+    """A library ("plain") or else a program that runs any of the source's launchers.
+
+    What the compiler warns of goes to stderr, as from any compiler.
 
     Raises:
         EmulationError: a word is refused, or the compiler fails.
         NotImplementedError: the compiler or a header is missing.
     """
     kernel, link, _ = KINDS[kind]
-    wrapper = _WRAPPER.format(source=source.resolve(), launcher=launcher)
-    flags = (*kernel, "-Wall", "-Wno-unknown-pragmas", *flags)
-    preprocessed = _preprocessed(wrapper, flags)
+    wanted = f'#include "{source.resolve()}"\n\n#include "cuda/emulation/foreign.h"\n'
+    quiet = ("-Wall", "-Wno-unknown-pragmas", "-Wno-sign-compare")
+    flags = (*kernel, *_CASTS, *quiet, *gpu_flags(flags))
+    text = rewritten(_preprocessed(wanted, flags).decode(errors="surrogateescape"))
+    there = [name for name in launchers if re.search(rf"\b{name}\s*\(", text)]
+    text += _ENTRIES + "".join(_ENTRY.format(name) for name in there) + "{nullptr}};\n"
+    fast = str("-DHETKERN_FAST_MATH" in flags).lower()
+    text += _FAST_MATH.format(fast)
     name = "kernel.so" if kind == "plain" else "kernel"
+    front = [compiler(), *_COMMON, *flags, "-fpreprocessed", "-x", "c++"]
     commands: list[list[str | Path]] = [
-        _compile("{}/wrapper.cpp", "{}/kernel.o", flags),
+        [*front, "-c", "{}/text.ii", "-o", "{}/kernel.o"],
         [compiler(), *link, "{}/kernel.o", *_machine(kind), "-o", "{}/" + name],
     ]
-    return _cached(name, [preprocessed], commands, wrapper)
+    built = _cached(name, [], commands, text)
+    if built not in _told and (warnings := (built.parent / "warnings").read_text()):
+        print(warnings, file=sys.stderr, end="")
+    _told.add(built)
+    return built
 
 
-_WRAPPER = """#include "{source}"
-
-#include "cuda/emulation/foreign.h"
-
-#define VISIBLE extern "C" __attribute__((visibility("default")))
-VISIBLE const char* hetkern_parameters() {{ return hetkern::emulation::parameters(&{launcher}); }}
-VISIBLE int hetkern_call(const unsigned char* slots, char* error, size_t error_size) {{
-  return hetkern::emulation::call(&{launcher}, slots, error, error_size);
-}}
+#: The table that foreign.cpp looks launchers up in; the preprocessor has been there already.
+_ENTRIES = """
+extern "C" __attribute__((visibility("hidden"))) const hetkern::emulation::Entry
+    hetkern_launchers[] = {
 """
+_FAST_MATH = """extern "C" __attribute__((visibility("hidden"))) const bool hetkern_fast_math = {};
+"""
+_ENTRY = """    hetkern::emulation::entry<&::{0}>("{0}"),
+"""
+_told: set[Path] = set()
+
+
+@functools.cache
+def _has_fma() -> bool:
+    try:
+        return " fma " in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+
+
+def gpu_flags(flags: tuple[str, ...]) -> tuple[str, ...]:
+    """Nvcc's own flags as g++'s; others stay as they are.
+
+    As nvcc does, a product that feeds a sum is fused with it unless -fmad=false is given.
+    """
+    fused = ("-mfma", "-ffp-contract=fast") if _has_fma() else ()
+    kept: list[str] = []
+    for flag in flags:
+        bare = flag.lstrip("-")
+        if bare in ("fmad=false", "fmad=true"):
+            fused = fused if bare == "fmad=true" else ("-ffp-contract=off", "-DHETKERN_FMAD=0")
+        elif bare == "use_fast_math":
+            kept.append("-DHETKERN_FAST_MATH")
+        elif match := re.fullmatch(r"arch=(?:sm|compute)_(\d+)[af]?", bare):
+            kept.append(f"-DHETKERN_CUDA_ARCH={match[1]}0")
+        else:
+            kept.append(flag)
+    return (*fused, *kept)

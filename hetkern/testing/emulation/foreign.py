@@ -11,16 +11,22 @@ import os
 import re
 import struct
 import subprocess
+import sys
 import tempfile
 import warnings
 from pathlib import Path
 
 from torch import Tensor
 
+from hetkern.testing.emulation.arguments import Arguments, span
 from hetkern.testing.emulation.build import EmulationError, build
+from hetkern.testing.emulation.reports import of_address, of_thread, with_places
+from hetkern.testing.emulation.rewriting import closing
 from hetkern.testing.traffic.table import Traffic
 
 _ERRORS = {1: IndexError, 2: ValueError, 3: EmulationError}
+_CTRL_C = 4
+_MOST_KEPT = 1 << 29  #: bytes of results that are kept to compare them
 _FORMATS = {
     "bool": "?7x", "float32": "f4x", "float64": "d", "int8": "b7x", "int16": "h6x", "int32": "i4x",
     "int64": "q", "uint8": "B7x", "uint16": "H6x", "uint32": "I4x", "uint64": "Q",
@@ -63,15 +69,28 @@ def emulate_cuda(
         known = ", ".join(names) or "none"
         raise ValueError(f'{file}: launcher: wanted one of its extern "C" functions ({known})')
     kind = sanitize or ("traffic" if traffic else "plain")
-    return EmulatedKernel(file, launcher, names[launcher], kind, flags)
+    return EmulatedKernel(file, launcher, names, kind, flags)
+
+
+_COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.S)
+_FUNCTION = re.compile(r"^\s*(?:__host__\s+)?void\s+(\w+)\s*\(([^()]*)\)\s*\{", re.M)
 
 
 def _launchers(text: str) -> dict[str, list[str]]:
-    """The file's extern "C" functions, and their parameters' names."""
-    found = re.finditer(r'extern\s*"C"\s+void\s+(\w+)\s*\(([^)]*)\)', text)
+    """The file's extern "C" functions that are no kernels, and their parameters' names."""
+    code = _COMMENT.sub(" ", text)
+    found = [
+        (m[1], m[2])
+        for m in re.finditer(r'extern\s*"C"\s+(?:__host__\s+)?void\s+(\w+)\s*\(([^()]*)\)', code)
+    ]
+    for block in re.finditer(r'extern\s*"C"\s*\{', code):
+        inside = code[block.end() - 1 : closing(code, block.end() - 1)]
+        found += [(m[1], m[2]) for m in _FUNCTION.finditer(inside, 1)]
     return {
-        m[1]: [re.sub(r"=.*", "", p).split()[-1].strip("*& ") for p in m[2].split(",") if p.strip()]
-        for m in found
+        name: [
+            re.sub(r"=.*", "", p).split()[-1].strip("*& ") for p in given.split(",") if p.strip()
+        ]
+        for name, given in found
     }
 
 
@@ -84,21 +103,28 @@ class EmulatedKernel:
     """
 
     def __init__(
-        self, file: Path, launcher: str, names: list[str], kind: str, flags: tuple[str, ...]
+        self,
+        file: Path,
+        launcher: str,
+        launchers: dict[str, list[str]],
+        kind: str,
+        flags: tuple[str, ...],
     ) -> None:
         self.kind = kind
         self._launcher = launcher
-        self._names = names
-        built = build(file, launcher, kind, flags)
+        self._names = launchers[launcher]
+        self._program = built = build(file, list(launchers), kind, flags)
         self._library = ctypes.CDLL(str(built)) if kind == "plain" else None
-        self._program = built
         if self._library:
             self._library.hetkern_parameters.restype = ctypes.c_char_p
-            described = self._library.hetkern_parameters().decode()
+            self._library.hetkern_undefined.restype = ctypes.c_ulong
+            described = (self._library.hetkern_parameters(launcher.encode()) or b"").decode()
         else:
             described = subprocess.run(
-                [built, "--parameters"], capture_output=True, text=True, check=True
+                [built, launcher, "--parameters"], capture_output=True, text=True, check=True
             ).stdout
+        if not described:
+            raise ValueError(f"{file}: launcher: the compiler has seen no {launcher}")
         self.parameters: list[str] = described.split("\n")[:-1]
 
     def __call__(self, *args: object) -> Traffic | None:
@@ -112,12 +138,68 @@ class EmulatedKernel:
         ]
         slots.append(bytes(8))
         if self._library:
-            error = ctypes.create_string_buffer(4096)
-            kind = self._library.hetkern_call(b"".join(slots), error, ctypes.c_size_t(len(error)))
-            if kind:
-                raise _ERRORS[kind](error.value.decode())
+            self._in_this_process(args, b"".join(slots))
             return None
         return self._in_a_child(args, slots)
+
+    def _where(
+        self, args: tuple[object, ...], addresses: list[int]
+    ) -> list[tuple[str, Tensor, int]]:
+        return [
+            (name, value, at)
+            for name, value, at in zip(self._names, args, addresses, strict=False)
+            if isinstance(value, Tensor)
+        ]
+
+    def _run(self, args: tuple[object, ...], slots: bytes, fill: int) -> None:
+        assert self._library is not None
+        error = ctypes.create_string_buffer(4096)
+        size = ctypes.c_size_t(len(error))
+        kind = self._library.hetkern_call(self._launcher.encode(), slots, fill, error, size)
+        if kind == _CTRL_C:
+            raise KeyboardInterrupt
+        if kind:
+            where = self._where(args, [t.data_ptr() if isinstance(t, Tensor) else 0 for t in args])
+            said = error.value.decode(errors="replace")
+            raise _ERRORS[kind](with_places(said, self._program, where))
+
+    def _in_this_process(self, args: tuple[object, ...], slots: bytes) -> None:
+        """One run, and more where a shuffle gave values that CUDA leaves undefined.
+
+        A right kernel may take such values, and does not use them: its results are the same
+        whatever they are.
+        """
+        assert self._library is not None
+        spans = [
+            span(value)
+            for value, parameter in zip(args, self.parameters, strict=False)
+            if isinstance(value, Tensor) and " const" not in parameter
+        ]
+        checked = sum(size for _, size in spans) <= _MOST_KEPT
+        before = [ctypes.string_at(*where) for where in spans] if checked else []
+        self._run(args, slots, 0)
+        place = ctypes.create_string_buffer(512)
+        if not self._library.hetkern_undefined(place, ctypes.c_size_t(len(place))):
+            return
+        what = (
+            "a value that a shuffle takes from a lane outside its mask, or from one that has "
+            f"returned, where CUDA gives none [{place.value.decode(errors='replace')}]"
+        )
+        if not checked:
+            warnings.warn(f"{self._launcher}: takes {what}", RuntimeWarning, stacklevel=4)
+            return
+        results = [ctypes.string_at(*where) for where in spans]
+
+        def same_again(fill: int) -> bool:
+            for (start, size), was in zip(spans, before, strict=True):
+                ctypes.memmove(start, was, size)
+            self._run(args, slots, fill)
+            return [ctypes.string_at(*where) for where in spans] == results
+
+        for fill in range(1, 4):
+            # What is never the same may depend on a clock.
+            if not same_again(fill) and same_again(0):
+                raise EmulationError(f"{self._launcher}: the results depend on {what}")
 
     def _slot(self, name: str, parameter: str, value: object) -> bytes:
         what = f"{self._launcher}: {name}"
@@ -140,71 +222,60 @@ class EmulatedKernel:
         except struct.error as error:
             raise ValueError(f"{what}: {value} is no {parameter}: {error}") from None
 
+    def _child(self, folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+        """Run the program; what a run will cost is told at once, the rest when it has ended."""
+        command: list[str | Path] = [self._program, self._launcher, folder]
+        said: list[str] = []
+        with (
+            open(folder / "stdout", "w") as out,
+            subprocess.Popen(
+                command, stdout=out, stderr=subprocess.PIPE, text=True, env=environment
+            ) as process,
+        ):
+            assert process.stderr is not None
+            for line in process.stderr:
+                if line.startswith("hetkern: cost of"):
+                    print(line, end="", file=sys.stderr, flush=True)
+                else:
+                    said.append(line)
+        shown = (folder / "stdout").read_text(errors="replace")
+        return subprocess.CompletedProcess(command, process.returncode, shown, "".join(said))
+
     def _in_a_child(self, args: tuple[object, ...], slots: list[bytes]) -> Traffic | None:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            tensors, same = _write_arguments(folder, self._names, args, slots)
+            arguments = Arguments(folder, self._names, args, slots)
+            ours = "handle_segv=0:handle_sigbus=0:handle_sigfpe=0:handle_sigill=0"
             environment = {
                 **os.environ,
-                "ASAN_OPTIONS": "detect_leaks=0",  # threads stop where a check fails
-                "TSAN_OPTIONS": "halt_on_error=1 exitcode=66",
+                "ASAN_OPTIONS": f"detect_leaks=0:{ours}",  # threads stop where a check fails
+                "TSAN_OPTIONS": f"halt_on_error=1:exitcode=66:{ours}",
                 "UBSAN_OPTIONS": "print_stacktrace=1",
             }
-            done = subprocess.run(
-                [self._program, folder], capture_output=True, text=True, env=environment
-            )
+            done = self._child(folder, environment)
+            if self.kind == "traffic" and done.returncode == 0:
+                counts = folder / "traffic"
+                if packs := Traffic.packs_in(counts, self._program):
+                    (folder / "packs").write_text("\n".join(packs))
+                    Arguments(folder, self._names, args, slots)
+                    done = self._child(folder, environment)
+            print(done.stdout, end="", flush=True)
+            addresses = [int(a, 16) for a in (folder / "places").read_text().split()]
+            where = self._where(args, addresses)
             if done.returncode or "WARNING: ThreadSanitizer" in done.stderr:
-                report = "\n".join(done.stderr.strip().splitlines()[:80])
-                raise EmulationError(f"{self._launcher}: {self.kind}:\n{report}")
+                raw = done.stderr.strip() or f"the process ended with status {done.returncode}"
+                if self.kind == "thread":
+                    said = of_thread(raw, where)
+                else:
+                    said = of_address(folder, raw, self._program, where)
+                raise EmulationError(f"{self._launcher}: {self.kind}: {said}")
             if (error := folder / "error").exists():
                 kind, text = error.read_text().split(" ", 1)
-                raise _ERRORS[int(kind)](text)
+                raise _ERRORS[int(kind)](with_places(text, self._program, where))
             for line in done.stderr.splitlines():
                 if line.startswith("hetkern: launch of"):  # a check that has seen less than all
                     warnings.warn(f"{self._launcher}: {line}", RuntimeWarning, stacklevel=3)
-            written = {same.get(i, i) for i, p in enumerate(self.parameters) if " const" not in p}
-            for i, (tensor, size) in tensors.items():
-                if i in written:
-                    ctypes.memmove(tensor.data_ptr(), (folder / f"{i}.bin").read_bytes(), size)
+            arguments.bring_back({i for i, p in enumerate(self.parameters) if " const" not in p})
             if self.kind == "traffic":
                 return Traffic.read_from(folder / "traffic", self._program)
         return None
-
-
-def _write_arguments(
-    folder: Path, names: list[str], args: tuple[object, ...], slots: list[bytes]
-) -> tuple[dict[int, tuple[Tensor, int]], dict[int, int]]:
-    """What the driver reads (csrc/cuda/emulation/driver.cpp).
-
-    Returns:
-        Each tensor and its bytes by the position where it came first; and for a position where it
-        came again, that first one.
-    """
-    lines: list[str] = []
-    tensors: dict[int, tuple[Tensor, int]] = {}
-    again: dict[int, int] = {}
-    for i, slot in enumerate(slots):
-        value = args[i] if i < len(args) else None
-        if not isinstance(value, Tensor):
-            lines.append(f"value {int.from_bytes(slot, 'little'):x}")
-            continue
-        spans = ((s - 1) * step for s, step in zip(value.shape, value.stride(), strict=True))
-        size = (sum(spans) + 1) * value.element_size() if value.numel() else 0
-        start = value.data_ptr()
-        same = next(
-            (j for j, (t, n) in tensors.items() if (t.data_ptr(), n) == (start, size)), None
-        )
-        if same is not None:
-            lines.append(f"same {same}")
-            again[i] = same
-            continue
-        for j, (t, n) in tensors.items():
-            if start < t.data_ptr() + n and t.data_ptr() < start + size:
-                raise ValueError(f"{names[i]} and {names[j]} overlap without being the same")
-        tensors[i] = value, size
-        (folder / f"{i}.bin").write_bytes(ctypes.string_at(start, size))
-        # A GPU's allocations begin at multiples of 256, torch's on the CPU at multiples of 64.
-        align = 0 if start % 64 == 0 else start % 64
-        lines.append(f"tensor {names[i]} {i}.bin {size} {align}")
-    (folder / "arguments").write_text("\n".join(lines) + "\n")
-    return tensors, again

@@ -27,7 +27,11 @@ REFUSED = (
     (r"\b(asm|__asm__|__asm)\b", "asm", _PTX),
     (r"\bcub\s*::", "CUB", "write the reduction out with shuffles"),
     (r"\bthrust\s*::", "Thrust", "write a kernel"),
-    (r"\bcooperative_groups\b", "cooperative groups", _CLASSES),
+    (
+        r"\b(coalesced_threads|coalesced_group|labeled_partition|binary_partition)\b",
+        "coalesced groups",
+        "which lanes run together only a GPU decides; name them, or use cg::tiled_partition",
+    ),
     (r"\b(nvcuda\s*::\s*)?wmma\s*::", "wmma", _PTX),
     (r"\bcuda\s*::\s*(barrier|pipeline|memcpy_async|atomic\w*|ptx)\b", "libcu++", _CLASSES),
     (r"\b__cluster_dims__\b", "__cluster_dims__", "launch with HETKERN_LAUNCH_CLUSTER"),
@@ -35,7 +39,8 @@ REFUSED = (
     (r"\b__activemask\b", "__activemask", "name the lanes that take part"),
 )
 _HEADERS = (
-    r"#\s*include\s*<(cub/|thrust/|cooperative_groups|mma\.h|cuda/(?!device/|emulation/))[^>]*>"
+    r"#\s*include\s*<(cub/|thrust/|cooperative_groups/(?!reduce\.h|scan\.h)|mma\.h"
+    r"|cuda/(?!device/|emulation/))[^>]*>"
 )
 _NOISE = re.compile(r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"', re.S)
 

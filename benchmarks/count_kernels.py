@@ -1,0 +1,222 @@
+"""How many of other people's CUDA kernels the emulation compiles.
+
+    python benchmarks/count_kernels.py FOLDER [-I FOLDER]... [--arch 60] [--why]
+
+Each ``.cu`` file of the folder is copied to a temporary folder, with what the emulation wants
+written otherwise: ``k<<<…>>>(…)`` as HETKERN_LAUNCH, ``__shared__`` arrays as memory of the block.
+A kernel counts if no error of g++ and no refused word lies in it, in device code of its file, or in
+a header; host code around it may use what is not here (cuBLAS, torch).
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import functools
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from hetkern.testing.emulation import build, refused
+from hetkern.testing.emulation.rewriting import closing
+
+_NOISE = re.compile(r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])\'', re.S)
+_FUNCTION = re.compile(r"\b([A-Za-z_]\w*)\s*(?:<[^<>;{}]*>)?\s*\(")
+_LATE = "KERNELS_COUNTED"
+_HEAD = f"""#include "cuda/device/launch.cuh"
+#include <cuda_fp16.h>
+#include <cuda_bf16.h>
+#define {_LATE}_SHARED static
+template <class T> T* {_LATE}_dynamic() {{
+  return static_cast<T*>(::hetkern::emulation::shared_memory(0));
+}}
+"""
+
+
+#: What host code declares with headers that may not be here.
+_STUBS = {
+    "cublas_v2.h": "#pragma once\ntypedef int cublasStatus_t, cublasMath_t, cublasComputeType_t;\n"
+    "typedef void* cublasHandle_t;\n",
+    "cuda.h": "#pragma once\ntypedef int CUresult, CUdevice;\n",
+}
+
+
+def without_noise(text: str) -> str:
+    """The text without comments and literals, each place where it was."""
+    return _NOISE.sub(lambda m: re.sub(r"[^\n]", " ", m[0]), text)
+
+
+def rewritten(text: str) -> str:
+    """The file as the emulation wants it, line by line the same."""
+    text = re.sub(
+        r"extern\s+__shared__\s+(?:__align__\s*\(\s*\w+\s*\)\s*|alignas\s*\(\s*\w+\s*\)\s*)?"
+        r"((?:unsigned\s+|const\s+|volatile\s+)*[\w:]+)\s+(?:__align__\s*\(\s*\w+\s*\)\s*)?"
+        r"(\w+)\s*\[\s*\]\s*;",
+        rf"\1* \2 = {_LATE}_dynamic<\1>();",
+        text,
+    )
+    text = re.sub(r"\b__shared__\b", f"{_LATE}_SHARED", text)
+    text = re.sub(r"\b__threadfence(_block|_system)?\s*\(\s*\)", "__syncwarp()", text)
+    while "<<<" in text and (launched := _with_macro(text)) is not None:
+        text = launched
+    return text
+
+
+def _with_macro(text: str) -> str | None:
+    """The first k<<<…>>>(…) as HETKERN_LAUNCH((k), …)."""
+    at = text.index("<<<")
+    end = text.find(">>>", at)
+    call = re.compile(r"\s*\(").match(text, end + 3) if end >= 0 else None
+    start = at
+    depth = 0
+    while start and (depth or re.match(r"[\w:>\s]", text[start - 1])):
+        start -= 1
+        depth += (text[start] == ">") - (text[start] == "<")
+        if not depth and text[start].isspace() and not re.match(r"\s*(<|$)", text[start:at]):
+            break
+    kernel = text[start:at].strip()
+    if not call or not kernel:
+        return text[:at] + "//" + text[at + 3 :]
+    try:
+        past = closing(text, call.end() - 1)
+    except ValueError:
+        return None
+    given = _split(text[at + 3 : end])
+    given += ["0"] * (4 - len(given))
+    arguments = text[call.end() : past - 1]
+    comma = ", " if arguments.strip() else ""
+    return (
+        f"{text[:start]} HETKERN_LAUNCH(({kernel}), {', '.join(given)}{comma}{arguments})"
+        + text[past:]
+    )
+
+
+def _split(text: str) -> list[str]:
+    """At the commas outside of brackets."""
+    parts, depth = [""], 0
+    for c in text:
+        depth += (c in "([{<") - (c in ")]}>")
+        if c == "," and depth <= 0:
+            parts.append("")
+        else:
+            parts[-1] += c
+    return parts
+
+
+def functions(code: str) -> list[tuple[int, int, str, str]]:
+    """First and last line, kind (kernel, device, host) and name of each function with a body."""
+    found, i = [], 0
+    line = lambda at: code.count("\n", 0, at) + 1  # noqa: E731
+    while match := _FUNCTION.search(code, i):
+        i = match.end()
+        try:
+            end = closing(code, match.end() - 1)
+        except ValueError:
+            break
+        body = re.compile(r"\s*(?:const|noexcept|override|\s)*\{").match(code, end)
+        if not body or match[1] in ("if", "for", "while", "switch", "catch", "__launch_bounds__"):
+            if match[1] in ("__launch_bounds__", "__align__", "alignas"):
+                i = end
+            continue
+        start = max(code.rfind(c, 0, match.start()) for c in ";}{") + 1
+        head = code[start : match.start()]
+        try:
+            past = closing(code, body.end() - 1)
+        except ValueError:
+            break
+        kind = "kernel" if "__global__" in head else "device" if "__device__" in head else "host"
+        found.append((line(start), line(past), kind, match[1]))
+        i = past
+    return found
+
+
+@functools.cache
+def functions_of(name: str) -> list[tuple[int, int, str, str]]:
+    """Those of a header."""
+    try:
+        return functions(without_noise(Path(name).read_text(errors="replace")))
+    except OSError:
+        return []
+
+
+def errors_of(file: Path, flags: list[str], stubs: Path) -> list[tuple[str, int, str]]:
+    """File, line and text of each error; a header that is not there is an empty one."""
+    base = (*build._CASTS, "-fsyntax-only", "-fmax-errors=0", "-w", *build.gpu_flags(tuple(flags)))
+    command = [*map(str, build._front(base)), "-I", str(stubs), "-x", "c++", str(file)]
+    for _ in range(20):
+        said = subprocess.run(command, capture_output=True, text=True, errors="replace").stderr
+        missing = re.search(r"fatal error: (\S+): No such file", said)
+        if not missing or missing[1].startswith(("/", "..")):
+            break
+        (stubs / missing[1]).parent.mkdir(parents=True, exist_ok=True)
+        (stubs / missing[1]).write_text(_STUBS.get(missing[1], ""))
+    return [
+        (m[1], int(m[2]), m[3])
+        for m in re.finditer(r"^(\S+?):(\d+):(?:\d+:)? (?:fatal )?error: (.*)$", said, re.M)
+    ]
+
+
+def count(
+    file: Path, flags: list[str], work: Path, why: collections.Counter[str]
+) -> tuple[int, int]:
+    """How many of a file's kernels compile, and how many it has."""
+    text = file.read_text(errors="replace")
+    code = without_noise(text)
+    known = functions(code)
+    kernels = [f for f in known if f[2] == "kernel"]
+    if not kernels:
+        return 0, 0
+    copy = work / f"{file.stem}.cu"
+    copy.write_text(f'{_HEAD}#line 1 "{file}"\n{rewritten(text)}')
+    found = errors_of(copy, ["-I", str(file.parent), *flags], work / "stubs")
+    for said in refused.refusals(re.sub(r"<<<|__shared__|__threadfence\w*", " ", code), str(file)):
+        _, number, reason = said.split(":", 2)
+        found.append((str(file), int(number), reason.strip()))
+    shared, own = [], collections.defaultdict(list)
+    for name, number, said in found:
+        if name.endswith("cuda/device/launch.cuh"):  # a launch, which is host code
+            continue
+        there = known if name == str(file) else functions_of(name)
+        inside = [f for f in there if f[0] <= number <= f[1]]
+        if inside and inside[0] in kernels:
+            own[inside[0]].append(said)
+        elif not inside or inside[0][2] != "host":
+            shared.append(f"{Path(name).name}: {said}")
+    good = 0
+    for kernel in kernels:
+        reasons = own[kernel] or shared
+        good += not reasons
+        if reasons:
+            why[reasons[0][:110]] += 1
+    return good, len(kernels)
+
+
+def main() -> None:
+    """Print the counts, and with --why the first reason of each that does not compile."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("-I", dest="include", action="append", default=[])
+    parser.add_argument("--arch", help="compute capability that __CUDA_ARCH__ tells, such as 60")
+    parser.add_argument("--why", action="store_true")
+    given = parser.parse_args()
+    flags = [word for folder in given.include for word in ("-I", folder)]
+    flags += [f"-arch=sm_{given.arch}"] if given.arch else []
+    why: collections.Counter[str] = collections.Counter()
+    good = all_of_them = 0
+    with tempfile.TemporaryDirectory() as name:
+        (Path(name) / "stubs").mkdir()
+        for file in sorted(given.folder.rglob("*.cu")):
+            ran, had = count(file.resolve(), flags, Path(name), why)
+            good, all_of_them = good + ran, all_of_them + had
+            if had and ran < had:
+                print(f"{file.relative_to(given.folder)}: {ran} of {had}", file=sys.stderr)
+    print(f"{given.folder.name}: {good} of {all_of_them} kernels compile")
+    if given.why:
+        for reason, times in why.most_common(25):
+            print(f"{times:5d}  {reason}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,303 @@
+// Words that most public kernels use: loads with hints, bits, warp reductions, intrinsics, half arithmetic.     (part of cuda_words.h)
+//
+// The half ones are templates, so that __half stays unknown where the file does not include cuda_fp16.h, as under nvcc.
+#pragma once
+
+// ---- min and max: of floats a NaN on either side is dropped; mixed types as CUDA mixes them. -------------------------------
+
+inline float min(float a, float b) { return std::fmin(a, b); }
+inline float max(float a, float b) { return std::fmax(a, b); }
+inline double min(double a, double b) { return std::fmin(a, b); }
+inline double max(double a, double b) { return std::fmax(a, b); }
+inline double min(float a, double b) { return std::fmin(static_cast<double>(a), b); }
+inline double max(float a, double b) { return std::fmax(static_cast<double>(a), b); }
+inline double min(double a, float b) { return std::fmin(a, static_cast<double>(b)); }
+inline double max(double a, float b) { return std::fmax(a, static_cast<double>(b)); }
+#define HETKERN_MIN_MAX(R, A, B)                                                                                      \
+  constexpr R min(A a, B b) { return static_cast<R>(a) < static_cast<R>(b) ? static_cast<R>(a) : static_cast<R>(b); } \
+  constexpr R max(A a, B b) { return static_cast<R>(a) < static_cast<R>(b) ? static_cast<R>(b) : static_cast<R>(a); }
+#define HETKERN_MIN_MAX_OF(S, U) \
+  HETKERN_MIN_MAX(S, S, S)       \
+  HETKERN_MIN_MAX(U, U, U)       \
+  HETKERN_MIN_MAX(U, S, U)       \
+  HETKERN_MIN_MAX(U, U, S)
+HETKERN_MIN_MAX_OF(int, unsigned)
+HETKERN_MIN_MAX_OF(long, unsigned long)
+HETKERN_MIN_MAX_OF(long long, unsigned long long)
+#undef HETKERN_MIN_MAX_OF
+#undef HETKERN_MIN_MAX
+
+// ---- Loads and stores with a cache hint. -----------------------------------------------------------------------------------
+
+#define HETKERN_LOAD(name)    \
+  template <class T>          \
+  inline T name(const T* p) { \
+    return *p;                \
+  }
+HETKERN_LOAD(__ldg)
+HETKERN_LOAD(__ldcg)
+HETKERN_LOAD(__ldca)
+HETKERN_LOAD(__ldcs)
+HETKERN_LOAD(__ldlu)
+HETKERN_LOAD(__ldcv)
+#undef HETKERN_LOAD
+#define HETKERN_STORE(name)                             \
+  template <class T>                                    \
+  inline void name(T* p, std::common_type_t<T> value) { \
+    *p = value;                                         \
+  }
+HETKERN_STORE(__stwb)
+HETKERN_STORE(__stcg)
+HETKERN_STORE(__stcs)
+HETKERN_STORE(__stwt)
+#undef HETKERN_STORE
+
+// ---- Bits and integers. ----------------------------------------------------------------------------------------------------
+
+inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
+inline int __clzll(long long x) { return x ? __builtin_clzll(static_cast<unsigned long long>(x)) : 64; }
+inline int __ffsll(long long x) { return __builtin_ffsll(x); }
+inline unsigned __brev(unsigned x) {
+  unsigned y = 0;
+  for (int i = 0; i < 32; ++i) y |= (x >> i & 1) << (31 - i);
+  return y;
+}
+inline unsigned long long __brevll(unsigned long long x) {
+  return static_cast<unsigned long long>(__brev(static_cast<unsigned>(x))) << 32 |
+         __brev(static_cast<unsigned>(x >> 32));
+}
+inline unsigned __umulhi(unsigned a, unsigned b) { return static_cast<unsigned>(uint64_t{a} * b >> 32); }
+inline int __mulhi(int a, int b) { return static_cast<int>(int64_t{a} * b >> 32); }
+inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
+  return static_cast<unsigned long long>(static_cast<unsigned __int128>(a) * b >> 64);
+}
+inline long long __mul64hi(long long a, long long b) {
+  return static_cast<long long>(static_cast<__int128>(a) * b >> 64);
+}
+inline unsigned __umul24(unsigned a, unsigned b) { return (a & 0xffffffu) * (b & 0xffffffu); }
+inline int __mul24(int a, int b) {  // the low 24 bits with their sign
+  const auto low = [](int x) { return static_cast<int>(static_cast<unsigned>(x) << 8) >> 8; };
+  return static_cast<int>(static_cast<uint32_t>(int64_t{low(a)} * low(b)));
+}
+inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
+  const uint64_t bytes = uint64_t{b} << 32 | a;
+  unsigned y = 0;
+  for (int i = 0; i < 4; ++i) {
+    const unsigned chosen = selector >> 4 * i;
+    y |= static_cast<unsigned>(bytes >> 8 * (chosen & 7) & 0xff) << 8 * i;
+  }
+  return y;
+}
+inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned by) {
+  return static_cast<unsigned>((uint64_t{high} << 32 | low) << (by & 31) >> 32);
+}
+inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned by) {
+  return static_cast<unsigned>((uint64_t{high} << 32 | low) >> (by & 31));
+}
+inline unsigned __funnelshift_lc(unsigned low, unsigned high, unsigned by) {
+  return by >= 32 ? low : __funnelshift_l(low, high, by);
+}
+inline unsigned __funnelshift_rc(unsigned low, unsigned high, unsigned by) {
+  return by >= 32 ? high : __funnelshift_r(low, high, by);
+}
+inline int __dp4a(int a, int b, int sum) {
+  for (int i = 0; i < 4; ++i)
+    sum = static_cast<int>(static_cast<unsigned>(sum) +
+                           static_cast<unsigned>(static_cast<int8_t>(a >> 8 * i) * static_cast<int8_t>(b >> 8 * i)));
+  return sum;
+}
+inline unsigned __dp4a(unsigned a, unsigned b, unsigned sum) {
+  for (int i = 0; i < 4; ++i) sum += (a >> 8 * i & 0xff) * (b >> 8 * i & 0xff);
+  return sum;
+}
+
+// ---- Warps. ----------------------------------------------------------------------------------------------------------------
+
+namespace hetkern::emulation {
+
+// Folds what the lanes of mask bring, in the order of the lanes.
+template <class T, class Fold>
+inline T reduce(unsigned mask, T value, Fold fold, Site site) {
+  T all[32], result = value;
+  const unsigned present = gather(mask, &value, all, sizeof value, site);
+  bool first = true;
+  for (int lane = 0; lane < 32; ++lane)
+    if (present >> lane & 1) result = first ? all[lane] : fold(result, all[lane]), first = false;
+  return result;
+}
+
+// The lanes that bring the same value, and those that are there.
+template <class T>
+inline unsigned matching(unsigned mask, T value, unsigned& present, Site site) {
+  T all[32];
+  present = gather(mask, &value, all, sizeof value, site);
+  unsigned same = 0;
+  for (int lane = 0; lane < 32; ++lane)
+    if (present >> lane & 1) same |= static_cast<unsigned>(std::memcmp(&all[lane], &value, sizeof value) == 0) << lane;
+  return same;
+}
+
+}  // namespace hetkern::emulation
+
+#define HETKERN_REDUCE(name, T, folded)                                                                     \
+  inline T name(unsigned mask, T value, hetkern::emulation::Site site = hetkern::emulation::Site::here()) { \
+    return hetkern::emulation::reduce(mask, value, [](T a, T b) { return static_cast<T>(folded); }, site);  \
+  }
+HETKERN_REDUCE(__reduce_add_sync, unsigned, a + b)
+HETKERN_REDUCE(__reduce_add_sync, int, static_cast<unsigned>(a) + static_cast<unsigned>(b))
+HETKERN_REDUCE(__reduce_min_sync, unsigned, min(a, b))
+HETKERN_REDUCE(__reduce_min_sync, int, min(a, b))
+HETKERN_REDUCE(__reduce_max_sync, unsigned, max(a, b))
+HETKERN_REDUCE(__reduce_max_sync, int, max(a, b))
+HETKERN_REDUCE(__reduce_and_sync, unsigned, a& b)
+HETKERN_REDUCE(__reduce_or_sync, unsigned, a | b)
+HETKERN_REDUCE(__reduce_xor_sync, unsigned, a ^ b)
+#undef HETKERN_REDUCE
+
+template <class T>
+inline unsigned __match_any_sync(unsigned mask, T value,
+                                 hetkern::emulation::Site site = hetkern::emulation::Site::here()) {
+  unsigned present;
+  return hetkern::emulation::matching(mask, value, present, site);
+}
+template <class T>
+inline unsigned __match_all_sync(unsigned mask, T value, int* all,
+                                 hetkern::emulation::Site site = hetkern::emulation::Site::here()) {
+  unsigned present;
+  *all = hetkern::emulation::matching(mask, value, present, site) == present;
+  return *all ? present : 0;
+}
+
+// ---- Intrinsics: the approximate ones of exact functions. ----------------------------------------------------------------------
+
+inline float __sinf(float x) { return std::sin(x); }
+inline float __cosf(float x) { return std::cos(x); }
+inline float __tanf(float x) { return std::tan(x); }
+inline float __exp10f(float x) { return std::exp2(x * 3.3219280949f); }
+inline float __log10f(float x) { return std::log2(x) * 0.30103f; }
+inline float __powf(float x, float y) { return std::exp2(y * std::log2(x)); }
+inline void __sincosf(float x, float* s, float* c) { *s = std::sin(x), *c = std::cos(x); }
+inline float __saturatef(float x) { return x > 0 ? (x < 1 ? x : 1.0f) : 0.0f; }  // of NaN 0
+inline float __fsub_rn(float x, float y) { return hetkern::emulation::alone(x - y); }
+inline double __dsub_rn(double x, double y) { return hetkern::emulation::alone(x - y); }
+inline double __ddiv_rn(double x, double y) { return x / y; }
+inline double __dsqrt_rn(double x) { return std::sqrt(x); }
+inline double __fma_rn(double x, double y, double z) { return std::fma(x, y, z); }
+inline float __fdiv_rn(float x, float y) { return x / y; }
+inline float __fsqrt_rn(float x) { return std::sqrt(x); }
+inline float __frsqrt_rn(float x) { return static_cast<float>(1.0 / std::sqrt(static_cast<double>(x))); }
+inline float normcdff(float x) { return static_cast<float>(std::erfc(-static_cast<double>(x) * M_SQRT1_2) / 2); }
+inline double normcdf(double x) { return std::erfc(-x * M_SQRT1_2) / 2; }
+inline double cospi(double x) {  // reduced exactly, and exact at the multiples of a half
+  const double y = std::fabs(std::fmod(x, 2.0)), r = y > 1 ? 2 - y : y;
+  return r == 0.5 ? 0.0 : r > 0.5 ? -std::cos((1 - r) * M_PI) : std::cos(r * M_PI);
+}
+inline double sinpi(double x) {
+  const double y = std::fmod(x, 2.0), a = std::fabs(y), r = a > 1 ? a - 1 : a;
+  if (std::isfinite(x) && r == 0) return std::copysign(0.0, x);
+  const double s = std::sin((r > 0.5 ? 1 - r : r) * M_PI);
+  return (y < 0) != (a > 1) ? -s : s;
+}
+inline float cospif(float x) { return static_cast<float>(cospi(x)); }
+inline float sinpif(float x) { return static_cast<float>(sinpi(x)); }
+
+namespace hetkern::emulation {
+
+// cvt.rni and its kin: saturates; NaN is 0 in 32 bits and the lowest number in 64.
+template <class Int>
+inline Int to_integer(double rounded) {
+  using Limits = std::numeric_limits<Int>;
+  if (rounded != rounded) return sizeof(Int) == 8 ? static_cast<Int>(1ull << 63) : 0;
+  if (rounded <= static_cast<double>(Limits::min())) return Limits::min();
+  if (rounded >= static_cast<double>(Limits::max())) return Limits::max();
+  return static_cast<Int>(rounded);
+}
+
+}  // namespace hetkern::emulation
+
+#define HETKERN_CONVERT(word, F, Int)                                                                               \
+  inline Int word##_rn(F x) { return hetkern::emulation::to_integer<Int>(std::nearbyint(static_cast<double>(x))); } \
+  inline Int word##_rz(F x) { return hetkern::emulation::to_integer<Int>(std::trunc(static_cast<double>(x))); }     \
+  inline Int word##_rd(F x) { return hetkern::emulation::to_integer<Int>(std::floor(static_cast<double>(x))); }     \
+  inline Int word##_ru(F x) { return hetkern::emulation::to_integer<Int>(std::ceil(static_cast<double>(x))); }
+HETKERN_CONVERT(__float2int, float, int)
+HETKERN_CONVERT(__float2uint, float, unsigned)
+HETKERN_CONVERT(__float2ll, float, long long)
+HETKERN_CONVERT(__float2ull, float, unsigned long long)
+HETKERN_CONVERT(__double2int, double, int)
+HETKERN_CONVERT(__double2uint, double, unsigned)
+HETKERN_CONVERT(__double2ll, double, long long)
+HETKERN_CONVERT(__double2ull, double, unsigned long long)
+#undef HETKERN_CONVERT
+inline float __int2float_rn(int x) { return static_cast<float>(x); }
+inline float __uint2float_rn(unsigned x) { return static_cast<float>(x); }
+
+[[noreturn]] inline void __trap(hetkern::emulation::Site site = hetkern::emulation::Site::here()) {
+  hetkern::emulation::abandon_launch(std::make_exception_ptr(
+      std::runtime_error(std::string("__trap at ") + site.file + ":" + std::to_string(site.line))));
+}
+inline void __nanosleep(unsigned, hetkern::emulation::Site site = hetkern::emulation::Site::here()) {
+  hetkern::emulation::yield(site);
+}
+inline long long clock64() { return static_cast<long long>(__builtin_ia32_rdtsc()); }
+#define __builtin_assume(condition) static_cast<void>(0)
+
+// ---- Half arithmetic: one rounding, from float or double. ------------------------------------------------------------------
+
+#define HETKERN_HALF template <class T, std::enable_if_t<hetkern::emulation::is_half<T>, int> = 0>
+#define HETKERN_HALF2 template <class T, std::enable_if_t<hetkern::emulation::is_half2<T>, int> = 0>
+
+// A fused product and sum rounds once: the double is made odd where it is not exact, and then rounds as the exact value would.
+HETKERN_HALF inline T __hfma(T x, T y, T z) {
+  const double a = static_cast<float>(x), b = static_cast<float>(y), c = static_cast<float>(z);
+  const double product = a * b, sum = product + c;  // the product is exact
+  const double part = sum - product, lost = (product - (sum - part)) + (c - part);
+  double odd = sum;
+  if (lost != 0 && std::isfinite(sum) && !(hetkern::emulation::same_bits<uint64_t>(sum) & 1))
+    odd = std::nextafter(sum, lost > 0 ? INFINITY : -INFINITY);
+  const float nearest = static_cast<float>(odd);
+  float single = nearest;  // the same from double to float
+  if (std::isfinite(nearest) && nearest != odd && !(hetkern::emulation::same_bits<uint32_t>(nearest) & 1))
+    single = std::nextafter(nearest, odd > nearest ? INFINITY : -INFINITY);
+  return T(single);
+}
+#define HETKERN_HALF_FUNCTION(name, value)    \
+  HETKERN_HALF inline T name(T half) {        \
+    const float x = static_cast<float>(half); \
+    return T(static_cast<float>(value));      \
+  }
+HETKERN_HALF_FUNCTION(hexp, std::exp(x))
+HETKERN_HALF_FUNCTION(hexp2, std::exp2(x))
+HETKERN_HALF_FUNCTION(hlog, std::log(x))
+HETKERN_HALF_FUNCTION(hlog2, std::log2(x))
+HETKERN_HALF_FUNCTION(hsqrt, std::sqrt(x))
+HETKERN_HALF_FUNCTION(hrsqrt, 1.0f / std::sqrt(x))
+HETKERN_HALF_FUNCTION(hrcp, 1.0f / x)
+HETKERN_HALF_FUNCTION(hsin, std::sin(x))
+HETKERN_HALF_FUNCTION(hcos, std::cos(x))
+HETKERN_HALF_FUNCTION(htanh, std::tanh(x))
+HETKERN_HALF_FUNCTION(hfloor, std::floor(x))
+HETKERN_HALF_FUNCTION(hceil, std::ceil(x))
+HETKERN_HALF_FUNCTION(htrunc, std::trunc(x))
+HETKERN_HALF_FUNCTION(hrint, std::nearbyint(x))
+#undef HETKERN_HALF_FUNCTION
+HETKERN_HALF2 inline T __hfma2(T x, T y, T z) {
+  T result;
+  result.x = __hfma(x.x, y.x, z.x), result.y = __hfma(x.y, y.y, z.y);
+  return result;
+}
+#define HETKERN_HALF2_FUNCTION(name, one)           \
+  HETKERN_HALF2 inline T name(T both) {             \
+    T result;                                       \
+    result.x = one(both.x), result.y = one(both.y); \
+    return result;                                  \
+  }
+HETKERN_HALF2_FUNCTION(h2exp, hexp)
+HETKERN_HALF2_FUNCTION(h2exp2, hexp2)
+HETKERN_HALF2_FUNCTION(h2log, hlog)
+HETKERN_HALF2_FUNCTION(h2sqrt, hsqrt)
+HETKERN_HALF2_FUNCTION(h2rsqrt, hrsqrt)
+HETKERN_HALF2_FUNCTION(h2rcp, hrcp)
+#undef HETKERN_HALF2_FUNCTION
+#undef HETKERN_HALF2
+#undef HETKERN_HALF

@@ -1,0 +1,15 @@
+// Calling a launcher so that a crash in it ends the call, and not the process.                          (bodies: signals.cpp)
+#pragma once
+#include <exception>
+
+namespace hetkern::emulation {
+
+struct Crash : std::exception {  // outside of a kernel's threads
+  char text[256];
+  const char* what() const noexcept override { return text; }
+};
+
+// Throws what `call` throws, or Crash.
+void guarded(void (*call)(void*), void* argument);
+
+}  // namespace hetkern::emulation

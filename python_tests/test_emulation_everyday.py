@@ -1,0 +1,189 @@
+"""Kernels as others write them: what is right on a GPU runs, what is wrong there says so."""
+
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from emulating import skip_unless_possible
+
+from hetkern.testing.emulation import EmulationError, emulate_cuda
+
+SOURCE = Path(__file__).parent / "kernels" / "everyday.cu"
+INF, NAN = float("inf"), float("nan")
+
+
+@pytest.fixture(scope="module")
+def go():
+    """A launcher of the file by its name, plain or under a sanitizer."""
+    skip_unless_possible()
+    return lambda name, how=None: emulate_cuda(SOURCE, f"go_{name}", sanitize=how)
+
+
+def ints(n, dtype=torch.int32):
+    return torch.zeros(n, dtype=dtype)
+
+
+def test_a_number_out_of_an_integers_range_saturates(go):
+    x = torch.tensor([NAN, -1.0, 1e10, 1e20, 300.7, -INF, 5.9])
+    i, u, long, c = (ints(7, t) for t in (torch.int32, torch.uint32, torch.int64, torch.uint8))
+    go("casts")(x, i, u, long, c, 7)
+    most = 2**31 - 1
+    assert i.tolist() == [0, -1, most, most, 300, -most - 1, 5]
+    assert u.tolist() == [0, 0, 2**32 - 1, 2**32 - 1, 300, 0, 5]
+    assert long.tolist() == [-(2**63), -1, 10**10, 2**63 - 1, 300, -(2**63), 5]
+    assert c.tolist() == [0, 0, 255, 255, 300 % 256, 0, 5]
+
+
+def test_a_product_that_feeds_a_sum_is_rounded_once(go):
+    x = torch.tensor([0.1, 0.1, 0.0])
+    x[2] = -(x[0] * x[1])
+    h = torch.tensor([0.1, 0.0]).half()
+    h[1] = -(h[0] * h[0])
+    y, g = torch.zeros(3), torch.zeros(5).half()
+    go("fused")(x, y, h, g)
+    lost = (x[0].double() ** 2 + x[2].double()).float().item()
+    assert lost != 0
+    assert y.tolist() == [lost, (x[2].double() - x[0].double() ** 2).float().item(), 0]
+    lost = (h[0].double() ** 2 + h[1].double()).half().item()
+    assert g.tolist() == [lost, lost, 0, lost, lost]
+
+
+def test_products_are_not_fused_where_nvcc_is_told_not_to(go):
+    x = torch.tensor([0.1, 0.1, 0.0])
+    x[2] = -(x[0] * x[1])
+    y, g = torch.zeros(3), torch.zeros(5).half()
+    h = torch.tensor([0.1, 0.0]).half()
+    h[1] = -(h[0] * h[0])
+    emulate_cuda(SOURCE, "go_fused", flags=("-fmad=false",))(x, y, h, g)
+    assert y[0] == 0 and not g.any()
+
+
+def test_shuffles_by_width_take_from_earlier_groups(go):
+    y = ints(64)
+    go("widths")(y)
+    assert y.tolist() == [*range(16), *range(16), *range(1, 32), 31]
+
+
+def test_tiles_reduce_and_scan(go):
+    y, n = torch.zeros(64), ints(64)
+    go("groups")(y, n)
+    assert y.tolist() == [float(sum(range(t // 16 * 16, t // 16 * 16 + 16))) for t in range(64)]
+    assert n.tolist() == [t % 8 + 1 + 100 * (t // 32) for t in range(64)]
+
+
+@pytest.mark.parametrize("how", [None, "address", "thread"])
+def test_a_value_of_a_lane_that_takes_no_part_may_be_taken_and_not_used(go, how):
+    x, y = torch.ones(32), torch.zeros(1)
+    go("part", how)(x, y, 20, 0)
+    assert y.item() == 20
+    for which in (1, 2):  # NaN alone would not show in a maximum
+        with pytest.raises(EmulationError, match="depend on a value that a shuffle takes"):
+            go("part", how)(x, y, 20, which)
+
+
+def test_shared_memory_that_nobody_wrote_shows_though_it_is_no_nan(go):
+    y = ints(64)
+    go("unwritten", "address")(y, 0)
+    assert y.tolist() == [5] * 32 + [1] * 32
+    with pytest.raises(EmulationError, match="depend on shared memory that nobody has written"):
+        go("unwritten", "address")(y, 1)
+
+
+@pytest.mark.parametrize("how", [0, 1, 2], ids=["volatile", "atomicAdd", "acquire"])
+def test_blocks_that_wait_for_one_another_take_turns(go, how):
+    a, b = torch.zeros(96), torch.zeros(96)
+    go("meet")(a, b, ints(1, torch.uint32), 3, how)
+    assert b.view(3, 32)[:, 0].tolist() == [1, 2, 0]
+
+
+def test_a_wait_for_what_never_comes_ends(go):
+    with pytest.raises(EmulationError, match=r"deadlock in meet: block \(0, 0, 0\)"):
+        go("meet")(torch.zeros(64), torch.zeros(64), ints(1, torch.uint32), 2, 3)
+
+
+def test_ctrl_c_ends_a_call(go, monkeypatch):
+    kernel = go("meet")
+    threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        while True:
+            try:
+                kernel(torch.zeros(64), torch.zeros(64), ints(1, torch.uint32), 2, 3)
+            except EmulationError:
+                pass
+
+
+def test_the_grids_barrier_wants_a_cooperative_launch(go):
+    a, b = torch.zeros(320), torch.zeros(320)
+    go("whole_grid")(a, b, 10, 1)
+    assert torch.equal(b, torch.arange(319.0, -1, -1))
+    with pytest.raises(EmulationError, match=r"not cooperative: .*everyday\.cu:"):
+        go("whole_grid")(a, b, 10, 0)
+    with pytest.raises(EmulationError, match="room for 512 of this grid"):
+        go("whole_grid")(torch.zeros(600 * 32), torch.zeros(600 * 32), 600, 1)
+
+
+@pytest.mark.parametrize(
+    ("which", "said"),
+    [
+        (0, r"an integer division by zero"),
+        (1, r"a load through a null pointer"),
+        (2, r"assertion `y\[0\] > 0' failed"),
+        (3, r"a store at y\[1099511627776\], and y has 2 elements"),
+    ],
+    ids=["a division by zero", "a null pointer", "an assertion", "far outside"],
+)
+def test_a_crash_ends_the_call_and_not_python(go, which, said):
+    with pytest.raises(EmulationError, match=said) as caught:
+        go("fault")(None, ints(2), which)
+    assert "fault, block (0, 0, 0) thread 3" in str(caught.value)
+    assert "everyday.cu:" in str(caught.value)
+
+
+def test_a_crash_in_a_launcher_ends_the_call(go):
+    with pytest.raises(EmulationError, match=r"a store through a null pointer, at .*everyday\.cu"):
+        go("host_fault")(None)
+
+
+def test_more_threads_than_the_launch_bounds_are_refused(go):
+    go("bounded")(torch.zeros(32), 32)
+    with pytest.raises(EmulationError, match=r"33 threads a block, and .* allow 32.*bounded"):
+        go("bounded")(torch.zeros(64), 33)
+
+
+@pytest.mark.parametrize("by", [129, 320, -1, 1 << 20, 1 << 32, -(1 << 32)])
+def test_what_is_outside_of_one_tensor_is_found_inside_another(go, by):
+    x, y = torch.zeros(256), torch.zeros(128)
+    with pytest.raises(EmulationError, match=r"x\[-?\d+\], and x has 256 elements") as caught:
+        go("shifted", "address")(x, y, by)
+    assert "everyday.cu:" in str(caught.value) and "block (0, 0, 0) thread" in str(caught.value)
+
+
+@pytest.mark.parametrize("how", [None, "address", "thread"])
+def test_views_of_one_packed_tensor_are_tensors(go, how):
+    q, k = torch.arange(4 * 64.0).view(4, 64).chunk(2, dim=-1)
+    y = torch.zeros(4, 32)
+    go("packed", how)(q, k, y, 64, 0)
+    assert torch.equal(y, q * k)
+
+
+def test_a_view_ends_where_the_next_one_begins(go):
+    q, k = torch.ones(4, 64).chunk(2, dim=-1)
+    with pytest.raises(EmulationError, match=r"q\[32\], and q has 128 elements"):
+        go("packed", "address")(q, k, torch.zeros(4, 32), 64, 1)
+
+
+@pytest.mark.parametrize("how", [None, "address", "thread"])
+def test_tensors_that_share_elements_share_memory(go, how):
+    x = torch.arange(300.0)
+    go("shifted", how)(x, x[1:129], 150)
+    assert x[1:129].tolist() == [*range(150, 278)]
+    assert x[0] == 0
+
+
+@pytest.mark.parametrize("how", [None, "address"])
+def test_what_a_kernel_prints_is_shown(go, how, capfd):
+    go("told", how)(7)
+    assert capfd.readouterr().out == "heard 7\n"
