@@ -244,11 +244,35 @@ inline long long clock64() { return static_cast<long long>(__builtin_ia32_rdtsc(
 
 // ---- Half arithmetic: one rounding, from float or double. ------------------------------------------------------------------
 
-#define HETKERN_HALF template <class T, std::enable_if_t<hetkern::emulation::is_half<T>, int> = 0>
-#define HETKERN_HALF2 template <class T, std::enable_if_t<hetkern::emulation::is_half2<T>, int> = 0>
+namespace hetkern::emulation {
+template <class T>
+struct Product;  // of two numbers, not rounded yet: half_operators.h
+template <class T>
+struct RoundedTo {
+  using type = T;
+};
+template <class T>
+struct RoundedTo<Product<T>> {
+  using type = T;
+};
+template <class T>
+using rounded = typename RoundedTo<T>::type;
+}  // namespace hetkern::emulation
+
+// Functions of numbers x of the type T, which a product of two is as well.
+#define HETKERN_OF_TYPE(is, Argument)                                        \
+  template <class Argument, class T = hetkern::emulation::rounded<Argument>, \
+            std::enable_if_t<hetkern::emulation::is<T>, int> = 0>
+#define HETKERN_HALF HETKERN_OF_TYPE(is_half, Number)
+#define HETKERN_HALF2 HETKERN_OF_TYPE(is_half2, Number)
+#define HETKERN_FUSED(is)                                                                                      \
+  template <class X, class Y, class Z, class T = hetkern::emulation::rounded<X>,                               \
+            std::enable_if_t<hetkern::emulation::is<T> && std::is_same_v<T, hetkern::emulation::rounded<Y>> && \
+                                 std::is_same_v<T, hetkern::emulation::rounded<Z>>,                            \
+                             int> = 0>
 
 // A fused product and sum rounds once: the double is made odd where it is not exact, and then rounds as the exact value would.
-HETKERN_HALF inline T __hfma(T x, T y, T z) {
+HETKERN_FUSED(is_half) inline T __hfma(const X& x, const Y& y, const Z& z) {
   const double a = static_cast<float>(x), b = static_cast<float>(y), c = static_cast<float>(z);
   const double product = a * b, sum = product + c;  // the product is exact
   const double part = sum - product, lost = (product - (sum - part)) + (c - part);
@@ -261,10 +285,10 @@ HETKERN_HALF inline T __hfma(T x, T y, T z) {
     single = std::nextafter(nearest, odd > nearest ? INFINITY : -INFINITY);
   return T(single);
 }
-#define HETKERN_HALF_FUNCTION(name, value)    \
-  HETKERN_HALF inline T name(T half) {        \
-    const float x = static_cast<float>(half); \
-    return T(static_cast<float>(value));      \
+#define HETKERN_HALF_FUNCTION(name, value)         \
+  HETKERN_HALF inline T name(const Number& half) { \
+    const float x = static_cast<float>(half);      \
+    return T(static_cast<float>(value));           \
   }
 HETKERN_HALF_FUNCTION(hexp, std::exp(x))
 HETKERN_HALF_FUNCTION(hexp2, std::exp2(x))
@@ -281,13 +305,13 @@ HETKERN_HALF_FUNCTION(hceil, std::ceil(x))
 HETKERN_HALF_FUNCTION(htrunc, std::trunc(x))
 HETKERN_HALF_FUNCTION(hrint, std::nearbyint(x))
 #undef HETKERN_HALF_FUNCTION
-HETKERN_HALF2 inline T __hfma2(T x, T y, T z) {
+HETKERN_FUSED(is_half2) inline T __hfma2(const X& x, const Y& y, const Z& z) {
   T result;
   result.x = __hfma(x.x, y.x, z.x), result.y = __hfma(x.y, y.y, z.y);
   return result;
 }
 #define HETKERN_HALF2_FUNCTION(name, one)           \
-  HETKERN_HALF2 inline T name(T both) {             \
+  HETKERN_HALF2 inline T name(const Number& both) { \
     T result;                                       \
     result.x = one(both.x), result.y = one(both.y); \
     return result;                                  \
@@ -301,3 +325,5 @@ HETKERN_HALF2_FUNCTION(h2rcp, hrcp)
 #undef HETKERN_HALF2_FUNCTION
 #undef HETKERN_HALF2
 #undef HETKERN_HALF
+#undef HETKERN_FUSED
+#undef HETKERN_OF_TYPE

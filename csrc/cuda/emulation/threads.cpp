@@ -95,21 +95,24 @@ void fiber_main() {
   sanitize::acquire(&machine.group_begins);
   if (machine.failed) end_early(machine.me());
   machine.body(machine.arguments);
-  const Quiet quiet;
+  ++sanitize::quiet_depth;  // nobody interrupts what has returned
   Fiber& f = machine.me();
-  if (f.owes_wait) fail(f.site, "a thread arrived at a cluster barrier and returned without waiting");
-  sanitize::release(&machine.launch_ended);
-  sanitize::release(machine.team().ended.get());
-  f.state = State::returned;
-  Cluster& cluster = machine.group().cluster;
-  --cluster.alive;
-  complete_cluster_barrier();
-  if (--f.block->alive == 0) {
-    sanitize::acquire(machine.team().ended.get());
-    end_block(*f.block, grid->shared_bytes, cluster.alive > 0);
-  } else {
-    complete_block_barrier();
-    complete_exchanges();
+  {
+    const Quiet quiet;  // which ends: the next thread of this number is seen again
+    if (f.owes_wait) fail(f.site, "a thread arrived at a cluster barrier and returned without waiting");
+    sanitize::release(&machine.launch_ended);
+    sanitize::release(machine.team().ended.get());
+    f.state = State::returned;
+    Cluster& cluster = machine.group().cluster;
+    --cluster.alive;
+    complete_cluster_barrier();
+    if (--f.block->alive == 0) {
+      sanitize::acquire(machine.team().ended.get());
+      end_block(*f.block, grid->shared_bytes, cluster.alive > 0);
+    } else {
+      complete_block_barrier();
+      complete_exchanges();
+    }
   }
   to_scheduler(f);
 }
