@@ -96,7 +96,7 @@ def test_a_word_that_nobody_knows_does_not_compile(cuda_file):
 
 def test_a_runtime_call_without_a_twin_does_not_link(cuda_file):
     with pytest.raises(EmulationError, match="undefined reference to `cudaStreamBeginCapture"):
-        emulate_cuda(cuda_file("void f() { cudaStreamBeginCapture(nullptr, cudaStreamCaptureModeGlobal); }"))
+        emulate_cuda(cuda_file("void f() { cudaStreamBeginCapture({}, {}); }"))
 
 
 def test_a_launcher_that_is_missing_is_named(cuda_file):

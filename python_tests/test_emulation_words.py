@@ -68,8 +68,8 @@ def product(lane: int) -> float:
         "xor", "down in groups of 8", "up", "from a lane in groups of 16", "ballot", "any and all",
         "barriers that vote", "atomics", "a warp waits for another", "cp.async fills with zeros",
         "ex2.approx flushes subnormals", "a thread leaves before the barrier",
-        "a lane leaves before its warp meets",         "bulk copies and their barriers", "ldmatrix", "ldmatrix, transposed",
-        "mma of bfloat16", "mma of half",
+        "a lane leaves before its warp meets", "bulk copies and their barriers", "ldmatrix",
+        "ldmatrix, transposed", "mma of bfloat16", "mma of half",
     ],
 )  # fmt: skip
 def test_a_word_gives_each_thread_what_cuda_gives_it(kernel, which, wanted):
