@@ -73,7 +73,9 @@ def test_no_weak_symbol_leaves_the_objects_of_an_instruction_set():
     if not objects:
         pytest.skip("the development build is elsewhere: its objects are not in build/develop")
     for file in objects:
+        # The pointer to the language's unwinder is the same at every instruction set.
         weak = [name for kind, name in symbols(str(file)) if kind in "WVu"]
+        weak = [name for name in weak if name != "DW.ref.__gxx_personality_v0"]
         assert not weak, (
             f"{file.name}: the linker could take {weak[0]} of one instruction set for all"
         )

@@ -43,7 +43,7 @@ def reported(tool: str, output: str, dry: bool) -> bool:
     emulated = {
         "memcheck": "heap-buffer-overflow",
         "racecheck": "data race",
-        "synccheck": "deadlock",
+        "synccheck": "divergent __syncthreads",
     }
     real = {
         "memcheck": "Invalid __global__ write",

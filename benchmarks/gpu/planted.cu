@@ -20,10 +20,15 @@ __global__ void __launch_bounds__(kThreads) race_kernel(unsigned* out) {
   out[threadIdx.x] = s.v[(threadIdx.x + 32) % kThreads];
 }
 
-// Half of each warp leaves while the other half waits.
+// The halves of each warp wait at barriers of their own.
 __global__ void __launch_bounds__(kThreads) divergent_kernel(unsigned* out) {
   out[threadIdx.x] = threadIdx.x;
-  if (threadIdx.x % 32 < 16) __syncthreads();
+  if (threadIdx.x % 32 < 16) {
+    __syncthreads();
+    out[threadIdx.x] += 1;
+  } else {
+    __syncthreads();
+  }
 }
 
 }  // namespace

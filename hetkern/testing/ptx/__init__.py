@@ -17,6 +17,7 @@ interpreter with it.
 ``bits``        integers, shifts, bytes
 ``convert``     ``cvt``
 ``memory``      global memory by tensors, shared memory, stacks
+``threads``     what an instruction sees of the machine
 ``exchange``    shuffles, votes, ``redux``, atomics
 ``matrix``      ``ldmatrix``, ``mma``
 ``machine``     registers, program counters, blocks

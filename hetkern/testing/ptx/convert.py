@@ -7,6 +7,7 @@ import torch
 
 from hetkern.testing.ptx.floats import Source
 from hetkern.testing.ptx.parse import Instruction, PtxError
+from hetkern.testing.ptx.rounding import sum_to_odd
 from hetkern.testing.ptx.values import (
     FLOATS,
     PAIRS,
@@ -18,7 +19,6 @@ from hetkern.testing.ptx.values import (
     to_float,
     width,
 )
-from hetkern.testing.triton_interpreter.rounding import sum_to_odd
 
 _TO_INTEGER = {"rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil}
 _EIGHT_BITS = {"e4m3x2": torch.float8_e4m3fn, "e5m2x2": torch.float8_e5m2}

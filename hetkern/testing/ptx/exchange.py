@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from hetkern.testing.ptx import matrix
 from hetkern.testing.ptx.parse import Instruction, PtxError, split
+from hetkern.testing.ptx.threads import Threads
 from hetkern.testing.ptx.values import (
     FLOATS,
     PAIRS,
@@ -20,16 +19,13 @@ from hetkern.testing.ptx.values import (
     width,
 )
 
-if TYPE_CHECKING:
-    from hetkern.testing.ptx.machine import Machine
-
 NAMES = frozenset(
     {"shfl", "vote", "redux", "elect", "atom", "red", "activemask", "mma", "ldmatrix"}
 )
 _ATOMICS = ("add", "max", "min", "and", "or", "xor", "exch", "cas")
 
 
-def run(machine: Machine, i: Instruction, active: Array) -> None:
+def run(machine: Threads, i: Instruction, active: Array) -> None:
     """Execute one of NAMES."""
     if i.name == "shfl":
         _shuffle(machine, i, active)
@@ -44,7 +40,7 @@ def run(machine: Machine, i: Instruction, active: Array) -> None:
         machine.write(i.operands[0], _of_warp(machine, i, active), active)
 
 
-def _shuffle(machine: Machine, i: Instruction, active: Array) -> None:
+def _shuffle(machine: Threads, i: Instruction, active: Array) -> None:
     mode = i.modifiers[1]
     targets = [t.strip() for t in i.operands[0].split("|")]
     value = machine.read(i.operands[1], "b32")
@@ -67,7 +63,7 @@ def _shuffle(machine: Machine, i: Instruction, active: Array) -> None:
         machine.write(targets[1], valid.astype(np.uint64), active)
 
 
-def _of_warp(machine: Machine, i: Instruction, active: Array) -> Array:
+def _of_warp(machine: Threads, i: Instruction, active: Array) -> Array:
     """``vote``, ``redux``, ``activemask``: one value a warp."""
     result = np.zeros(machine.threads, np.uint64)
     kind = "pred" if i.name == "vote" else "b32"
@@ -101,7 +97,7 @@ def _reduced(i: Instruction, part: Array) -> int:
     return int(known[word].reduce(numbers)) % (1 << 32) if part.size else 0
 
 
-def _atomic(machine: Machine, i: Instruction, active: Array) -> None:
+def _atomic(machine: Threads, i: Instruction, active: Array) -> None:
     """Threads in turn. float32 in global memory flushes subnormals (PTX ISA, "atom")."""
     space = "shared" if {"shared", "shared_cta"} & set(i.modifiers) else "global"
     words = [w for w in i.modifiers if w in _ATOMICS]

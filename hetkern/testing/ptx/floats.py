@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from hetkern.testing.ptx import rounding
 from hetkern.testing.ptx.parse import Instruction, PtxError
 from hetkern.testing.ptx.values import (
     FLOATS,
@@ -22,7 +23,6 @@ from hetkern.testing.ptx.values import (
     to_float,
     width,
 )
-from hetkern.testing.triton_interpreter import rounding
 
 Source = Callable[[int, str], Array]
 _APPROXIMATE: dict[str, Callable[[Array], Array]] = {

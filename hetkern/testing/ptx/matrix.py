@@ -6,21 +6,17 @@ order of addition is not documented: products and sum are exact here (float64) a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from hetkern.testing.ptx.parse import Instruction, PtxError, split
+from hetkern.testing.ptx.threads import Threads
 from hetkern.testing.ptx.values import Array, from_float, mask, to_float, width
-
-if TYPE_CHECKING:
-    from hetkern.testing.ptx.machine import Machine
 
 _LANES = np.arange(32)
 _GROUP, _IN_GROUP = _LANES // 4, _LANES % 4
 
 
-def run(machine: Machine, i: Instruction, active: Array) -> None:
+def run(machine: Threads, i: Instruction, active: Array) -> None:
     """Execute one."""
     if not active.all():
         raise PtxError("ptx: a matrix instruction that some threads skip is not known")
@@ -30,7 +26,7 @@ def run(machine: Machine, i: Instruction, active: Array) -> None:
         _multiply(machine, i, active)
 
 
-def _load(machine: Machine, i: Instruction, active: Array) -> None:
+def _load(machine: Threads, i: Instruction, active: Array) -> None:
     """Eight rows of 16 bytes for each matrix, whose addresses eight lanes give."""
     known = {"sync", "aligned", "m8n8", "x1", "x2", "x4", "trans", "shared", "shared_cta", "b16"}
     if unknown := set(i.modifiers) - known:
@@ -70,7 +66,7 @@ _SHAPE = {"m16n8k4": 4, "m16n8k8": 8, "m16n8k16": 16, "m16n8k32": 32}
 _OPERANDS = {"f16", "bf16", "tf32"}
 
 
-def _multiply(machine: Machine, i: Instruction, active: Array) -> None:
+def _multiply(machine: Threads, i: Instruction, active: Array) -> None:
     _, _, shape, *layout, to, kind, other, added = i.modifiers
     if shape not in _SHAPE or layout != ["row", "col"] or kind not in _OPERANDS or kind != other:
         raise PtxError("ptx: this mma is not known")
@@ -98,7 +94,7 @@ def _multiply(machine: Machine, i: Instruction, active: Array) -> None:
         machine.write(name, word, active)
 
 
-def _elements(machine: Machine, names: list[str], kind: str, bits: int) -> Array:
+def _elements(machine: Threads, names: list[str], kind: str, bits: int) -> Array:
     """float64, (threads, elements)."""
     columns = []
     for name in names:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from hetkern.testing.ptx.parse import PtxError
-from hetkern.testing.triton_interpreter.rounding import (
+from hetkern.testing.ptx.rounding import (
     float32_in_direction,
     float32_to_odd,
     flushed,

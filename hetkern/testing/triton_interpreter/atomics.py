@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from hetkern.testing.ptx.rounding import flushed
 from hetkern.testing.triton_interpreter.checked_memory import memory
 from hetkern.testing.triton_interpreter.numbers import bfloat16_to_float32, float32_to_bfloat16
-from hetkern.testing.triton_interpreter.rounding import flushed
 
 _TINY = np.finfo(np.float32).tiny
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hetkern.testing.triton_interpreter.rounding import (
+from hetkern.testing.ptx.rounding import (
     Array,
     float32_in_direction,
     flushed,

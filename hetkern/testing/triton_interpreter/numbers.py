@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from hetkern.testing.ptx.rounding import float32_to_odd, flushed, fma, sum_to_odd
 from hetkern.testing.triton_interpreter.checked_memory import KernelError, memory, source_line
-from hetkern.testing.triton_interpreter.rounding import float32_to_odd, flushed, fma, sum_to_odd
 
 _COMPARISONS = (
     np.less,

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from hetkern.testing.triton_interpreter import rounding
+from hetkern.testing.ptx import rounding
 from hetkern.testing.triton_interpreter.checked_memory import KernelError, memory, source_line
 from hetkern.testing.triton_interpreter.numbers import (
     bfloat16_to_float32,
