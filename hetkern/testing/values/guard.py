@@ -8,7 +8,7 @@ What it cannot see: a read outside whose value is thrown away, and a write outsi
 because a functional operation allocates its own. Both are what the AddressSanitizer build is for.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -53,7 +53,12 @@ class Guarded:
 
 
 def assert_stays_inside(
-    op: Op, *args: object, constant: Collection[str] = (), seed: int = 0, **kwargs: object
+    op: Op,
+    *args: object,
+    constant: Collection[str] = (),
+    seed: int = 0,
+    offsets: Sequence[int] = (0, 1),
+    **kwargs: object,
 ) -> None:
     """Run ``op`` and its backward with every tensor between guard bands, aligned and unaligned.
 
@@ -62,6 +67,8 @@ def assert_stays_inside(
         args: its positional arguments.
         constant: names of floating arguments that take no gradient.
         seed: of the upstream gradient.
+        offsets: elements by which the tensors lie off a cache line. Where the arithmetic follows
+            alignment, as a sum's order does in compiled Triton, only those that keep it.
         kwargs: its keyword arguments.
 
     Raises:
@@ -70,7 +77,7 @@ def assert_stays_inside(
     """
     call = Call(args, kwargs)
     wanted = run(op, call.map(torch.clone), constant=constant, upstream=random_upstream(seed))
-    for offset in (0, 1):
+    for offset in offsets:
         guards: dict[int, Guarded] = {}
 
         def guard(t: Tensor, offset: int = offset, guards: dict[int, Guarded] = guards) -> Tensor:
