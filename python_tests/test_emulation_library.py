@@ -51,6 +51,7 @@ def test_cuda_kernels_serve_cpu_tensors_inside_the_context_alone(library):
         hetkern.softmax(x, impl="cuda")
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k.stem)
 def test_nvcc_compiles_the_emulated_file_as_it_is(kernel, arch, tmp_path):

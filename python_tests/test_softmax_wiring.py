@@ -31,6 +31,7 @@ def step(x, bias, sink):
     return hetkern.log_softmax(y @ x, dim=1).sum(0)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("layout", [dense, permuted, expanded], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_softmax_ops_pass_opcheck(native, options, layout):

@@ -8,7 +8,11 @@ import support_table as support
 import hetkern
 from hetkern.ops.family import NAMESPACES
 
-PUBLIC = {"softmax": hetkern.softmax, "cross_entropy": hetkern.cross_entropy}
+PUBLIC = {
+    "softmax": hetkern.softmax,
+    "cross_entropy": hetkern.cross_entropy,
+    "rnn": hetkern.lstm,
+}
 TORCHS = {"state", "dropout"}  # a part of every case; drawn by torch's own function
 
 
