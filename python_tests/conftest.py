@@ -1,5 +1,6 @@
 """Fixtures come from the test kit, as they would in anyone's own project."""
 
+import fcntl
 import os
 import shutil
 import tempfile
@@ -81,6 +82,24 @@ def pytest_configure(config):
     if not hasattr(config, "workerinput"):  # xdist's workers inherit the variable
         config.stash[_CACHE] = tempfile.mkdtemp(prefix="hetkern-compile-")
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = config.stash[_CACHE]
+
+
+@pytest.fixture(scope="session")
+def once_a_run(tmp_path_factory):
+    """``once_a_run(name, make)``: the text that ``make()`` gives, made by one of xdist's workers."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # each worker has a folder of its own in it
+
+    def made(name, make):
+        kept = folder / name
+        with open(folder / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not kept.exists():
+                kept.write_text(make())
+        return kept.read_text()
+
+    return made
 
 
 @pytest.fixture(autouse=True)

@@ -42,6 +42,7 @@ def case(kind, shape, target="random", **options):
     return Case(name, (x, t), options, dim, constant=("weight",), apart=target_classes)
 
 
+@pytest.mark.sample(1, simulated=2)
 @pytest.mark.parametrize("length", SHORT)
 def test_cross_entropy_is_within_budget_at_every_length_and_dtype(impl, length):
     for target in ("random", "dense"):
@@ -77,7 +78,7 @@ def test_cross_entropy_is_within_budget_in_long_rows_of_every_kind(impl, length,
         check_cross_entropy(impl.name, case(kind, (3, length), target, return_stats=True))
 
 
-@pytest.mark.sample(1, simulated=3)
+@pytest.mark.sample(1, simulated=6)
 @pytest.mark.parametrize("target", ["random", "confident", "edges", "dense", "one_hot"])
 @pytest.mark.parametrize("kind", inputs.LOGITS)
 def test_cross_entropy_is_within_budget_on_adversarial_logits(impl, kind, target):
@@ -86,6 +87,7 @@ def test_cross_entropy_is_within_budget_on_adversarial_logits(impl, kind, target
     )
 
 
+@pytest.mark.sample(1, simulated=2)
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("target", ["ignored", "dense"])
 @pytest.mark.parametrize("feature", FEATURES)
@@ -96,7 +98,7 @@ def test_cross_entropy_is_within_budget_with_each_feature(impl, feature, target,
     check_cross_entropy(impl.name, case("normal", (8, 65), target, **options))
 
 
-@pytest.mark.sample(1, simulated=2)
+@pytest.mark.sample(1, simulated=4)
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("target", ["ignored", "edges", "dense"])
 @pytest.mark.parametrize("left_out", [None, *EVERYTHING])
@@ -111,7 +113,7 @@ def test_cross_entropy_is_within_budget_with_all_features_and_with_all_but_one(
     check_cross_entropy(impl.name, plain, stats, dtypes=[torch.float32, torch.bfloat16])
 
 
-@pytest.mark.sample(1, simulated=2)
+@pytest.mark.sample(1, simulated=3)
 @pytest.mark.parametrize("shape", [(65,), (4, 65), (4, 65, 3), (2, 65, 3, 2), (1, 65, 1), (3, 1)])
 @pytest.mark.parametrize("target", ["ignored", "dense"])
 def test_cross_entropy_is_within_budget_in_every_shape_and_layout(impl, target, shape):
@@ -183,7 +185,7 @@ def test_cross_entropy_of_one_hot_probabilities_equals_that_of_indices(impl):
 FAILED_ONCE = (2824, 3221, 52988, 39255, 84232, 90458, 10884, 11780, 4514, 12028, 42567, 738, 38832)
 
 
-@pytest.mark.sample(1, simulated=2)
+@pytest.mark.sample(1, simulated=4)
 @pytest.mark.parametrize("seed", (*range(150), *FAILED_ONCE))
 def test_cross_entropy_is_within_budget_in_random_configurations(impl, seed):
     check_seed("cross_entropy", seed, impl.name)

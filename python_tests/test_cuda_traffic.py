@@ -204,10 +204,14 @@ UNAVOIDABLE = {
 
 
 @pytest.fixture(scope="module")
-def traffic() -> dict[str, Any]:
-    done = subprocess.run([sys.executable, __file__, "--count"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    told = json.loads(done.stdout)
+def traffic(once_a_run: Any) -> dict[str, Any]:
+    def count() -> str:
+        words = [sys.executable, __file__, "--count"]
+        done = subprocess.run(words, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    told = json.loads(once_a_run("traffic.json", count))
     assert told.keys() == CASES.keys() | rnn_traffic.CASES.keys() | attention_traffic.CASES.keys()
     return told
 

@@ -66,6 +66,7 @@ def test_softmax_bits_do_not_depend_on_the_thread_count(native, shape, columns, 
 
 
 @pytest.mark.large
+@pytest.mark.any_level(3)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("length", [3, 64, 257, 5000])
 @pytest.mark.parametrize("log", [False, True])

@@ -31,6 +31,7 @@ def case(kind, shape, dim=-1, **options):
     return Case(f"{kind} {shape} {options}", (x,), {"dim": dim, **options}, dim)
 
 
+@pytest.mark.sample(1, simulated=2)
 @pytest.mark.parametrize("log", [False, True])
 @pytest.mark.parametrize("length", SHORT)
 def test_softmax_is_within_budget_at_every_length_and_dtype(impl, length, log):
@@ -56,6 +57,7 @@ def test_softmax_is_within_budget_in_long_rows_of_every_kind(impl, length, log):
         check_softmax(impl.name, case(kind, (length, 2), dim=0, log=log))
 
 
+@pytest.mark.sample(1, simulated=2)
 @pytest.mark.parametrize("log", [False, True])
 @pytest.mark.parametrize("kind", inputs.LOGITS)
 def test_softmax_is_within_budget_on_adversarial_logits(impl, kind, log):
@@ -127,6 +129,7 @@ def test_softmax_casts_x_first_as_torch_does(impl, given, wanted):
 FAILED_ONCE = (41408, 66174, 1675, 3171, 25340, 301, 49268, 20701)
 
 
+@pytest.mark.sample(1, simulated=2)
 @pytest.mark.parametrize("seed", (*range(150), *FAILED_ONCE))
 def test_softmax_is_within_budget_in_random_configurations(impl, seed):
     if impl.name == "reference" and seed in FAILED_ONCE:

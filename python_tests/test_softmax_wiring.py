@@ -88,7 +88,7 @@ def test_softmax_compiles_once_for_dynamic_shapes(impl):
     assert counter.frame_count == 1
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("dynamic", [pytest.param(False, marks=pytest.mark.proof), True])
 def test_softmax_compiles_with_inductor(dynamic):
     torch._dynamo.reset()
     compiled = torch.compile(step, fullgraph=True, dynamic=dynamic)
@@ -159,7 +159,7 @@ def test_softmax_runs_in_dataloader_workers(start):
 
 
 def test_softmax_runs_from_several_threads_at_once(impl):
-    rows = 257 if impl.name in ("reference", "cpu") else 32  # emulated, a row takes long
+    rows = 257 if impl.name in ("reference", "cpu") else 6  # emulated, a row takes long
     drawn = [normal(rows, 513, seed=seed) for seed in range(9)]
 
     def work(i):

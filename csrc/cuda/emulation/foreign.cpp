@@ -31,6 +31,14 @@ struct Call {
 };
 
 }  // namespace
+
+std::string listed(const Parameter* first, size_t count) {
+  std::string text;
+  for (const Parameter* p = first; p != first + count; ++p)
+    text.append(p->element).append(p->pointer ? p->constant ? " const*" : "*" : "").append("\n");
+  return text;
+}
+
 }  // namespace hetkern::emulation
 
 using namespace hetkern::emulation;

@@ -32,18 +32,19 @@ constexpr const char* element() {
   return "other";
 }
 
-template <class P>
-std::string parameter() {
-  using Pointee = std::remove_pointer_t<P>;
-  std::string text = element<std::remove_const_t<Pointee>>();
-  if (std::is_pointer_v<P>) text += std::is_const_v<Pointee> ? " const*" : "*";
-  return text;
-}
+struct Parameter {
+  const char* element;
+  bool pointer, constant;
+};
+// The types in torch's words, one a line. (Compiled once, in foreign.cpp, and not with each kernel.)
+std::string listed(const Parameter* first, size_t count);
 
-// The launcher's parameter types, one a line, in torch's words.
 template <class... P>
 const char* parameters(void (*)(P...)) {
-  static const std::string text = ((parameter<P>() + "\n") + ... + std::string());
+  static constexpr Parameter all[] = {{element<std::remove_const_t<std::remove_pointer_t<P>>>(), std::is_pointer_v<P>,
+                                       std::is_const_v<std::remove_pointer_t<P>>}...,
+                                      {nullptr, false, false}};
+  static const std::string text = listed(all, sizeof...(P));
   return text.c_str();
 }
 

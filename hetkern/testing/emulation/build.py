@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from hetkern.testing.emulation.refused import refusals
@@ -210,10 +211,13 @@ def _machine(kind: str) -> list[Path]:
     sources += ["traffic.cpp"] if kind == "traffic" else []
     sources += ["foreign.cpp", "runtime.cpp", *(["driver.cpp"] if kind != "plain" else [])]
     flags = ("-O2", f"-DHETKERN_EMULATION_{KINDS[kind][2]}")
-    return [
-        _cached("object.o", [_own_sources()], [_compile(folder / s, "{}/object.o", flags)])
-        for s in sources
-    ]
+
+    def made(source: str) -> Path:
+        command = _compile(folder / source, "{}/object.o", flags)
+        return _cached("object.o", [_own_sources()], [command])
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(made, sources))
 
 
 def build(source: Path, launchers: list[str], kind: str, flags: tuple[str, ...]) -> Path:
