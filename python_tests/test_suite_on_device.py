@@ -30,6 +30,11 @@ UNSEEN = (
     "torch_func or through_vmap or another_device or batches or first_and_second or one_by_one "
     "or when_compiled"
 )
+#: Many of a kind, each of which treats a test's tensors as its neighbours do.
+MANY = (
+    "random or every_length or adversarial or features or each_feature or caught or layout "
+    "or any_dimension"
+)
 FILES = [
     HERE / f"test_{family}_{part}.py"
     for family in ("softmax", "cross_entropy")
@@ -45,7 +50,7 @@ def assert_passes(least, unwanted):
 
 
 def test_no_tensor_of_the_suite_stays_behind():
-    assert_passes(400, f"{UNSEEN} or random or every_length or adversarial or features or caught")
+    assert_passes(400, f"{UNSEEN} or {MANY}")
 
 
 @pytest.mark.proof

@@ -127,7 +127,7 @@ EVERYDAY = ("attention bfloat16 D=64", 90)
 
 def _mark(name, sm):
     if "attention" not in name:
-        return [pytest.mark.sample(3)]
+        return [pytest.mark.sample(5)]
     return [] if (name, sm) == EVERYDAY else [pytest.mark.proof]
 
 
