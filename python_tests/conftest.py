@@ -86,7 +86,7 @@ def pytest_configure(config):
 
 @pytest.fixture(scope="session")
 def once_a_run(tmp_path_factory):
-    """``once_a_run(name, make)``: the text that ``make()`` gives, made by one of xdist's workers."""
+    """``once_a_run(name, make)``: the text that ``make()`` gives, made by one worker of xdist."""
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent  # each worker has a folder of its own in it
