@@ -159,10 +159,10 @@ def test_a_write_that_the_system_cuts_short_keeps_the_previous_file(tmp_path):
 
 
 def test_a_full_disk_stops_the_run_and_keeps_the_previous_checkpoint(tiny, tmp_path, monkeypatch):
-    def full_from_step_20(run, checkpoint):
+    def full_from_step_20(run, checkpoint, workers):
         if checkpoint.step >= 20:
             monkeypatch.setattr(os, "fsync", no_space)
-        write_checkpoint(run, checkpoint)
+        write_checkpoint(run, checkpoint, workers)
 
     def no_space(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -135,10 +135,12 @@ class Trainer:
     def checkpoint(self, more: Mapping[str, Any]) -> Checkpoint:
         """All that a later process needs to go on; every process calls it, the first gets it all.
 
+        Of a sharded model each process gets its shards.
+
         Args:
             more: what the loop adds.
         """
-        model, optimizer = parallel.full_states(self.model, self.optimizer, self.config)
+        model, optimizer, shards = parallel.states(self.model, self.optimizer, self.config)
         state = {
             "optimizer": optimizer,
             "scaler": self.scaler.state_dict(),
@@ -148,7 +150,7 @@ class Trainer:
             "carried": parallel.gathered(self.carried, self.workers),
             "loop": dict(more),
         }
-        return Checkpoint(self.step, model, state)
+        return Checkpoint(self.step, model, state, shards)
 
     def restore(self, checkpoint: Checkpoint) -> dict[str, Any]:
         """Go on from a checkpoint; returns what the loop had added.
@@ -159,9 +161,14 @@ class Trainer:
         state = checkpoint.state
         self._check_processes(state)
         try:
-            parallel.load_full_states(
-                self.model, self.optimizer, self.config, checkpoint.model, state["optimizer"]
-            )
+            if checkpoint.folder is not None:
+                parallel.load_shards(
+                    self.model, self.optimizer, checkpoint.folder, state["optimizer"]
+                )
+            else:
+                parallel.load_full_states(
+                    self.model, self.optimizer, self.config, checkpoint.model, state["optimizer"]
+                )
         except (RuntimeError, ValueError, KeyError) as error:
             raise of_another_model(checkpoint.step, error) from error
         self.scaler.load_state_dict(state["scaler"])
