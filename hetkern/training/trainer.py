@@ -19,6 +19,7 @@ from hetkern.models import Kernels
 from hetkern.training import parallel
 from hetkern.training.checkpoint import Checkpoint, of_another_model
 from hetkern.training.config import RunConfig, UserError
+from hetkern.training.memory import check_step
 from hetkern.training.optimizer import build_optimizer, learning_rate
 from hetkern.training.randomness import random_states, set_random_states
 from hetkern.training.task import Batch, Carried, Task
@@ -52,6 +53,7 @@ class Trainer:
     def __init__(self, task: Task, config: RunConfig, kernels: Kernels, workers: Workers) -> None:
         """Draw the weights from torch's generator, the same ones in every process."""
         assert isinstance(config.batch_size, int)
+        check_step(task, config, kernels, workers)
         self.task = task
         self.config = config
         self.workers = workers
