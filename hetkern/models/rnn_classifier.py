@@ -82,7 +82,7 @@ class RNNClassifier(nn.Module):
         Returns:
             (B, C).
         """
-        x = F.dropout(self.embedding(text), self.dropout, self.training)
+        x = F.dropout(self.embedding(text.t()), self.dropout, self.training)  # time first
         _, state = self.rnn(x, lengths=lengths)
         ends = last_states(state, self.bidirectional)
         return self.output(F.dropout(ends, self.dropout, self.training))
