@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from hetkern.models.kernels import Kernels
 
@@ -102,6 +102,8 @@ class _OnTorch(nn.RNNBase):
         """As hetkern's modules, time first; a row's length must be at least 1."""
         if reset is not None and (lengths is not None or self.bidirectional):
             raise ValueError("torch's kernels take reset for one direction and whole rows alone")
+        if isinstance(input, PackedSequence):
+            return super().forward(input, hx)  # type: ignore[misc]
         if lengths is not None:
             packed = pack_padded_sequence(input, lengths.cpu(), enforce_sorted=False)
             y, ends = super().forward(packed, hx)  # type: ignore[misc]

@@ -20,7 +20,7 @@ from hetkern.training import parallel
 from hetkern.training.checkpoint import Checkpoint, of_another_model
 from hetkern.training.config import RunConfig, UserError
 from hetkern.training.memory import check_step
-from hetkern.training.optimizer import build_optimizer, learning_rate
+from hetkern.training.optimizer import build_optimizer, clip_gradients, learning_rate
 from hetkern.training.randomness import random_states, set_random_states
 from hetkern.training.task import Batch, Carried, Task
 from hetkern.training.workers import Workers
@@ -126,7 +126,7 @@ class Trainer:
     def _update(self) -> None:
         if self.config.clip > 0:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+            clip_gradients(list(self.model.parameters()), self.config.clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
