@@ -79,8 +79,7 @@ def _kill(folder: Path, arguments: argparse.Namespace) -> int:
         import hetkern.training  # noqa: F401
     began = time.monotonic()
     process = how(config, straight)
-    while not (straight / "metrics.jsonl").exists() and time.monotonic() < began + 120:
-        time.sleep(0.005)
+    _wait_for_steps(straight)
     steps_begin = time.monotonic() - began
     if os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]):
         raise RuntimeError("the straight run failed")
@@ -89,9 +88,9 @@ def _kill(folder: Path, arguments: argparse.Namespace) -> int:
     failures = 0
     for point in range(arguments.points):
         run = folder / f"killed{point}"
-        earliest = 0.0 if point % 5 == 4 else steps_begin  # most of them while it makes steps
-        moment = moments.uniform(earliest, length)
-        saved, reached = _killed(how, config, run, moment)
+        stepping = point % 5 != 4  # most of them while it makes steps
+        moment = moments.uniform(0.0, length - steps_begin if stepping else length)
+        saved, reached = _killed(how, config, run, moment, stepping)
         status = 0
         if not (run / "summary.json").exists():  # else the run had ended already
             status = os.waitstatus_to_exitcode(os.waitpid(how(config, run), 0)[1])
@@ -99,7 +98,8 @@ def _kill(folder: Path, arguments: argparse.Namespace) -> int:
         found = f"exit status {status}" if status else _differences(run, straight)
         failures += bool(found) or lost > arguments.save_every
         print(
-            f"killed after {moment:.2f} of {length:.2f} s at step {reached}, {lost} steps lost: "
+            f"killed {moment:.2f} s after the {'steps began' if stepping else 'start'}, "
+            f"at step {reached}, {lost} steps lost: "
             + (f"OTHER BITS: {found}" if found else "the same bits"),
             flush=True,
         )
@@ -107,9 +107,18 @@ def _kill(folder: Path, arguments: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
-def _killed(how, config: Path, run: Path, moment: float) -> tuple[int, int]:
+def _wait_for_steps(run: Path) -> None:
+    """Until a run's first step is near: a busy machine takes now more, now less time to load."""
+    began = time.monotonic()
+    while not (run / "metrics.jsonl").exists() and time.monotonic() < began + 120:
+        time.sleep(0.005)
+
+
+def _killed(how, config: Path, run: Path, moment: float, stepping: bool) -> tuple[int, int]:
     """The step that was saved when the run was killed, and the last one that it had made."""
     process = how(config, run)
+    if stepping:
+        _wait_for_steps(run)
     time.sleep(moment)
     os.killpg(process, signal.SIGKILL)
     os.waitpid(process, 0)
@@ -130,12 +139,25 @@ def _differences(run: Path, straight: Path) -> str:
 def _contents(run: Path) -> dict[str, object]:
     """All that must be the same: the last checkpoint's bytes, and the rows but for their speed."""
     last = max(run.glob("checkpoints/step-*"))
-    contents: dict[str, object] = {f.name: f.read_bytes() for f in sorted(last.iterdir())}
+    contents: dict[str, object] = {f.name: f.read_bytes() for f in last.glob("*.*")}
+    for file in last.glob("shards/*"):
+        contents[file.name] = _shard(file.read_bytes())
+        contents.pop("manifest.json", None)
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     contents["rows"] = [{k: v for k, v in row.items() if "per_second" not in k} for row in rows]
     for name in ("sample.txt", "evaluation.json"):
         contents[name] = (run / name).read_bytes() if (run / name).exists() else b""
     return contents
+
+
+def _shard(contents: bytes) -> tuple[object, bytes]:
+    """The header of a safetensors file and its tensors' bytes.
+
+    Of a shard the header has several entries for people, in another order in each process; so the
+    hashes in the manifest are other ones, too.
+    """
+    end = 8 + int.from_bytes(contents[:8], "little")
+    return json.loads(contents[8:end]), contents[end:]
 
 
 def _forked(config: Path, run: Path, processes: int) -> int:

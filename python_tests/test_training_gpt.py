@@ -98,13 +98,41 @@ def test_too_long_a_text_is_refused_with_both_lengths():
 def test_rotary_scores_depend_on_the_distance_alone():
     rotary = Rotary(context=16, D=7).double()
     q, k = torch.randn(2, 7, dtype=torch.float64)
-    turned_q, turned_k = rotary(q.expand(16, 7)), rotary(k.expand(16, 7))
-    scores = turned_q @ turned_k.T
+    heads = torch.stack([q, k, q]).expand(1, 16, 3, 7)
+    turned_q, turned_k, v = rotary(heads, 1, 1)
+    assert v.equal(heads[:, None, :, 2])
+    scores = turned_q[0, 0] @ turned_k[0, 0].T
     for distance in range(16):
         diagonal = scores.diagonal(-distance)
         assert torch.allclose(diagonal, diagonal[:1], atol=1e-6)  # the angles are float32
     assert torch.allclose(scores[0, 0], q @ k)
     assert (scores[0] - scores[0, 0]).abs().max() > 0.1
+
+
+def test_rotary_has_the_gradients_of_its_equations():
+    """Also twice, forward, and for each sample; behind some tokens; of an odd D."""
+    rotary = Rotary(context=9, D=5).double()
+    heads = torch.randn(2, 4, 4, 5, dtype=torch.float64, requires_grad=True)
+
+    def turn(heads):
+        return rotary(heads, 2, 1, 3)
+
+    def plain(heads):
+        cos, sin = rotary.cos[3:7, :, :2].double(), rotary.sin[3:7].double()
+        x, y, rest = heads[..., :3, :].tensor_split((2, 4), -1)
+        turned = torch.cat([x * cos - y * sin, y * cos + x * sin, rest], -1).transpose(1, 2)
+        return *turned.split([2, 1], 1), heads[..., 3:, :].transpose(1, 2)
+
+    for got, wanted in zip(turn(heads), plain(heads), strict=True):
+        assert torch.allclose(got, wanted)
+    assert torch.autograd.gradcheck(turn, heads, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(turn, heads)
+
+    def norm(heads, of):
+        return sum((part**3).sum() for part in of(heads[None]))
+
+    each = torch.func.vmap(torch.func.grad(norm), (0, None))
+    assert torch.allclose(each(heads, turn), each(heads, plain))
 
 
 def test_unknown_positions_are_refused():

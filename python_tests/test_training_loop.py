@@ -23,7 +23,7 @@ from hetkern.training import (
 )
 from hetkern.training.checkpoint import write_checkpoint
 from hetkern.training.lm import LanguageModel
-from hetkern.training.optimizer import learning_rate
+from hetkern.training.optimizer import clip_gradients, learning_rate
 from hetkern.training.stops import saved_step
 from hetkern.training.storage import write_atomically
 from hetkern.training.trainer import Trainer
@@ -135,6 +135,21 @@ def test_load_of_no_run_or_a_broken_one_is_one_sentence(tiny, tmp_path):
         load(run)
 
 
+@pytest.mark.parametrize("size", [0.1, 1.0, 10.0, float("inf"), float("nan")])
+def test_gradients_are_clipped_as_torch_clips_them_and_small_ones_not_touched(size):
+    ours = [torch.nn.Parameter(torch.ones(3, 5)), torch.nn.Parameter(torch.ones(2))]
+    torchs = [torch.nn.Parameter(p.detach()) for p in ours]
+    for p, q in zip(ours, torchs, strict=True):
+        p.grad = torch.linspace(-size, size, p.numel()).view(p.shape)
+        q.grad = p.grad.clone()
+    versions = [p.grad._version for p in ours]
+    clip_gradients(ours, 1.0)
+    torch.nn.utils.clip_grad_norm_(torchs, 1.0)
+    for p, q in zip(ours, torchs, strict=True):
+        assert torch.equal(p.grad.view(torch.int32), q.grad.view(torch.int32))
+    assert (versions == [p.grad._version for p in ours]) == (size == 0.1)
+
+
 def test_learning_rate_rises_to_its_highest_and_falls_to_its_least():
     config = TrainConfig(steps=100, warmup=10, learning_rate=1.0, min_learning_rate=0.1)
     rates = [learning_rate(step, 100, config) for step in range(1, 101)]
@@ -159,10 +174,10 @@ def test_a_write_that_the_system_cuts_short_keeps_the_previous_file(tmp_path):
 
 
 def test_a_full_disk_stops_the_run_and_keeps_the_previous_checkpoint(tiny, tmp_path, monkeypatch):
-    def full_from_step_20(run, checkpoint):
+    def full_from_step_20(run, checkpoint, workers):
         if checkpoint.step >= 20:
             monkeypatch.setattr(os, "fsync", no_space)
-        write_checkpoint(run, checkpoint)
+        write_checkpoint(run, checkpoint, workers)
 
     def no_space(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -25,6 +25,7 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from hetkern.models.kernels import Kernels
+from hetkern.models.rotary import Rotary
 
 
 @dataclass(frozen=True)
@@ -74,34 +75,6 @@ class GPTShape:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
 
 
-class Rotary(nn.Module):
-    """Turns pair i of a head's features at position t by the angle t · 10000^(-2i / D).
-
-    So q k^T depends on how far apart two tokens are. The last feature of an odd D stays.
-    """
-
-    cos: Tensor
-    sin: Tensor
-
-    def __init__(self, context: int, D: int) -> None:
-        super().__init__()
-        self.pairs = D // 2
-        rates = 10000.0 ** (-torch.arange(self.pairs) * 2 / D)
-        angles = torch.outer(torch.arange(context).float(), rates)
-        rest = torch.zeros(context, D % 2)
-        cos = torch.cat([angles.cos(), angles.cos(), rest + 1], -1)
-        sin = torch.cat([-angles.sin(), angles.sin(), rest], -1)
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
-
-    def forward(self, x: Tensor, begin: int = 0) -> Tensor:
-        """``x``: (…, T, D), of positions ``begin`` to begin + T - 1. Returns the same shape."""
-        end = begin + x.shape[-2]
-        first, second, rest = x.tensor_split((self.pairs, 2 * self.pairs), -1)
-        turned = torch.cat([second, first, rest], -1)
-        return x * self.cos[begin:end] + turned * self.sin[begin:end]
-
-
 class Cache:
     """The keys and values of the tokens so far, a pair a block: (B, Hkv, context, D) each."""
 
@@ -138,14 +111,14 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
         """``x``: (B, T, C), after the tokens that ``cache`` holds. Returns (B, T, C)."""
         B, T, C = x.shape
-        # One product for all three, then heads before time: q, k, v are (B, Hq or Hkv, T, D).
-        heads = self.query_key_value(x).view(B, T, -1, C // self.heads).transpose(1, 2)
+        # One product for all three; q, k, v are (B, Hq or Hkv, T, D).
+        heads = self.query_key_value(x).view(B, T, -1, C // self.heads)
         if self.rotary is None:
-            q, k, v = heads.split([self.heads, self.kv_heads, self.kv_heads], 1)
+            sizes = [self.heads, self.kv_heads, self.kv_heads]
+            q, k, v = heads.transpose(1, 2).split(sizes, 1)
         else:
             begin = cache.length if cache is not None else 0
-            turned, v = heads.split([self.heads + self.kv_heads, self.kv_heads], 1)
-            q, k = self.rotary(turned, begin).split([self.heads, self.kv_heads], 1)
+            q, k, v = self.rotary(heads, self.heads, self.kv_heads, begin)
         if cache is not None:
             k, v = cache.put(self.block, k, v)
         dropout = self.dropout if self.training else 0.0

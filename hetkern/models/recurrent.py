@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from hetkern.models.kernels import Kernels
 
@@ -31,7 +31,10 @@ def recurrent_layers(
     variational_dropout: float = 0.0,
     recurrent_dropout: float = 0.0,
 ) -> Any:
-    """A module ``(x (B, T, I), hx, lengths=, reset=) -> (y (B, T, H), state)``.
+    """A module ``(x (T, B, I), hx, lengths=, reset=) -> (y (T, B, H), state)``.
+
+    Time first, as the kernels walk: a batch first would be copied there and back. ``reset`` is
+    (B, T).
 
     Args:
         kernels: whose kernels it runs on.
@@ -50,7 +53,7 @@ def recurrent_layers(
     if cell not in CELLS:
         raise ValueError(f"cell must be one of {', '.join(CELLS)}, got {cell!r}")
     sizes = input_size, hidden_size, layers
-    options: dict[str, Any] = {"batch_first": True, "bidirectional": bidirectional}
+    options: dict[str, Any] = {"bidirectional": bidirectional}
     options["dropout"] = dropout if layers > 1 else 0.0  # torch warns where nothing is between
     if kernels.name == "torch":
         if recurrent_dropout:
@@ -96,33 +99,33 @@ class _OnTorch(nn.RNNBase):
         lengths: Tensor | None = None,
         reset: Tensor | None = None,
     ) -> tuple[Tensor, State]:
-        """As hetkern's modules with ``batch_first``; a row's length must be at least 1."""
+        """As hetkern's modules, time first; a row's length must be at least 1."""
         if reset is not None and (lengths is not None or self.bidirectional):
             raise ValueError("torch's kernels take reset for one direction and whole rows alone")
+        if isinstance(input, PackedSequence):
+            return super().forward(input, hx)  # type: ignore[misc]
         if lengths is not None:
-            packed = pack_padded_sequence(
-                input, lengths.cpu(), batch_first=True, enforce_sorted=False
-            )
+            packed = pack_padded_sequence(input, lengths.cpu(), enforce_sorted=False)
             y, ends = super().forward(packed, hx)  # type: ignore[misc]
-            y, _ = pad_packed_sequence(y, batch_first=True, total_length=input.shape[1])
+            y, _ = pad_packed_sequence(y, total_length=input.shape[0])
             return y, ends
         if hx is None:
             zeros = input.new_zeros(
-                self.num_layers * (2 if self.bidirectional else 1), input.shape[0], self.hidden_size
+                self.num_layers * (2 if self.bidirectional else 1), input.shape[1], self.hidden_size
             )
             hx = (zeros, zeros) if self.mode == "LSTM" else zeros
         masks = self._masks(input)
         if reset is None:
             return self._walk(input, hx, masks)
         # No state passes a step where some row starts anew: the columns between go one by one.
-        begins = [0, *(reset[:, 1:].any(0).nonzero()[:, 0] + 1).tolist(), input.shape[1]]
+        begins = [0, *(reset[:, 1:].any(0).nonzero()[:, 0] + 1).tolist(), input.shape[0]]
         outputs: list[Tensor] = []
         for begin, end in itertools.pairwise(begins):
             kept = (~reset[:, begin])[:, None]
             hx = tuple(s * kept for s in hx) if isinstance(hx, tuple) else hx * kept  # type: ignore[assignment]
-            y, hx = self._walk(input[:, begin:end], hx, masks)
+            y, hx = self._walk(input[begin:end], hx, masks)
             outputs.append(y)
-        return torch.cat(outputs, 1), hx
+        return torch.cat(outputs), hx
 
     def _masks(self, input: Tensor) -> list[Tensor] | None:
         p = self.variational_dropout if self.training else 0.0
@@ -130,7 +133,7 @@ class _OnTorch(nn.RNNBase):
             return None
         directions = 2 if self.bidirectional else 1
         widths = [self.input_size] + [directions * self.hidden_size] * (self.num_layers - 1)
-        ones = (input.new_ones(input.shape[0], 1, width) for width in widths)
+        ones = (input.new_ones(1, input.shape[1], width) for width in widths)
         return [nn.functional.dropout(one, p) for one in ones]
 
     def _walk(self, x: Tensor, hx: State, masks: list[Tensor] | None) -> tuple[Tensor, State]:
@@ -147,7 +150,7 @@ class _OnTorch(nn.RNNBase):
             weights = [w for group in self.all_weights[at] for w in group]
             state: Any = tuple(s[at] for s in hx) if isinstance(hx, tuple) else hx[at]
             x, *end = walk(
-                x * mask, state, weights, True, 1, 0.0, self.training, self.bidirectional, True
+                x * mask, state, weights, True, 1, 0.0, self.training, self.bidirectional, False
             )
             ends.append(end)
         joined = tuple(torch.cat(parts) for parts in zip(*ends, strict=True))

@@ -13,8 +13,10 @@ Source: Schuster & Paliwal (1997), "Bidirectional Recurrent Neural Networks"; El
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from hetkern.models.kernels import Kernels, choose_kernels
 from hetkern.models.recurrent import last_states, recurrent_layers
@@ -82,10 +84,17 @@ class RNNClassifier(nn.Module):
         Returns:
             (B, C).
         """
-        x = F.dropout(self.embedding(text), self.dropout, self.training)
-        _, state = self.rnn(x, lengths=lengths)
+        if text.device.type == "cpu" and not torch.compiler.is_compiling():
+            # No padding is even looked up; elsewhere a packed batch would wait for its lengths.
+            tokens, *where = pack_padded_sequence(text.t(), lengths, enforce_sorted=False)
+            _, state = self.rnn(PackedSequence(self._embedded(tokens), *where))
+        else:
+            _, state = self.rnn(self._embedded(text.t()), lengths=lengths)
         ends = last_states(state, self.bidirectional)
         return self.output(F.dropout(ends, self.dropout, self.training))
+
+    def _embedded(self, tokens: Tensor) -> Tensor:
+        return F.dropout(self.embedding(tokens), self.dropout, self.training)
 
     def loss(
         self, text: Tensor, lengths: Tensor, labels: Tensor, reduction: str = "mean"

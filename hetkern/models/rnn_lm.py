@@ -108,12 +108,19 @@ class RNNLM(nn.Module):
         Returns:
             (B, T, V) in the weights' dtype, and the state.
         """
+        logits, state = self._walk(tokens, state, reset)
+        return logits.transpose(0, 1), state
+
+    def _walk(
+        self, tokens: Tensor, state: State | None, reset: Tensor | None
+    ) -> tuple[Tensor, State]:
+        """The logits (T, B, V): time first, as the layers walk."""
         shape = self.shape
-        x = F.dropout(self.token_embedding(tokens), shape.dropout, self.training)
+        x = F.dropout(self.token_embedding(tokens.t()), shape.dropout, self.training)
         y, state = self.rnn(x, state, reset=reset)
         y = F.dropout(y, shape.dropout, self.training)
         if self.training and shape.variational_dropout:
-            y = y * F.dropout(y.new_ones(y.shape[0], 1, y.shape[2]), shape.variational_dropout)
+            y = y * F.dropout(y.new_ones(1, *y.shape[1:]), shape.variational_dropout)
         return self._logits(y), state
 
     def _logits(self, y: Tensor) -> Tensor:
@@ -135,11 +142,11 @@ class RNNLM(nn.Module):
             targets: (B, T) int64, the token that follows each.
             state: as in :meth:`forward`.
             reset: as in :meth:`forward`.
-            reduction: ``"mean"``, or ``"none"`` for one loss a target, (B·T,).
+            reduction: ``"mean"`` or ``"sum"``, or ``"none"`` for one loss a target, (B·T,).
         """
-        logits, state = self(tokens, state, reset)
-        loss = self.kernels.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction)
-        return loss, state
+        logits, state = self._walk(tokens, state, reset)
+        loss = self.kernels.cross_entropy(logits.flatten(0, 1), targets.t().flatten(), reduction)
+        return loss.view(targets.t().shape).t().flatten() if reduction == "none" else loss, state
 
     def start(self, rows: int) -> State | None:
         """The state before the first token of ``rows`` sequences."""
@@ -148,8 +155,8 @@ class RNNLM(nn.Module):
     @torch.no_grad()
     def extend(self, tokens: Tensor, state: State | None) -> tuple[Tensor, State]:
         """The logits (B, V) after the last of ``tokens`` (B, T), and the state there."""
-        y, state = self.rnn(self.token_embedding(tokens), state)
-        return self._logits(y[:, -1]), state
+        y, state = self.rnn(self.token_embedding(tokens.t()), state)
+        return self._logits(y[-1]), state
 
     def describe(self) -> str:
         """The sizes in words."""

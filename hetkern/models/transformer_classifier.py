@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hetkern.models.gpt import Rotary
 from hetkern.models.kernels import Kernels, choose_kernels
 from hetkern.models.rnn_classifier import PAD
+from hetkern.models.rotary import Rotary
 
 
 class _Block(nn.Module):
@@ -39,10 +39,9 @@ class _Block(nn.Module):
         """``x``: (B, T, C). Returns (B, T, C)."""
         B, T, C = x.shape
         p = self.dropout if self.training else 0.0
-        q_k_v = self.query_key_value(self.attention_norm(x))
-        q_k_v = q_k_v.view(B, T, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
-        q, k = rotary(q_k_v[:2])
-        mixed = self.kernels.attention_of_lengths(q, k, q_k_v[2], lengths, p)
+        heads = self.query_key_value(self.attention_norm(x)).view(B, T, -1, C // self.heads)
+        q, k, v = rotary(heads, self.heads, self.heads)
+        mixed = self.kernels.attention_of_lengths(q, k, v, lengths, p)
         x = x + F.dropout(self.project(mixed.transpose(1, 2).reshape(B, T, C)), p)
         wide = F.gelu(self.widen(self.mlp_norm(x)))
         return x + F.dropout(self.narrow(wide), p)

@@ -6,6 +6,9 @@ RUN/checkpoints/step-00000500/
     state.json           the rest itself, its tensors by name
     manifest.json        step, format, and the SHA-256 of the files above
 
+Of a sharded model (FSDP), ``shards/`` has a file a process in the place of model.safetensors, with
+the optimizer's tensors in it: :mod:`hetkern.training.sharded`.
+
 A checkpoint is written into a folder of another name, synced to the disk, and renamed: it is there
 whole or not at all. No file is a pickle.
 """
@@ -27,7 +30,16 @@ from torch import Tensor
 
 from hetkern.training.config import UserError
 from hetkern.training.packing import pack, unpack
+from hetkern.training.sharded import (
+    SHARDS,
+    WEIGHTS,
+    sha256_of,
+    whole_tensors,
+    with_moments,
+    write_shards,
+)
 from hetkern.training.storage import sync_folder, write_atomically, write_synced
+from hetkern.training.workers import Workers
 
 FOLDER = "checkpoints"
 MODEL = "model.safetensors"
@@ -35,7 +47,7 @@ STATE = "state.safetensors"
 REST = "state.json"
 MANIFEST = "manifest.json"
 BEST = "best.json"
-FORMAT = 1
+FORMAT, SHARDED = 1, 2  # numbers in the manifest
 
 
 class BrokenCheckpoint(UserError):
@@ -48,48 +60,68 @@ class Checkpoint:
 
     Attributes:
         step: optimizer steps made.
-        model: the weights by name.
+        model: the weights by name; empty where they are among the shards.
         state: everything else, as the trainer gave it.
+        shards: to be written, what this process holds a part of: weights and optimizer's tensors.
+        folder: of one that was read, where its shards lie; None if ``model`` has the weights.
     """
 
     step: int
     model: dict[str, Tensor]
     state: dict[str, Any]
+    shards: dict[str, Tensor] | None = None
+    folder: Path | None = None
 
 
-def write_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint into its run.
+def write_checkpoint(run: Path, checkpoint: Checkpoint, workers: Workers | None = None) -> None:
+    """Write a checkpoint into its run; every process calls it.
 
     Raises:
         OSError: the disk is full, or the folder cannot be written; older checkpoints stay.
     """
-    folder = run / FOLDER
-    folder.mkdir(exist_ok=True)
-    target = folder / _name(checkpoint.step)
-    part = folder / f".part-{_name(checkpoint.step)}"
-    remove_parts(run)
+    workers = workers if workers is not None else Workers()
+    part = run / FOLDER / f".part-{_name(checkpoint.step)}"
+
+    def begin() -> None:
+        part.parent.mkdir(exist_ok=True)
+        remove_parts(run)
+        part.mkdir()
+
+    try:
+        workers.first_does(begin)
+        shards = checkpoint.shards
+        hashes = {} if shards is None else write_shards(part, shards, workers)
+        workers.first_does(lambda: _finish(part, checkpoint, hashes))
+    except BaseException:
+        if workers.first:
+            shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+def _finish(part: Path, checkpoint: Checkpoint, shards: Mapping[str, str]) -> None:
+    """Write what is whole and the manifest, and give the folder its name."""
     tensors: dict[str, Tensor] = {}
     rest = pack(checkpoint.state, tensors, "state")
-    files = {
-        MODEL: safetensors.torch.save(_separate(checkpoint.model), {"step": str(checkpoint.step)}),
-        STATE: safetensors.torch.save(_separate(tensors)),
-        REST: json.dumps(rest).encode(),
-    }
+    files: dict[str, bytes] = {}
+    if not shards:
+        model = _separate(checkpoint.model)
+        files[MODEL] = safetensors.torch.save(model, {"step": str(checkpoint.step)})
+    files[STATE] = safetensors.torch.save(_separate(tensors))
+    files[REST] = json.dumps(rest).encode()
     hashes = {name: hashlib.sha256(contents).hexdigest() for name, contents in files.items()}
-    manifest = {"format": FORMAT, "step": checkpoint.step, "sha256": hashes}
+    number = SHARDED if shards else FORMAT
+    manifest = {"format": number, "step": checkpoint.step, "sha256": {**hashes, **shards}}
     files[MANIFEST] = (json.dumps(manifest, indent=2) + "\n").encode()
-    try:
-        part.mkdir()
-        for name, contents in files.items():
-            write_synced(part / name, contents)
-        sync_folder(part)
-        if target.exists():  # of a run that resumed and came here again: the same contents
-            shutil.rmtree(target)
-        os.replace(part, target)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
-    sync_folder(folder)
+    for name, contents in files.items():
+        write_synced(part / name, contents)
+    if shards:
+        sync_folder(part / SHARDS)
+    sync_folder(part)
+    target = part.with_name(_name(checkpoint.step))
+    if target.exists():  # of a run that resumed and came here again: the same contents
+        shutil.rmtree(target)
+    os.replace(part, target)
+    sync_folder(part.parent)
 
 
 def _name(step: int) -> str:
@@ -186,8 +218,17 @@ def find_checkpoint(run: Path, which: str = "last") -> int:
     raise UserError(f"{run} has no checkpoint {which!r}; it has last, best, {known}")
 
 
-def read_checkpoint(run: Path, step: int, weights_only: bool = False) -> Checkpoint:
+def read_checkpoint(
+    run: Path, step: int, weights_only: bool = False, workers: Workers | None = None
+) -> Checkpoint:
     """A checkpoint, once its files are what was written.
+
+    Args:
+        run: the run's folder.
+        step: which one.
+        weights_only: leave the state empty.
+        workers: of a sharded model, which all call this and read the shards later; None for one
+            process, which gets the tensors whole.
 
     Raises:
         BrokenCheckpoint: a file is missing, truncated or changed; the message names it, and the
@@ -196,20 +237,50 @@ def read_checkpoint(run: Path, step: int, weights_only: bool = False) -> Checkpo
     folder = run / FOLDER / _name(step)
     try:
         manifest = _manifest(folder)
+        if manifest["format"] == SHARDED:
+            return _sharded(folder, step, manifest["sha256"], weights_only, workers)
         wanted = (MODEL,) if weights_only else (MODEL, STATE, REST)
         contents = {name: _checked(folder / name, manifest["sha256"][name]) for name in wanted}
         # In one order: safetensors has another in each process, and shards go out one by one.
         model = dict(sorted(safetensors.torch.load(contents[MODEL]).items()))
-        if weights_only:
-            return Checkpoint(step, model, {})
-        state = unpack(json.loads(contents[REST]), safetensors.torch.load(contents[STATE]))
-        return Checkpoint(step, model, state)
+        return Checkpoint(step, model, {} if weights_only else _state(contents))
     except _Broken as error:
         raise BrokenCheckpoint(f"{error}{_before(run, step)}") from error
     except (KeyError, TypeError, ValueError, SafetensorError) as error:
-        raise BrokenCheckpoint(f"{folder} is no checkpoint of hetkern's{_before(run, step)}") from (
-            error
-        )
+        what = f"{folder} is no checkpoint of hetkern's{_before(run, step)}"
+        raise BrokenCheckpoint(what) from error
+
+
+def _state(contents: Mapping[str, bytes]) -> dict[str, Any]:
+    return unpack(json.loads(contents[REST]), safetensors.torch.load(contents[STATE]))
+
+
+def _sharded(
+    folder: Path, step: int, hashes: Mapping[str, str], weights_only: bool, workers: Workers | None
+) -> Checkpoint:
+    """The checkpoint of a sharded model: each process checks a part of the files."""
+    team = workers if workers is not None else Workers()
+    names = sorted(name for name in hashes if name not in (STATE, REST))
+    there = sorted(f"{SHARDS}/{path.name}" for path in (folder / SHARDS).glob("*.safetensors"))
+    if not set(there) <= set(names):
+        raise _Broken(f"{folder / (set(there) - set(names)).pop()} is of another checkpoint")
+
+    def check() -> None:
+        for name in names[team.rank :: team.size]:
+            _check(folder / name, hashes[name])
+
+    team.each(check)
+    state: dict[str, Any] = {}
+    if not weights_only:
+        state = _state({name: _checked(folder / name, hashes[name]) for name in (STATE, REST)})
+    if workers is not None:
+        return Checkpoint(step, {}, state, folder=folder)
+    tensors = whole_tensors(folder, WEIGHTS if weights_only else "")
+    model = {n.removeprefix(WEIGHTS): t for n, t in tensors.items() if n.startswith(WEIGHTS)}
+    if not weights_only:
+        moments = {name: t for name, t in tensors.items() if not name.startswith(WEIGHTS)}
+        state["optimizer"] = with_moments(state["optimizer"], moments)
+    return Checkpoint(step, model, state)
 
 
 def of_another_model(step: int, error: Exception) -> UserError:
@@ -234,19 +305,24 @@ def _manifest(folder: Path) -> dict[str, Any]:
         raise _Broken(f"{path} is missing") from None
     except ValueError:
         raise _Broken(f"{path} is truncated or changed") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise _Broken(f"{path} is of another format than this hetkern's ({FORMAT})")
+    if not isinstance(manifest, dict) or manifest.get("format") not in (FORMAT, SHARDED):
+        raise _Broken(f"{path} is of another format than this hetkern's ({FORMAT} or {SHARDED})")
     return manifest
 
 
 def _checked(path: Path, sha256: str) -> bytes:
+    """The contents of a file, once they are what was written."""
+    _check(path, sha256)
+    return path.read_bytes()
+
+
+def _check(path: Path, sha256: str) -> None:
     try:
-        contents = path.read_bytes()
+        found = sha256_of(path)
     except FileNotFoundError:
         raise _Broken(f"{path} is missing") from None
-    if hashlib.sha256(contents).hexdigest() != sha256:
+    if found != sha256:
         raise _Broken(f"{path} is truncated or changed: its SHA-256 is another one")
-    return contents
 
 
 def _before(run: Path, step: int) -> str:

@@ -90,6 +90,11 @@ class Classification:
         """Each text once an epoch, in batches of nearly one length."""
         return LengthBuckets(self.data.train.lengths, rows, seed)
 
+    def size(self) -> tuple[int, int]:
+        """Texts, and their mean length."""
+        train = self.data.train
+        return len(train.labels), len(train.tokens) // len(train.labels)
+
     def fetch(self, rows: Tensor) -> Batch:
         """Texts, lengths and labels."""
         return self.data.train.batch(rows)

@@ -10,6 +10,7 @@ from hetkern.training.checkpoint import find_checkpoint, of_another_model, read_
 from hetkern.training.config import RunConfig, UserError
 from hetkern.training.loading import choose_kernels_or_explain
 from hetkern.training.loop import prepared
+from hetkern.training.memory import check_evaluation
 from hetkern.training.stops import check_data
 from hetkern.training.task import Evaluation
 from hetkern.training.trainer import autocast
@@ -28,13 +29,14 @@ def evaluate_run(
     weights = read_checkpoint(run, step, weights_only=True).model
     task = prepared(config, workers)
     check_data(task.facts(), run)
+    size = config.batch_size if isinstance(config.batch_size, int) else 8
+    check_evaluation(task, config, size, workers)
     with torch.random.fork_rng(devices=[]):
         model = task.build_model(choose_kernels_or_explain(config.kernels, workers.device))
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(f"{run}: {of_another_model(step, error)}") from error
-    size = config.batch_size if isinstance(config.batch_size, int) else 8
     with autocast(config, workers.device):
         evaluation = task.evaluate(model.to(workers.device), workers, size, split=split, limit=0)
     return step, evaluation, task.floors() if floors and workers.first else {}

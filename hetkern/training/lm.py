@@ -77,6 +77,10 @@ class LanguageModel:
         """Windows at random places; as many as cover the text once are an epoch."""
         return RandomWindows(self.data.train, self.config.context, rows, seed)
 
+    def size(self) -> tuple[int, int]:
+        """Windows side by side, and their tokens."""
+        return max(1, len(self.data.train) // self.config.context), self.config.context
+
     def fetch(self, rows: Tensor) -> Batch:
         """Inputs and, one token on, targets: each ``(len(rows), context)`` int64."""
         windows = self.data.train[rows[:, None] + torch.arange(self.config.context + 1)].long()

@@ -25,6 +25,7 @@ from hetkern.training.launch import (
     run_processes,
 )
 from hetkern.training.loading import choose_kernels_or_explain
+from hetkern.training.parallel import is_sharded
 from hetkern.training.probe import probed
 from hetkern.training.progress import OutputLost, TrainingProgress
 from hetkern.training.randomness import own_random_states
@@ -192,7 +193,8 @@ def _restored(trainer: Trainer, run: Path, which: str) -> dict[str, Any]:
     """
     if not saved_steps(run) and which == "last":
         return {}
-    checkpoint = read_checkpoint(run, find_checkpoint(run, which))
+    workers = trainer.workers if is_sharded(trainer.config) else None
+    checkpoint = read_checkpoint(run, find_checkpoint(run, which), workers=workers)
     return trainer.restore(checkpoint)
 
 

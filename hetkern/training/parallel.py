@@ -1,13 +1,14 @@
-"""Several processes on one model: DDP and FSDP2, and states that one process can save.
+"""Several processes on one model: DDP and FSDP2, and the states that are saved.
 
-Everything is torch's: gradients are averaged by DistributedDataParallel or ``fully_shard``, sharded
-states become whole ones by ``torch.distributed.checkpoint``.
+Everything is torch's: gradients are averaged by DistributedDataParallel or ``fully_shard``, and
+``torch.distributed.checkpoint`` saves sharded states and brings them back.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -15,6 +16,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from hetkern.training.config import RunConfig
+from hetkern.training.sharded import (
+    MOMENTS,
+    WEIGHTS,
+    described,
+    number_of,
+    read_shards,
+    with_moments,
+)
 from hetkern.training.workers import Workers
 
 
@@ -57,17 +66,55 @@ def is_sharded(config: RunConfig) -> bool:
     return config.parallel == "fsdp" and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def full_states(
+def states(
     model: nn.Module, optimizer: torch.optim.Optimizer, config: RunConfig
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The states of model and optimizer, whole, on the CPU; of shards in the first process only."""
-    if not is_sharded(config):
-        return dict(model.state_dict()), optimizer.state_dict()
-    from torch.distributed.checkpoint import state_dict as dcp  # a second of imports
+) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Tensor] | None]:
+    """The states of model and optimizer; of a sharded model what it shards apart, by name.
 
-    options = dcp.StateDictOptions(full_state_dict=True, cpu_offload=True)
-    weights, by_name = dcp.get_state_dict(model, optimizer, options=options)
-    return cast(dict[str, Tensor], weights), _by_number(by_name) if by_name.get("state") else {}
+    Then the weights are among those shards, and the optimizer's state keeps the rest.
+    """
+    if not is_sharded(config):
+        return dict(model.state_dict()), optimizer.state_dict(), None
+    shards = {f"{WEIGHTS}{name}": tensor for name, tensor in model.state_dict().items()}
+    saved = optimizer.state_dict()
+    rest: dict[int, dict[str, Any]] = {}
+    for number, values in saved["state"].items():
+        rest[number] = {}
+        for key, value in values.items():
+            if _is_shard(value):
+                shards[f"{MOMENTS}{number}.{key}"] = value
+            else:
+                rest[number][key] = value
+    return {}, saved | {"state": rest}, shards
+
+
+def _is_shard(value: Any) -> bool:
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(value, DTensor)
+
+
+def load_shards(
+    model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path, state: dict[str, Any]
+) -> None:
+    """Put back what :func:`states` gave, from the shards in ``folder``: this process's parts.
+
+    Raises:
+        RuntimeError, ValueError, KeyError: they are of another model.
+    """
+    weights = {f"{WEIGHTS}{name}": tensor for name, tensor in model.state_dict().items()}
+    known = described(folder)
+    unknown = sorted(weights.keys() ^ {name for name in known if name.startswith(WEIGHTS)})
+    if unknown:
+        raise KeyError(f"the weights {unknown[0].removeprefix(WEIGHTS)} are in one of them alone")
+    parameters = [p.detach() for group in optimizer.param_groups for p in group["params"]]
+    moments = {
+        name: torch.zeros_like(parameters[number_of(name)], dtype=of.properties.dtype)
+        for name, of in known.items()
+        if name.startswith(MOMENTS)
+    }
+    read_shards(folder, weights | moments)
+    optimizer.load_state_dict(with_moments(state, moments))
 
 
 def load_full_states(
@@ -77,7 +124,7 @@ def load_full_states(
     weights: dict[str, Tensor],
     state: dict[str, Any],
 ) -> None:
-    """Put back what :func:`full_states` gave."""
+    """Put back whole states, which any process has, into a model that may be sharded."""
     if not is_sharded(config):
         model.load_state_dict(weights)
         optimizer.load_state_dict(state)
@@ -101,19 +148,6 @@ def _names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
     """The parameters' names in the optimizer's order."""
     name_of = {id(p): name for name, p in model.named_parameters()}
     return [name_of[id(p)] for group in optimizer.param_groups for p in group["params"]]
-
-
-def _by_number(by_name: dict[str, Any]) -> dict[str, Any]:
-    """An optimizer's state as ``Optimizer.state_dict`` gives it: parameters by number."""
-    names = [name for group in by_name["param_groups"] for name in group["params"]]
-    number = {name: i for i, name in enumerate(names)}
-    return {
-        "state": {number[name]: state for name, state in by_name["state"].items()},
-        "param_groups": [
-            {**group, "params": [number[name] for name in group["params"]]}
-            for group in by_name["param_groups"]
-        ],
-    }
 
 
 def _by_name(by_number: dict[str, Any], names: list[str]) -> dict[str, Any]:

@@ -202,19 +202,13 @@ class Session:
     def save(self) -> None:
         """Write a checkpoint of this step; every process calls it."""
         checkpoint = self.trainer.checkpoint({"losses": self.losses})
-        if self.workers.size == 1:
-            self._written(f"save step {checkpoint.step}", lambda: self._write(checkpoint))
-        else:
-            self.workers.first_does(
-                lambda: self._written(
-                    f"save step {checkpoint.step}", lambda: self._write(checkpoint)
-                )
-            )
+        self._written(f"save step {checkpoint.step}", lambda: self._write(checkpoint))
 
     def _write(self, checkpoint: Checkpoint) -> None:
-        sync_rows(self.run)  # those before the checkpoint's step are there if it is
-        write_checkpoint(self.run, checkpoint)
-        prune(self.run, self.config.keep)
+        first_does = self.workers.first_does
+        first_does(lambda: sync_rows(self.run))  # those before its step are there if it is
+        write_checkpoint(self.run, checkpoint, self.workers)
+        first_does(lambda: prune(self.run, self.config.keep))
 
     def _evaluate(self) -> Evaluation:
         trainer, task = self.trainer, self.trainer.task

@@ -101,6 +101,9 @@ class Task(Protocol):
     def order(self, rows: int, seed: int) -> Order:
         """The order of training, ``rows`` rows a step."""
 
+    def size(self) -> tuple[int, int]:
+        """How many rows hold the training data once, and how many tokens a row has (a mean)."""
+
     def fetch(self, rows: Tensor) -> Batch:
         """The data of training rows, on the CPU."""
 

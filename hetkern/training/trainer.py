@@ -19,7 +19,8 @@ from hetkern.models import Kernels
 from hetkern.training import parallel
 from hetkern.training.checkpoint import Checkpoint, of_another_model
 from hetkern.training.config import RunConfig, UserError
-from hetkern.training.optimizer import build_optimizer, learning_rate
+from hetkern.training.memory import check_step
+from hetkern.training.optimizer import build_optimizer, clip_gradients, learning_rate
 from hetkern.training.randomness import random_states, set_random_states
 from hetkern.training.task import Batch, Carried, Task
 from hetkern.training.workers import Workers
@@ -52,6 +53,7 @@ class Trainer:
     def __init__(self, task: Task, config: RunConfig, kernels: Kernels, workers: Workers) -> None:
         """Draw the weights from torch's generator, the same ones in every process."""
         assert isinstance(config.batch_size, int)
+        check_step(task, config, kernels, workers)
         self.task = task
         self.config = config
         self.workers = workers
@@ -124,7 +126,7 @@ class Trainer:
     def _update(self) -> None:
         if self.config.clip > 0:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+            clip_gradients(list(self.model.parameters()), self.config.clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
@@ -135,10 +137,12 @@ class Trainer:
     def checkpoint(self, more: Mapping[str, Any]) -> Checkpoint:
         """All that a later process needs to go on; every process calls it, the first gets it all.
 
+        Of a sharded model each process gets its shards.
+
         Args:
             more: what the loop adds.
         """
-        model, optimizer = parallel.full_states(self.model, self.optimizer, self.config)
+        model, optimizer, shards = parallel.states(self.model, self.optimizer, self.config)
         state = {
             "optimizer": optimizer,
             "scaler": self.scaler.state_dict(),
@@ -148,7 +152,7 @@ class Trainer:
             "carried": parallel.gathered(self.carried, self.workers),
             "loop": dict(more),
         }
-        return Checkpoint(self.step, model, state)
+        return Checkpoint(self.step, model, state, shards)
 
     def restore(self, checkpoint: Checkpoint) -> dict[str, Any]:
         """Go on from a checkpoint; returns what the loop had added.
@@ -159,9 +163,14 @@ class Trainer:
         state = checkpoint.state
         self._check_processes(state)
         try:
-            parallel.load_full_states(
-                self.model, self.optimizer, self.config, checkpoint.model, state["optimizer"]
-            )
+            if checkpoint.folder is not None:
+                parallel.load_shards(
+                    self.model, self.optimizer, checkpoint.folder, state["optimizer"]
+                )
+            else:
+                parallel.load_full_states(
+                    self.model, self.optimizer, self.config, checkpoint.model, state["optimizer"]
+                )
         except (RuntimeError, ValueError, KeyError) as error:
             raise of_another_model(checkpoint.step, error) from error
         self.scaler.load_state_dict(state["scaler"])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+T = TypeVar("T")
 CPU = torch.device("cpu")
 
 
@@ -71,6 +73,25 @@ class Workers:
         if self.size > 1:
             dist.broadcast_object_list(texts, 0)
         return texts[0]
+
+    def each(self, what: Callable[[], T]) -> list[T]:
+        """What it returns in each process, in every one; if it fails in one, it fails in all."""
+        result, error = None, None
+        try:
+            result = what()
+        except Exception as caught:
+            if self.size == 1:
+                raise
+            error = caught
+        if self.size == 1:
+            return [cast(T, result)]
+        results: list[Any] = [None] * self.size
+        dist.all_gather_object(results, (error is None, result))
+        if error is not None:
+            raise error
+        if not all(fine for fine, _ in results):
+            raise OtherProcessFailed("another process failed")
+        return [result for _, result in results]
 
     def first_does(self, what: Callable[[], None]) -> None:
         """Let the first process do something; if it fails, it fails everywhere."""
