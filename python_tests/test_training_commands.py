@@ -108,6 +108,16 @@ def test_sample_streams_one_text_and_joins_several(run, capsys):
     assert alone.startswith("the") and several.startswith(alone.removesuffix("\n") + "\n---\nfox ")
 
 
+def test_a_text_of_several_lines_is_one_row_of_a_prediction(classifier, capsys):
+    texts = ["two\nlines", "a\ttab", "\r\n"]
+    commands.predict(str(classifier), texts, None, False, 64, "last", None)
+    rows = [line.split("\t") for line in capsys.readouterr().out.split("\n")[:-1]]
+    assert [row[2] for row in rows] == ["two lines", "a tab", "  "]
+    commands.predict(str(classifier), texts, None, True, 64, "last", None)
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["text"] for row in rows] == texts
+
+
 def test_predict_labels_arguments_lines_and_files_alike(classifier, tmp_path, capsys, monkeypatch):
     texts = ["x v darkly 3", "z u\tkeenly 1"]
     (tmp_path / "texts.txt").write_text("\n".join(texts) + "\n")

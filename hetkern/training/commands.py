@@ -17,6 +17,7 @@ from hetkern.training.stops import is_out_of_memory
 from hetkern.training.workers import OtherProcessFailed
 
 Changes = dict[str, Any]
+_NO_ENDS = str.maketrans("\t\r\n", "   ")  # a text stays one cell of one line
 
 
 def sentence(error: Exception) -> str | None:
@@ -138,8 +139,8 @@ def predict(
                 row = {"label": label, "probability": probabilities[best], "text": text}
                 print(json.dumps(row | {"probabilities": every}, ensure_ascii=False))
             else:
-                shown = text.replace("\t", " ")
-                print(f"{label}\t{probabilities[best]:.4f}\t{shown}")
+                cells = label, f"{probabilities[best]:.4f}", text
+                print("\t".join(cell.translate(_NO_ENDS) for cell in cells))
 
 
 def _texts(texts: list[str], file: str | None) -> Iterator[str]:
