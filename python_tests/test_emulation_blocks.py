@@ -1,5 +1,7 @@
 """A block's barrier orders that block, and no other: TSan keeps every thread of a launch apart."""
 
+import re
+import resource
 import warnings
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import torch
 from emulating import skip_unless_possible
 
 from hetkern.testing.emulation import EmulatedKernel, EmulationError, emulate_cuda
+from hetkern.testing.emulation.build import _cheap_fibers
 
 SOURCE = Path(__file__).parent / "kernels" / "blocks.cu"
 APART = 256  # threads that TSan tells apart, of some 8000 at most
@@ -93,6 +96,23 @@ def test_a_launch_of_more_threads_than_tsan_tells_apart_says_so(kernel, monkeypa
         assert_a_race(kernel, HAND_OVER, blocks + more, threads, 0, 5)
     with pytest.warns(RuntimeWarning, match="launch of hand_over"):  # its only race is of that kind
         run(kernel, HAND_OVER, blocks + 1, threads, 0, 5)
+
+
+def test_a_thread_takes_few_pages_of_memory(kernel):
+    """Nine tenths of a thread's time went into pages that hold zeros (tsan_fibers.cpp)."""
+    if not _cheap_fibers():
+        pytest.skip("this compiler's ThreadSanitizer is not the one whose threads are dear")
+    used = [resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt]
+    for blocks in (1, 9):
+        run(kernel, ADD, blocks, 128, 1)
+        used.append(resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt)
+    assert (used[2] - used[1]) - (used[1] - used[0]) < 100 * 8 * 128  # 380 each without
+
+
+def test_a_large_launch_says_what_it_costs_before_it_begins(kernel, capfd):
+    with pytest.warns(RuntimeWarning, match="no race is seen"):
+        run(kernel, ADD, 80, 128, 1)
+    assert re.search(r"cost of \w+: 10240 threads .* take some [1-9]\d? s", capfd.readouterr().err)
 
 
 @pytest.mark.proof

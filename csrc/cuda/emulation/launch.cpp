@@ -40,11 +40,23 @@ void announce(const Grid& g, unsigned group_threads, unsigned groups) {
       g.kernel, size_t{groups} * group_threads, most_together(), g.cluster > 1 ? "clusters" : "blocks", apart);
 }
 
-// ThreadSanitizer is slow: a large launch says how slow before it begins.
-constexpr double kSecondsAThread = 3e-4;
+// ThreadSanitizer is slow: a large launch says how slow before it begins. A thread that it has not met costs what a few of them just
+// did, and every one of them its turns and its name.
 void tell_cost(const Grid& g, size_t threads) {
-  const double seconds = kSecondsAThread * static_cast<double>(threads);
-  if (sanitize::kThread && seconds > 1)
+  constexpr double kTurns = 1e-4;
+  constexpr unsigned kTried = 32;
+  static double each = 0;
+  if (!sanitize::kThread || threads < 2048) return;
+  const auto most = static_cast<unsigned>(std::min<size_t>(threads, most_together()));
+  const unsigned known = Identities::known();
+  if (known + kTried < most) {
+    Identities::fiber(known);  // the first one costs more
+    const double begin = seconds_used();
+    for (unsigned i = 1; i <= kTried; ++i) Identities::fiber(known + i);
+    each = (seconds_used() - begin) / kTried;
+  }
+  const double seconds = kTurns * static_cast<double>(threads) + each * (most - std::min(most, known));
+  if (seconds > 1)
     std::fprintf(stderr, "hetkern: cost of %s: %zu threads under ThreadSanitizer take some %.0f s, and what they do\n",
                  g.kernel, threads, seconds);
 }

@@ -74,6 +74,7 @@ class Identities {
   unsigned groups() const { return groups_; }  // that are told apart
   unsigned first(unsigned group) const { return sanitize::kThread ? group % groups_ * threads_ : 0; }
   static void* fiber(unsigned number);  // null: TSan has no more of them
+  static unsigned known();              // that there are
   static void forget(unsigned number);  // its fiber has stopped where TSan does not take it back
 
  private:

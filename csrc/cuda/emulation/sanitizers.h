@@ -25,6 +25,7 @@ void AnnotateIgnoreReadsBegin(const char* file, int line);
 void AnnotateIgnoreReadsEnd(const char* file, int line);
 void AnnotateIgnoreWritesBegin(const char* file, int line);
 void AnnotateIgnoreWritesEnd(const char* file, int line);
+__attribute__((weak)) void hetkern_fiber_is_made(bool begins);  // tsan_fibers.cpp, where it is linked in
 }
 #endif
 
@@ -49,7 +50,13 @@ struct Stack {
 
 #if defined(HETKERN_EMULATION_THREAD)
 
-inline void* new_identity() { return __tsan_create_fiber(0); }
+inline void* new_identity() {
+  if (!hetkern_fiber_is_made) return __tsan_create_fiber(0);
+  hetkern_fiber_is_made(true);
+  void* const fiber = __tsan_create_fiber(0);
+  hetkern_fiber_is_made(false);
+  return fiber;
+}
 inline void created(Stack&) {}
 template <class Name>
 inline void name(Stack& s, Name name) {  // for reports

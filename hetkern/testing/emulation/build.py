@@ -204,11 +204,26 @@ def _users_files(preprocessed: bytes) -> list[Path]:
     return [f for f in files if ours not in f.parents and f.is_file()]
 
 
+@functools.cache
+def _cheap_fibers() -> tuple[str, ...]:
+    """The linker's flags for csrc/cuda/emulation/tsan_fibers.cpp; none: this compiler goes without.
+
+    It knows the runtime of GCC 11 and 12, where a fiber is dear, and needs the static library.
+    """
+    if _run([compiler(), "-dumpversion"]).split(".")[0].strip() not in ("11", "12"):
+        return ()
+    if "/" not in _run([compiler(), "-print-file-name=libtsan.a"]):
+        return ()
+    wrapped = ("15internal_memsetEPvim", "13internal_mmapEPvmiiiy")
+    return ("-static-libtsan", *(f"-Wl,--wrap=_ZN11__sanitizer{name}" for name in wrapped))
+
+
 def _machine(kind: str) -> list[Path]:
     """The emulation's own objects, without instrumentation."""
     folder = own_headers() / "cuda" / "emulation"
     sources = (folder / "sources.txt").read_text().split()
     sources += ["traffic.cpp"] if kind == "traffic" else []
+    sources += ["tsan_fibers.cpp"] if kind == "thread" and _cheap_fibers() else []
     sources += ["foreign.cpp", "runtime.cpp", *(["driver.cpp"] if kind != "plain" else [])]
     flags = ("-O2", f"-DHETKERN_EMULATION_{KINDS[kind][2]}")
 
@@ -230,6 +245,7 @@ def build(source: Path, launchers: list[str], kind: str, flags: tuple[str, ...])
         NotImplementedError: the compiler or a header is missing.
     """
     kernel, link, _ = KINDS[kind]
+    link = (*link, *_cheap_fibers()) if kind == "thread" else link
     wanted = f'#include "{source.resolve()}"\n\n#include "cuda/emulation/foreign.h"\n'
     quiet = ("-Wall", "-Wno-unknown-pragmas", "-Wno-sign-compare")
     flags = (*kernel, *_CASTS, *quiet, *gpu_flags(flags))
