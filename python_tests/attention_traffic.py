@@ -8,13 +8,16 @@ SIZES = ((64, 64), (128, 64), (64, 128))  # Lq, Lk: one head of 64 columns
 D = 64
 BYTES = {"float32": 4, "bfloat16": 2}
 WAYS = ("forward", "causal forward", "backward")
+HEADS, CACHE = (8, 2), ((1, 1024), (1, 2304), (4, 1000))  # decode: queries, keys
 CASES = {
     f"attention, {Lq}x{Lk}, {dtype}, {way}": (Lq, Lk, dtype, way)
-    for Lq, Lk in SIZES
+    for sizes, ways in ((SIZES, WAYS), (CACHE, ("decode",)))
+    for Lq, Lk in sizes
     for dtype in BYTES
-    for way in WAYS
+    for way in ways
 }
 ROWS = 64  # of a block
+PART = 1024  # keys of a block, where there are few queries
 
 
 def count(watch: Any, summary: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
@@ -30,8 +33,9 @@ def _counted(watch: Any, Lq: int, Lk: int, dtype: str, way: str) -> Any:
     import torch
 
     kind = getattr(torch, dtype)
-    q, dout = (torch.randn(1, 1, Lq, D).to(kind) for _ in range(2))
-    k, v = (torch.randn(1, 1, Lk, D).to(kind) for _ in range(2))
+    Hq, Hkv = HEADS if way == "decode" else (1, 1)
+    q, dout = (torch.randn(1, Hq, Lq, D).to(kind) for _ in range(2))
+    k, v = (torch.randn(1, Hkv, Lk, D).to(kind) for _ in range(2))
     scores = (0.1, 0.0, way.startswith("causal"), -1, -1, *[None] * 4, 0.0, *[None] * 3, 0, 0, None)
     ops = torch.ops.hetkern_emulated
     watch.clear()
@@ -51,7 +55,14 @@ def check_claims(case: str, told: dict[str, Any]) -> None:
     Lq, Lk, dtype, way = CASES[case]
     row = D * BYTES[dtype]
     down, across = Lq // ROWS, Lk // ROWS  # blocks of queries and of keys
-    if way == "backward":
+    if way == "decode":  # the cache once for all heads of a group
+        parts = -(-Lk // PART)
+        read = {"q": HEADS[0] * Lq * parts, "k": HEADS[1] * Lk, "v": HEADS[1] * Lk}
+        written = {"out": HEADS[0] * Lq}
+        sums = HEADS[0] * Lq * parts * (D + 8) * 4 if parts > 1 else 0
+        for verb in ("read", "written"):
+            assert told[verb].get("unnamed", [0])[0] == sums, verb
+    elif way == "backward":
         read = {"q": Lq * (1 + across), "dout": Lq * (2 + across), "out": Lq}
         read |= {"k": Lk * (1 + down), "v": Lk * (1 + down)}
         written = {"dq": Lq, "dk": Lk, "dv": Lk}

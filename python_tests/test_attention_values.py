@@ -241,6 +241,21 @@ def test_attention_over_a_cache_is_within_budget_with_each_feature(impl, feature
     check_attention(impl.name, case, dtypes=BOTH)
 
 
+OF_HEADS = {
+    "bias": {"bias": 2 * spread(2, 6, 3, 37), "causal": True},
+    "mask": {"mask": spread(2, 6, 3, 37) > -0.4},
+    "slopes": {"alibi_slopes": spread(2, 6).abs(), "sink": 3 * spread(6)},
+    "dropout": {"dropout_p": 0.3, "window": (9, 0)},
+}
+
+
+@pytest.mark.sample(1, simulated=2)
+@pytest.mark.parametrize("feature", OF_HEADS)
+def test_few_queries_are_within_budget_with_what_their_heads_do_not_share(impl, feature):
+    """The heads of a group stand together where they read the same keys."""
+    check_attention(impl.name, dense_case(2, (6, 2), 3, 37, 16, **OF_HEADS[feature]), dtypes=BOTH)
+
+
 @pytest.mark.sample(1, simulated=2)
 @pytest.mark.parametrize("dtype", BOTH, ids=str)
 @pytest.mark.parametrize("Lq", [2, 18])

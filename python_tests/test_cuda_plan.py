@@ -127,10 +127,12 @@ def test_a_plan_of_attention_stays_within_the_device_at_every_width(gpu, dtype):
                     p = _C.attention_plan_cuda(
                         2, 4, 2, Lq, 77, D, Dv, dtype, backward=backward, **gpu
                     )
+                    fold = Lq <= 16 and not backward  # both heads of a group in one tile
                     assert p["path"] == "split_queries" and p["threads"] in (32, 64, 128)
-                    assert p["shared_bytes"] <= gpu["shared_bytes"]
-                    blocks = -(-Lq // (p["threads"] // 2))
-                    assert p["tasks"] % (8 * blocks) == 0
+                    assert p["shared_bytes"] <= gpu["shared_bytes"] and p["fold"] == fold
+                    down, heads = (2 * Lq, 4) if fold else (Lq, 8)
+                    blocks = -(-down // (p["threads"] // 2))
+                    assert p["tasks"] % (heads * blocks) == 0
                     assert p["workspace"] == backward * 16 * Lq * (8 if dtype == "float64" else 4)
                     tiles.add(p["lanes"])
                 assert len(tiles) == 1 and rows in (None, *tiles)
@@ -138,17 +140,33 @@ def test_a_plan_of_attention_stays_within_the_device_at_every_width(gpu, dtype):
 
 @pytest.mark.parametrize("gpu", GPUS, ids=["H100", "A100", "4090"])
 def test_blocks_take_parts_of_the_keys_where_there_are_few_queries(gpu):
-    def plan(Lq, Lk, B=1, D=64):
-        return _C.attention_plan_cuda(B, 4, 2, Lq, Lk, D, D, "bfloat16", **gpu)
+    def plan(Lq, Lk, B=1, D=64, heads=(4, 2), dtype="bfloat16"):
+        return _C.attention_plan_cuda(B, *heads, Lq, Lk, D, D, dtype, **gpu)
 
     for Lq, Lk, parts in ((1, 1025, 2), (16, 5000, 5)):
         p = plan(Lq, Lk)
-        assert (p["path"], p["parts"], p["tasks"]) == ("split_keys", parts, 4 * parts)
+        assert (p["path"], p["parts"], p["tasks"]) == ("split_keys", parts, 2 * parts)
         assert p["workspace"] == parts * 4 * Lq * (64 + 8) * 4
+    p = plan(1, 5000, D=256, dtype="float32")  # in two slices
+    assert (p["path"], p["tasks"], p["fold"]) == ("split_keys", 20, True)
+    assert p["workspace"] == 5 * 4 * 2 * (128 + 8) * 4
     wide = plan(1, 5000, D=129)  # whose sums leave no registers
-    for p in (plan(1, 1024), plan(17, 5000), plan(1, 5000, B=gpu["processors"]), wide):
+    assert (wide["path"], wide["tasks"], wide["fold"]) == ("split_queries", 2, True)
+    alone = plan(1, 5000, heads=(2, 2))  # nothing to fold, but few queries' kernel all the same
+    assert (alone["path"], alone["tasks"], alone["fold"]) == ("split_keys", 10, True)
+    assert not plan(1, 1024, heads=(2, 2))["fold"] and plan(1, 1024)["fold"]
+    for p in (plan(1, 1024), plan(17, 5000), plan(1, 5000, B=gpu["processors"])):
         assert p["path"] == "split_queries"
     assert plan(1, 1024)["workspace"] == 0 and plan(17, 5000)["workspace"] == 4 * 17 * 72 * 4
+
+
+@pytest.mark.parametrize("heads, Lq", [((32, 8), 1), ((8, 1), 3), ((71, 1), 1), ((40, 1), 16)])
+def test_the_heads_of_a_group_share_a_tile_where_there_are_few_queries(heads, Lq):
+    """Blocks are counted by a group's rows: the cache is read once for 64 of them."""
+    p = _C.attention_plan_cuda(3, *heads, Lq, 500, 128, 128, "bfloat16", **GPUS[0])
+    rows = heads[0] // heads[1] * Lq
+    assert p["fold"] and p["tasks"] == 3 * heads[1] * -(-rows // (p["threads"] // 2))
+    assert p["threads"] == (32 if rows <= 16 else 64 if rows <= 32 else 128)
 
 
 # ---- What runs by each plan. ---------------------------------------------------------------------

@@ -4,10 +4,12 @@
 //
 // Work:    a block takes up to 64 queries of a head, 16 a warp, and the keys that these see, a tile after another; scores stay in
 //          registers, and a row's maximum and sum go along (Milakov & Gimelshein 2018, Algorithm 3; Dao et al. 2022). Every 1024
-//          keys begin anew, and are put together with those before; where there are few queries blocks take one such part each
-//          (but heads of more than 128 columns in 16 bits, whose sums leave no registers for it).
-// Traffic: q is read once, k and v once a block of queries (a head of more than 256 columns, or 128 of float, once a slice of
-//          them); out, row_max and log_sum are written once. Beyond 1024 keys a block's sums go aside and come back once a part.
+//          keys begin anew, and are put together with those before. Few queries are folded: the heads of a group stand in one tile's
+//          rows, and blocks take one such part of the keys each (but heads of more than 128 columns in 16 bits, whose sums leave
+//          no registers for it).
+// Traffic: q is read once, k and v once a block of queries (of float's heads of more than 128 columns, k once a slice of them),
+//          folded so once a group; out, row_max and log_sum are written once. Beyond 1024 keys a block's sums go aside and come
+//          back once a part.
 // Edges:   lengths are checked by a kernel that runs before; an emptied row gives 0.
 #include "attention_backward.h"
 #include "device/attention_parts.cuh"
@@ -23,7 +25,7 @@ constexpr int kThreads = 32 * kAttentionWarps;
 
 // A kernel of its own: a check's message costs registers.
 __global__ void __launch_bounds__(kThreads, 1)
-    lengths_kernel(const __grid_constant__ AttentionProblem p, const bool backward) {
+    attention_lengths_kernel(const __grid_constant__ AttentionProblem p, const bool backward) {
   const char* const suffix = backward ? "_backward" : "";
   const auto shown = [](int64_t n) { return static_cast<long long>(n); };
   for (int64_t b = threadIdx.x; b < p.B; b += kThreads) {
@@ -61,36 +63,45 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 // ---- Forward. -------------------------------------------------------------------------------------------------------------
 
-// Which rows a block takes; causal: the longest first.
+// Which rows a block takes; causal: the longest first. Folded: of the group that h begins.
 struct Share {
   int slice, x0, b, h;
 };
+template <class T, bool kFold>
 __device__ __forceinline__ Share share_of(const AttentionProblem& p, const AttentionTiles& tiles, int64_t task) {
   const int64_t block = task / tiles.slices, head = block / tiles.blocks;
-  return {static_cast<int>(task % tiles.slices),
-          (tiles.blocks - 1 - static_cast<int>(block % tiles.blocks)) * 16 * tiles.warps, static_cast<int>(head / p.Hq),
-          static_cast<int>(head % p.Hq)};
+  const int64_t heads = kFold ? p.Hkv : p.Hq;
+  constexpr bool kSlices = attention_widest(AttentionPass::forward, sizeof(T)) < kMostHeadSize;
+  return {kSlices ? static_cast<int>(task % tiles.slices) : 0,
+          (tiles.blocks - 1 - static_cast<int>(block % tiles.blocks)) * 16 * tiles.warps,
+          static_cast<int>(head / heads), static_cast<int>(head % heads) * (kFold ? tiles.heads : 1)};
+}
+template <bool kFold>
+__device__ __forceinline__ int rows_of_sequence(const AttentionTiles& tiles, const Sequence& seq) {
+  return kFold ? seq.Lq * tiles.heads : seq.Lq;
 }
 
 // The sink, and the rows' ends, by way of shared memory that is the warp's own.
-template <class T, class A, int W>
+template <class T, bool kFold, class A, int W>
 __device__ __forceinline__ void finish(const AttentionForward& p, const AttentionTiles& tiles, const Sequence& seq,
                                        const Share& share, Partial<A, W>& rows, T* stage) {
-  const int h = share.h, first = share.x0 + 16 * (static_cast<int>(threadIdx.x) / 32);
+  const int first = share.x0 + 16 * (static_cast<int>(threadIdx.x) / 32);
+  const int have = rows_of_sequence<kFold>(tiles, seq) - first;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     A &total = rows.l[half], &largest = rows.m[half];
     total += __shfl_xor_sync(0xffffffffu, total, 1);
     total += __shfl_xor_sync(0xffffffffu, total, 2);
     A factor = 1;
+    const int row = fragment_row() + 8 * half, x = row < have ? first + row : 0;
+    const int i = kFold ? x / tiles.heads : x, h = share.h + (kFold ? x % tiles.heads : 0);
     if (p.sink) {
       const A sink = get<A>(static_cast<const T*>(p.sink)[h]), top = larger(largest, sink);
       const A zero = top == -kInfinity<A> ? A(0) : top;
       factor = exp_one(largest - zero), total = total * factor + exp_one(sink - zero), largest = top;
     }
     const bool emptied = total == A(0);
-    const int i = first + fragment_row() + 8 * half;
-    if (i < seq.Lq && share.slice == 0 && lane_of_warp() % 4 == 0) {
+    if (row < have && share.slice == 0 && lane_of_warp() % 4 == 0) {
       const int64_t at = stat_of(p, seq, h, i);
       static_cast<A*>(p.row_max)[at] = largest;
       static_cast<A*>(p.log_sum)[at] = emptied ? A(0) : log_one(total);
@@ -103,12 +114,13 @@ __device__ __forceinline__ void finish(const AttentionForward& p, const Attentio
   }
   const int columns = min(static_cast<int>(p.Dv) - share.slice * W, W);
   if (columns > 0) {
-    T* const to = at<T>(p.out, share.b, h, seq.q0 + first) + share.slice * W * p.out.step;
-    store_rows(stage, rows.o, A(1), A(1), to, p.out.row, p.out.step, tiles.out, seq.Lq - first, columns);
+    TileRows<T, kFold> to = queries_of<T, kFold>(p.out, tiles, seq, share.h, first, tiles.out);
+    to.at += share.slice * W * p.out.step;
+    store_rows(stage, rows.o, A(1), A(1), to, have, columns);
   }
 }
 
-template <class T, int W>
+template <class T, int W, bool kFold>
 __global__ void __launch_bounds__(kThreads, 1)
     forward_kernel(const __grid_constant__ AttentionForward p, const __grid_constant__ AttentionTiles tiles) {
   using A = AccumulatorOf<T>;
@@ -121,17 +133,18 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int warp = static_cast<int>(threadIdx.x) / 32, rows = 16 * tiles.warps;
 
   // Which rows, and which of their keys.
-  const unsigned tasks = tiles.split ? gridDim.x / tiles.parts : gridDim.x;
-  const int part =
-      static_cast<int>(blockIdx.x / tasks);  // a group's heads beside each other: its keys stay in the cache
-  const Share share = share_of(p, tiles, blockIdx.x % tasks);
+  const bool split = kFold && kPart > 0 && tiles.split;
+  const unsigned tasks = split ? gridDim.x / tiles.parts : gridDim.x;
+  const int part = split ? static_cast<int>(blockIdx.x / tasks) : 0;
+  const Share share = share_of<T, kFold>(p, tiles, split ? blockIdx.x % tasks : blockIdx.x);
   const int slice = share.slice, x0 = share.x0, b = share.b, h = share.h;
   const Sequence seq = sequence_of(p, b);
-  if (x0 >= seq.Lq) return;
-  Scores<T, false> scores(p, tiles, seq);
+  const int there = rows_of_sequence<kFold>(tiles, seq);
+  if (x0 >= there) return;
+  Scores<T, false, kFold> scores(p, tiles, seq);
   scores.take_head(h);
-  int begin = scores.band.from(x0, kColumns), end = scores.band.to(x0, rows);
-  if (tiles.split) {
+  int begin = scores.from(x0, kColumns), end = scores.to(x0, rows);
+  if (split) {
     begin = max(begin, part * kPart), end = min(end, (part + 1) * kPart);
     if (begin >= end) return;  // nor does the next kernel look here
   }
@@ -145,9 +158,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   const auto request = [&](int stage, int y) {
     T* const k_tile = stages + stage * stage_size;
     const int have = min(kColumns, seq.Lk - y);
-    load_tile(k_tile, tiles.ld_d, source<T>(p.k, b, key_head(p, h), seq.k0 + y, tiles.k), kColumns, have,
+    load_tile(k_tile, tiles.ld_d, rows_of<const T>(p.k, b, key_head(p, h), seq.k0 + y, tiles.k), kColumns, have,
               static_cast<int>(p.D));
-    Source<T> v = source<T>(p.v, b, key_head(p, h), seq.k0 + y, tiles.v);
+    TileRows<const T> v = rows_of<const T>(p.v, b, key_head(p, h), seq.k0 + y, tiles.v);
     v.at += slice * W * v.step;
     load_tile(k_tile + kColumns * tiles.ld_d, tiles.ld_v, v, kColumns, have, columns);
     ptx::copy_async_commit();
@@ -157,7 +170,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   held.reset();
   auto& o = held.o;
   auto &m = held.m, &l = held.l;
-  load_tile(q_tile, tiles.ld_d, source<T>(p.q, b, h, seq.q0 + x0, tiles.q), rows, seq.Lq - x0, static_cast<int>(p.D));
+  load_tile(q_tile, tiles.ld_d, queries_of<const T, kFold>(p.q, tiles, seq, h, x0, tiles.q), rows, there - x0,
+            static_cast<int>(p.D));
   ptx::copy_async_commit();
   if (begin < end) request(0, begin);
   int y0 = begin, stage = 0;
@@ -178,7 +192,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       clear(s);
       multiply_rows<T>(s, q_tile + 16 * warp * tiles.ld_d, tiles.ld_d, k_tile, tiles.ld_d, depth);
       const int y = y0 + fragment_column();
-      const bool cut = scores.band.cuts(x0, rows, y0, kColumns);
+      const bool cut = scores.cuts(x0, rows, y0, kColumns);
       const uint32_t seen = scores.template seen<N>(x, y, cut);
       A most[2] = {m[0], m[1]};
 #pragma unroll
@@ -226,13 +240,13 @@ __global__ void __launch_bounds__(kThreads, 1)
         request(0, y0 + kColumns);
     }
     if constexpr (kPart > 0) {
-      const bool first = part_end <= (begin / kPart + 1) * kPart;
-      if (first && y0 >= end && !tiles.split) break;
-      // y0 is not negative: by it addresses are found here, not before the loop, where they would take registers.
+      // y0 is not negative: by it numbers are found here, not before the loop, where they would take registers.
       const int none = min(y0, 0);
-      const Aside<A, W> aside(p, tiles, seq, h + none, x + none, slice, tiles.split ? part : 0);
+      const bool first = split || part_end <= (scores.from(x0 + none, kColumns) / kPart + 1) * kPart;
+      if (first && y0 >= end && !split) break;
+      const Aside<A, W> aside(p, tiles, seq, h + none, x + none, there, slice, part);
       if (!first) aside.template add_to<true>(held);
-      if (y0 < end || tiles.split) {
+      if (y0 < end || split) {
         aside.put(held);
         held.reset();
       }
@@ -240,7 +254,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   } while (y0 < end);
   ptx::copy_async_wait<0>();
   __syncthreads();  // results go by way of the tiles' memory
-  if (!tiles.split) finish<T>(p, tiles, seq, share, held, memory.of + 16 * warp * (W + kChunk<T>));
+  if (!split) finish<T, kFold>(p, tiles, seq, share, held, memory.of + 16 * warp * (W + kChunk<T>));
 }
 
 // Puts the parts together that blocks took one each.
@@ -254,17 +268,18 @@ __global__ void __launch_bounds__(kThreads, 1)
   };
   HETKERN_SHARED(Memory, memory);
   const int warp = static_cast<int>(threadIdx.x) / 32;
-  const Share share = share_of(p, tiles, blockIdx.x);
+  const Share share = share_of<T, true>(p, tiles, blockIdx.x);
   const Sequence seq = sequence_of(p, share.b);
-  if (share.x0 >= seq.Lq) return;
-  const Band band = Band::of<false>(p, seq);
-  const int begin = band.from(share.x0, kColumns), end = band.to(share.x0, 16 * tiles.warps);
+  const int there = rows_of_sequence<true>(tiles, seq);
+  if (share.x0 >= there) return;
+  const Scores<T, false, true> scores(p, tiles, seq);
+  const int begin = scores.from(share.x0, kColumns), end = scores.to(share.x0, 16 * tiles.warps);
   Partial<A, W> held;
   held.reset();
   for (int part = begin / kPart; begin < end && part * kPart < end; ++part)
-    Aside<A, W>(p, tiles, seq, share.h, share.x0 + 16 * warp + fragment_row(), share.slice, part)
+    Aside<A, W>(p, tiles, seq, share.h, share.x0 + 16 * warp + fragment_row(), there, share.slice, part)
         .template add_to<false>(held);
-  finish<T>(p, tiles, seq, share, held, memory.of + 16 * warp * (W + kChunk<T>));
+  finish<T, true>(p, tiles, seq, share, held, memory.of + 16 * warp * (W + kChunk<T>));
 }
 
 // ---- Launchers. -----------------------------------------------------------------------------------------------------------
@@ -283,29 +298,36 @@ AttentionPlan plan(const AttentionShape& shape) {
 }
 
 template <class T, int W>
-void run_forward(const AttentionForward& p, const AttentionTiles& tiles, void* stream) {
-  const int64_t tasks = p.B * p.Hq * tiles.blocks * tiles.slices;
+void run_forward(const AttentionForward& p, const AttentionTiles& tiles, bool fold, void* stream) {
+  const int64_t tasks = p.B * p.Hq / tiles.heads * tiles.blocks * tiles.slices;
   if (tasks == 0) return;
-  HETKERN_LAUNCH((forward_kernel<T, W>), tiles.split ? tasks * tiles.parts : tasks, 32 * tiles.warps, tiles.shared,
-                 stream, p, tiles);
+  if (!fold) {
+    HETKERN_LAUNCH((forward_kernel<T, W, false>), tasks, 32 * tiles.warps, tiles.shared, stream, p, tiles);
+    return;
+  }
+  HETKERN_LAUNCH((forward_kernel<T, W, true>), tiles.split ? tasks * tiles.parts : tasks, 32 * tiles.warps,
+                 tiles.shared, stream, p, tiles);
   if constexpr (attention_part(W) > 0)
     if (tiles.split) HETKERN_LAUNCH((parts_kernel<T, W>), tasks, 32 * tiles.warps, tiles.shared, stream, p, tiles);
 }
 
 void forward(const AttentionForward& p, AttentionPlan plan, void* stream) {
   check_attention_lengths(p, false, stream);
-  AttentionTiles tiles = attention_tiles(AttentionPass::forward, size_of(p.type), p.D, p.Dv, p.Lq, gpu());
+  const int heads = plan.fold ? static_cast<int>(p.Hq / p.Hkv) : 1;
+  AttentionTiles tiles = attention_tiles(AttentionPass::forward, size_of(p.type), p.D, p.Dv, heads * p.Lq, gpu());
+  tiles.heads = heads;
   meet_inputs(tiles, p);
   tiles.out = moves_by_16(p.out, size_of(p.type));
   tiles.rows = attention_rows(p), tiles.parts = plan.parts, tiles.split = plan.path == AttentionPath::split_keys;
-  with_type_and_width<AttentionPass::forward>(
-      p.type, tiles.width, [&](auto type, auto width) { run_forward<decltype(type), width.value>(p, tiles, stream); });
+  with_type_and_width<AttentionPass::forward>(p.type, tiles.width, [&](auto type, auto width) {
+    run_forward<decltype(type), width.value>(p, tiles, plan.fold, stream);
+  });
 }
 
 }  // namespace
 
 void check_attention_lengths(const AttentionProblem& p, bool backward, void* stream) {
-  if (p.cu_seqlens_q || p.seqlens_k) HETKERN_LAUNCH(lengths_kernel, 1, kThreads, 0, stream, p, backward);
+  if (p.cu_seqlens_q || p.seqlens_k) HETKERN_LAUNCH(attention_lengths_kernel, 1, kThreads, 0, stream, p, backward);
 }
 
 const AttentionKernels& attention_kernels() {

@@ -58,8 +58,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   const auto request = [&](int stage, int y) {
     T* const k_tile = stages + stage * stage_size;
     const int have = min(kColumns, seq.Lk - y);
-    load_tile(k_tile, tiles.ld_d, source<T>(p.k, b, key_head(p, h), seq.k0 + y, tiles.k), kColumns, have, D);
-    load_tile(k_tile + kColumns * tiles.ld_d, tiles.ld_v, source<T>(p.v, b, key_head(p, h), seq.k0 + y, tiles.v),
+    load_tile(k_tile, tiles.ld_d, rows_of<const T>(p.k, b, key_head(p, h), seq.k0 + y, tiles.k), kColumns, have, D);
+    load_tile(k_tile + kColumns * tiles.ld_d, tiles.ld_v, rows_of<const T>(p.v, b, key_head(p, h), seq.k0 + y, tiles.v),
               kColumns, have, Dv);
     ptx::copy_async_commit();
   };
@@ -67,8 +67,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   A o[O][4], slope_sum[2] = {0, 0};
   clear(o);
   const int begin = scores.band.from(x0, kColumns), end = scores.band.to(x0, rows);
-  load_tile(q_tile, tiles.ld_d, source<T>(p.q, b, h, seq.q0 + x0, tiles.q), rows, seq.Lq - x0, D);
-  load_tile(dout_tile, tiles.ld_v, source<T>(p.dout, b, h, seq.q0 + x0, tiles.dout), rows, seq.Lq - x0, Dv);
+  load_tile(q_tile, tiles.ld_d, rows_of<const T>(p.q, b, h, seq.q0 + x0, tiles.q), rows, seq.Lq - x0, D);
+  load_tile(dout_tile, tiles.ld_v, rows_of<const T>(p.dout, b, h, seq.q0 + x0, tiles.dout), rows, seq.Lq - x0, Dv);
   ptx::copy_async_commit();
   if (begin < end) request(0, begin);
   for (int y0 = begin, stage = 0; y0 < end; y0 += kColumns) {
@@ -116,9 +116,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
   if (p.dq && columns > 0) {
     const int first = x0 + 16 * warp;
-    T* const to = at<T>(p.dq, b, h, seq.q0 + first) + slice * W * p.dq.step;
-    store_rows(memory.of + 16 * warp * (W + kChunk<T>), o, scores.scale(), scores.scale(), to, p.dq.row, p.dq.step,
-               tiles.dq, seq.Lq - first, columns);
+    TileRows<T> to = rows_of<T>(p.dq, b, h, seq.q0 + first, tiles.dq);
+    to.at += slice * W * p.dq.step;
+    store_rows(memory.of + 16 * warp * (W + kChunk<T>), o, scores.scale(), scores.scale(), to, seq.Lq - first, columns);
   }
 }
 
@@ -164,9 +164,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   const auto request = [&](int stage, int h, int y) {
     const int have = min(kColumns, seq.Lq - y);
     T* const q_tile = stages + stage * stage_size;
-    load_tile(q_tile, tiles.ld_d, source<T>(p.q, b, h, seq.q0 + y, tiles.q), kColumns, have, D);
-    load_tile(q_tile + kColumns * tiles.ld_d, tiles.ld_v, source<T>(p.dout, b, h, seq.q0 + y, tiles.dout), kColumns,
-              have, Dv);
+    load_tile(q_tile, tiles.ld_d, rows_of<const T>(p.q, b, h, seq.q0 + y, tiles.q), kColumns, have, D);
+    load_tile(q_tile + kColumns * tiles.ld_d, tiles.ld_v, rows_of<const T>(p.dout, b, h, seq.q0 + y, tiles.dout),
+              kColumns, have, Dv);
     ptx::copy_async_commit();
     for (int c = static_cast<int>(threadIdx.x); c < kColumns; c += static_cast<int>(blockDim.x)) {
       RowStats<A> stat{A(0), A(-1), A(0)};
@@ -178,8 +178,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   A dk[O][4], dv[O][4];
   clear(dk), clear(dv);
-  load_tile(k_tile, tiles.ld_d, source<T>(p.k, b, h_k, seq.k0 + x0, tiles.k), rows, seq.Lk - x0, D);
-  load_tile(v_tile, tiles.ld_v, source<T>(p.v, b, h_k, seq.k0 + x0, tiles.v), rows, seq.Lk - x0, Dv);
+  load_tile(k_tile, tiles.ld_d, rows_of<const T>(p.k, b, h_k, seq.k0 + x0, tiles.k), rows, seq.Lk - x0, D);
+  load_tile(v_tile, tiles.ld_v, rows_of<const T>(p.v, b, h_k, seq.k0 + x0, tiles.v), rows, seq.Lk - x0, Dv);
   ptx::copy_async_commit();
   // The group's heads one after another, and of each its queries.
   const int end_head = begin < end ? h_k * group + group : 0;
@@ -228,13 +228,17 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   const int first = x0 + 16 * warp;
   T* const staged = memory.of + 16 * warp * (W + kChunk<T>);
-  if (p.dv && columns_v > 0)
-    store_rows(staged, dv, A(1), A(1), at<T>(p.dv, b, h_k, seq.k0 + first) + slice * W * p.dv.step, p.dv.row, p.dv.step,
-               tiles.dv, room - first, columns_v);
+  if (p.dv && columns_v > 0) {
+    TileRows<T> to = rows_of<T>(p.dv, b, h_k, seq.k0 + first, tiles.dv);
+    to.at += slice * W * p.dv.step;
+    store_rows(staged, dv, A(1), A(1), to, room - first, columns_v);
+  }
   __syncwarp();
-  if (p.dk && columns > 0)
-    store_rows(staged, dk, scores.scale(), scores.scale(), at<T>(p.dk, b, h_k, seq.k0 + first) + slice * W * p.dk.step,
-               p.dk.row, p.dk.step, tiles.dk, room - first, columns);
+  if (p.dk && columns > 0) {
+    TileRows<T> to = rows_of<T>(p.dk, b, h_k, seq.k0 + first, tiles.dk);
+    to.at += slice * W * p.dk.step;
+    store_rows(staged, dk, scores.scale(), scores.scale(), to, room - first, columns);
+  }
 }
 
 // ---- Launchers. -----------------------------------------------------------------------------------------------------------

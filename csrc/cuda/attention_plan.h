@@ -15,6 +15,8 @@ constexpr int kAttentionWarps = 4;
 // Keys with a maximum and a sum of their own, a multiple of every tile's columns. 0: all of them; beside 256 columns of output a
 // warp has no registers left to put parts together.
 HETKERN_HOST_DEVICE constexpr int attention_part(int width) { return width <= 128 ? 1024 : 0; }
+// Queries at most that the heads of a group are folded for, and blocks take parts of the keys.
+constexpr int64_t kFewQueries = 16;
 // What a row puts aside between two parts: its sums, and of each of four lanes a maximum and a sum.
 template <int W>
 constexpr int kAsideWords = W + 8;
@@ -22,7 +24,9 @@ constexpr int kAsideWords = W + 8;
 // Columns of the result that a warp keeps in registers; wider heads are done in slices.
 HETKERN_HOST_DEVICE constexpr int attention_widest(AttentionPass pass, int64_t bytes) {
   const int widest = bytes == 8 ? 64 : bytes == 4 ? 128 : 256;
-  return pass == AttentionPass::dk_dv ? widest / 2 : widest;  // which has two sums
+  const bool crowded =
+      pass == AttentionPass::dk_dv || (pass == AttentionPass::dq && bytes == 8);  // the former: two sums
+  return crowded ? widest / 2 : widest;
 }
 HETKERN_HOST_DEVICE constexpr int attention_width(AttentionPass pass, int64_t bytes, int64_t columns) {
   const int widest = attention_widest(pass, bytes), wanted = columns <= 64 ? 64 : columns <= 128 ? 128 : 256;
@@ -42,6 +46,7 @@ struct AttentionTiles {
   int blocks;                  // of rows a head
   int parts;                   // of the longest sequence's keys
   bool split;                  // a block each for them
+  int heads;                   // whose rows stand in a tile: a group's, or 1
   int64_t rows;                // of all heads, in row_max
   float scale, softcap, kept;  // what kernels of float take from the problem's doubles: a constant is no register
   bool q, k, v, out, dout, dq, dk, dv;  // whether a tensor's rows move by 16 bytes
@@ -80,17 +85,20 @@ inline AttentionTiles attention_tiles(AttentionPass pass, int64_t bytes, int64_t
 
 inline AttentionPlan attention_plan(const AttentionShape& shape, const Gpu& gpu) {
   const int64_t bytes = size_of(shape.type);
+  const bool few = !shape.backward && shape.Lq <= kFewQueries && shape.Hkv > 0;
+  const int64_t group = few ? shape.Hq / shape.Hkv : 1;
   const AttentionTiles t = attention_tiles(shape.backward ? AttentionPass::dq : AttentionPass::forward, bytes, shape.D,
-                                           shape.Dv, shape.Lq, gpu);
+                                           shape.Dv, group * shape.Lq, gpu);
   AttentionPlan plan{AttentionPath::split_queries, 1, 1, false, bytes == 2, 0};
-  int64_t tasks = shape.B * shape.Hq * t.blocks * t.slices;
+  int64_t tasks = shape.B * shape.Hq / group * t.blocks * t.slices;
+  plan.fold = group > 1;
   const int64_t rows = (shape.rows > 0 ? shape.rows : shape.B * shape.Lq) * shape.Hq;
   if (shape.backward) {
     plan.workspace = 2 * rows * (bytes == 8 ? 8 : 4);  // delta, and sums for dslopes
   } else if (const int part = attention_part(t.width); part > 0 && shape.Lk > part) {
     plan.parts = static_cast<int>(divided_up(shape.Lk, part));
     // Few queries would leave most of the device idle.
-    if (shape.Lq <= 16 && tasks < 2 * gpu.processors) plan.path = AttentionPath::split_keys;
+    if (few && tasks < 2 * gpu.processors) plan.path = AttentionPath::split_keys, plan.fold = true;
     const int64_t aside = plan.path == AttentionPath::split_keys ? plan.parts : 1;
     plan.workspace = aside * rows * t.slices * (t.width + 8) * (bytes == 8 ? 8 : 4);
     tasks *= aside;

@@ -1,11 +1,10 @@
-// Attention's gradients that go through no product: each row's delta, and the sums for bias, sink and slopes.   (the contract:
-// csrc/attention.h)
+// Attention's gradients that are sums of those of scores: by bias, sink and slopes.                    (the contract: csrc/attention.h)
 //
-//   delta_i = sum_c dout_ic out_ic - dlse_i      dbias = ds, dsink = -sum_i exp(sink - lse_i) delta_i, dslope = sums of rows' own
+//   dbias = ds, summed over what was broadcast      dsink = -sum_i exp(sink - lse_i) delta_i      dslope = sums of rows' own
 //
-// Work:    delta: a warp takes 16 rows. dbias: a block takes a tile of the bias and goes through all that was broadcast to it, in
-//          order. dsink, dslopes: a block takes a number.
-// Traffic: delta reads dout and out once. dbias reads q and dout once a tile of keys, k and v once a tile of queries.
+// Work:    dbias: a block takes a tile of the bias and goes through all that was broadcast to it, in order. dsink, dslopes: a
+//          block takes a number.
+// Traffic: dbias reads q and dout once a tile of keys, k and v once a tile of queries.
 // Edges:   an emptied row adds nothing.
 #include "attention_backward.h"
 #include "device/attention_scores.cuh"
@@ -22,42 +21,6 @@ __device__ __forceinline__ A warp_sum(A value) {
 #pragma unroll
   for (int by = 16; by > 0; by /= 2) value += __shfl_xor_sync(0xffffffffu, value, by);
   return value;
-}
-
-// ---- delta. ---------------------------------------------------------------------------------------------------------------
-
-// By the product that gives dout v: where a row sees one key, out is its v, and the two must cancel to nothing.
-template <class T>
-__global__ void __launch_bounds__(kThreads, 1)
-    delta_kernel(const __grid_constant__ AttentionBackward p, const __grid_constant__ AttentionTiles tiles,
-                 AccumulatorOf<T>* const delta, const int in_head) {
-  using A = AccumulatorOf<T>;
-  struct Memory {
-    alignas(16) T of[8];
-  };
-  HETKERN_SHARED(Memory, memory);
-  const int warp = static_cast<int>(threadIdx.x) / 32, rows = 16 * tiles.warps, Dv = static_cast<int>(p.Dv);
-  const int x0 = static_cast<int>(blockIdx.x % tiles.blocks) * rows, have = in_head - x0;
-  const int64_t head = blockIdx.x / tiles.blocks, b = head / p.Hq, h = head % p.Hq;
-  T* const dout_tile = memory.of;
-  T* const out_tile = dout_tile + rows * tiles.ld_v;
-  load_tile(dout_tile, tiles.ld_v, source<T>(p.dout, b, h, x0, tiles.dout), rows, have, Dv);
-  load_tile(out_tile, tiles.ld_v, source<T>(p.out, b, h, x0, tiles.out), rows, have, Dv);
-  ptx::copy_async_commit(), ptx::copy_async_wait<0>();
-  __syncthreads();
-  A s[2][4];
-  clear(s);
-  const int first = 16 * warp * tiles.ld_v;
-  multiply_rows<T>(s, dout_tile + first, tiles.ld_v, out_tile + first, tiles.ld_v, (Dv + 15) / 16 * 16);
-#pragma unroll
-  for (int half = 0; half < 2; ++half)
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {  // the diagonal
-      const int i = x0 + 16 * warp + 8 * half + fragment_row();
-      if (fragment_row() != fragment_column() + e || i >= in_head) continue;
-      const int64_t at = head * in_head + i;
-      delta[at] = s[half][2 * half + e] - (p.dlse ? static_cast<const A*>(p.dlse)[at] : A(0));
-    }
 }
 
 // ---- dbias. ---------------------------------------------------------------------------------------------------------------
@@ -104,10 +67,10 @@ __global__ void __launch_bounds__(kThreads, 1)
           if (y0 >= begin) {
             const int have = seq.Lq - x0, have_k = min(kColumns, seq.Lk - y0);
             __syncthreads();
-            load_tile(q_tile, tiles.ld_d, source<T>(p.q, b, h, x0, tiles.q), rows, have, D);
-            load_tile(dout_tile, tiles.ld_v, source<T>(p.dout, b, h, x0, tiles.dout), rows, have, Dv);
-            load_tile(k_tile, tiles.ld_d, source<T>(p.k, b, key_head(p, h), y0, tiles.k), kColumns, have_k, D);
-            load_tile(v_tile, tiles.ld_v, source<T>(p.v, b, key_head(p, h), y0, tiles.v), kColumns, have_k, Dv);
+            load_tile(q_tile, tiles.ld_d, rows_of<const T>(p.q, b, h, x0, tiles.q), rows, have, D);
+            load_tile(dout_tile, tiles.ld_v, rows_of<const T>(p.dout, b, h, x0, tiles.dout), rows, have, Dv);
+            load_tile(k_tile, tiles.ld_d, rows_of<const T>(p.k, b, key_head(p, h), y0, tiles.k), kColumns, have_k, D);
+            load_tile(v_tile, tiles.ld_v, rows_of<const T>(p.v, b, key_head(p, h), y0, tiles.v), kColumns, have_k, Dv);
             ptx::copy_async_commit();
             RowStats<A> stats[2];
 #pragma unroll
@@ -240,19 +203,6 @@ __global__ void __launch_bounds__(kSumThreads, 1)
 }  // namespace
 
 // ---- Launchers. -----------------------------------------------------------------------------------------------------------
-
-void attention_deltas(const AttentionBackward& p, void* delta, void* stream) {
-  const int64_t in_head = p.cu_seqlens_q ? p.rows_q : p.Lq, heads = p.cu_seqlens_q ? p.Hq : p.B * p.Hq;
-  const int64_t bytes = size_of(p.type);
-  AttentionTiles tiles = attention_tiles(AttentionPass::delta, bytes, 0, p.Dv, in_head, gpu());
-  tiles.dout = moves_by_16(p.dout, bytes), tiles.out = moves_by_16(p.out, bytes);
-  if (heads * tiles.blocks > 0)
-    with_type(p.type, [&](auto type) {
-      using T = decltype(type);
-      HETKERN_LAUNCH((delta_kernel<T>), heads * tiles.blocks, 32 * tiles.warps, tiles.shared, stream, p, tiles,
-                     static_cast<AccumulatorOf<T>*>(delta), static_cast<int>(in_head));
-    });
-}
 
 void attention_dbias(const AttentionBackward& p, const void* delta, void* stream) {
   const int64_t bytes = size_of(p.type);

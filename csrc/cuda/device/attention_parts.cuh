@@ -27,17 +27,20 @@ struct alignas(2 * sizeof(A)) Couple {
   A a, b;
 };
 
-// Where the rows x and x + 8 stand in the workspace.
+// Where the rows x and x + 8 stand in the workspace: a sequence's rows beside each other, of each its heads, or groups of them.
 template <class A, int W>
 struct Aside {
   Couple<A>* first;
   const AttentionTiles& tiles;
   int have;  // rows from x on
 
+  // `rows`: of the head h, or of the group that it begins.
   __device__ __forceinline__ Aside(const AttentionForward& p, const AttentionTiles& tiles, const Sequence& seq, int h,
-                                   int x, int slice, int part)
-      : tiles(tiles), have(seq.Lq - x) {
-    const int64_t at = (part * tiles.rows + stat_of(p, seq, h, x)) * tiles.slices + slice;
+                                   int x, int rows, int slice, int part)
+      : tiles(tiles), have(rows - x) {
+    const int64_t before = p.cu_seqlens_q ? seq.q0 : seq.b * p.Lq;
+    const int64_t row = before * p.Hq + static_cast<int64_t>(h) * seq.Lq + x;
+    const int64_t at = (part * tiles.rows + row) * tiles.slices + slice;
     first = static_cast<Couple<A>*>(p.workspace) + at * (kAsideWords<W> / 2);
   }
   // Null: there is no such row.

@@ -1,7 +1,7 @@
 // From products to scores: which sequence, who sees whom, softcap, ALiBi, bias, dropout.               (the contract: csrc/attention.h)
 //
 // Rows of a tile are queries and its columns keys, or (kKeysDown, for the gradients of k and v) the other way round; x is a row's
-// place, y a column's.
+// place, y a column's. Folded, all heads of a group stand in the rows: row x is query x / heads, of head x mod heads.
 #pragma once
 #include "../attention_plan.h"
 #include "attention_tiles.cuh"
@@ -27,8 +27,17 @@ __device__ __forceinline__ T* at(const Heads& t, int64_t b, int64_t h, int64_t r
   return static_cast<T*>(t.data) + b * t.batch + h * t.head + row * t.row;
 }
 template <class T>
-__device__ __forceinline__ Source<T> source(const Heads& t, int64_t b, int64_t h, int64_t row, bool vectors) {
-  return {at<const T>(t, b, h, row), t.row, t.step, vectors};
+__device__ __forceinline__ TileRows<T> rows_of(const Heads& t, int64_t b, int64_t h, int64_t row, bool vectors) {
+  return {at<T>(t, b, h, row), t.row, t.step, vectors};
+}
+// A tile's queries from row x on; folded, of the group that h begins.
+template <class T, bool kFold>
+__device__ __forceinline__ TileRows<T, kFold> queries_of(const Heads& t, const AttentionTiles& tiles, const Sequence& s,
+                                                         int h, int x, bool vectors) {
+  if constexpr (kFold)
+    return {at<T>(t, s.b, h, s.q0), t.row, t.step, vectors, t.head, tiles.heads, x};
+  else
+    return rows_of<T>(t, s.b, h, s.q0 + x, vectors);
 }
 __device__ __forceinline__ int64_t stat_of(const AttentionProblem& p, const Sequence& s, int64_t h, int64_t i) {
   return s.b * p.stat_batch + h * p.stat_head + s.q0 + i;
@@ -86,14 +95,14 @@ __device__ __forceinline__ RowStats<A> row_stats(const void* row_max, const void
   return {max, exp_one(-log), delta[i]};
 }
 
-template <class T, bool kKeysDown>
+template <class T, bool kKeysDown, bool kFold = false>
 struct Scores {
   using A = AccumulatorOf<T>;
   const AttentionProblem& p;
   const AttentionTiles& tiles;
   const Sequence seq;
   const Band band;
-  int h = 0;
+  int h = 0;  // folded: the group's first
   A slope = 0;
   const bool plain;  // scores are scaled products
 
@@ -109,10 +118,21 @@ struct Scores {
   __device__ __forceinline__ A kept() const { return kFloat ? A(tiles.kept) : A(1 / (1 - p.dropout_p)); }
   __device__ __forceinline__ void take_head(int head) {
     h = head;
-    if (p.slopes) slope = static_cast<const A*>(p.slopes)[seq.b * p.slope_batch + h * p.slope_head];
+    if (p.slopes && !kFold) slope = static_cast<const A*>(p.slopes)[seq.b * p.slope_batch + h * p.slope_head];
   }
-  static __device__ __forceinline__ int query(int x, int y) { return kKeysDown ? y : x; }
+  // Folded, rows that are not there are as the last query's: they find their numbers, and nobody looks at theirs.
+  __device__ __forceinline__ int row_of(int x) const { return kFold ? min(x / tiles.heads, seq.Lq - 1) : x; }
+  __device__ __forceinline__ int head_of(int x) const { return kFold ? h + x % tiles.heads : h; }
+  __device__ __forceinline__ int query(int x, int y) const { return kKeysDown ? y : row_of(x); }
   static __device__ __forceinline__ int key(int x, int y) { return kKeysDown ? x : y; }
+  // Of a tile's rows.
+  __device__ __forceinline__ int from(int x, int block) const { return band.from(row_of(x), block); }
+  __device__ __forceinline__ int to(int x, int n) const {
+    return kFold ? band.last(row_of(x + n - 1)) + 1 : band.to(x, n);
+  }
+  __device__ __forceinline__ bool cuts(int x, int n, int y, int m) const {
+    return kFold ? band.cuts(row_of(x), row_of(x + n - 1) - row_of(x) + 1, y, m) : band.cuts(x, n, y, m);
+  }
 
   // Whether products with a tile's columns need care: some row may not see one, or may have been emptied by a bias.
   __device__ __forceinline__ bool careful(bool cut) const { return cut || p.mask || p.bias; }
@@ -124,7 +144,7 @@ struct Scores {
     if (cut) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const int row = x + 8 * half;
+        const int row = row_of(x + 8 * half);
         const int first = band.first(row), last = row < band.rows ? band.last(row) : -1;
 #pragma unroll
         for (int t = 0; t < N; ++t)
@@ -136,11 +156,11 @@ struct Scores {
       }
     }
     if (p.mask) {
-      const uint8_t* const mask = at<const uint8_t>(p.mask, seq.b, h, 0);
 #pragma unroll 4
       for (int n = 0; n < 4 * N; ++n) {
         if (!(bits >> n & 1)) continue;
         const int row = x + n % 4 / 2 * 8, column = y + n / 4 * 8 + n % 2;
+        const uint8_t* const mask = at<const uint8_t>(p.mask, seq.b, head_of(row), 0);
         if (!mask[query(row, column) * p.mask.row + key(row, column) * p.mask.step]) bits &= ~(1u << n);
       }
     }
@@ -155,10 +175,11 @@ struct Scores {
     const auto seed = static_cast<uint64_t>(*p.seed);  // read anew, or ten rounds' keys stay in registers
     const auto key_0 = static_cast<uint32_t>(seed), key_1 = static_cast<uint32_t>(seed >> 32);
     const auto threshold = static_cast<uint32_t>(p.dropout_p * 4294967296.0);
-    const auto head = static_cast<uint32_t>(seq.b) * static_cast<uint32_t>(p.Hq) + static_cast<uint32_t>(h);
 #pragma unroll 1
     for (int n = 0; n < 4 * N; ++n) {
       const int row = x + n % 4 / 2 * 8, column = y + n / 4 * 8 + n % 2;
+      const uint32_t head =
+          static_cast<uint32_t>(seq.b) * static_cast<uint32_t>(p.Hq) + static_cast<uint32_t>(head_of(row));
       const auto i = static_cast<uint32_t>(query(row, column)), j = static_cast<uint32_t>(key(row, column));
       const PhiloxWords words = philox(j / 4, i, head, 0, key_0, key_1);
       const uint32_t word = j & 2 ? (j & 1 ? words.of[3] : words.of[2]) : (j & 1 ? words.of[1] : words.of[0]);
@@ -169,7 +190,7 @@ struct Scores {
 
   // |i + Lk - Lq - j|
   __device__ __forceinline__ A distance(int x, int y) const {
-    const int64_t d = int64_t{x} + band.shift - y;
+    const int64_t d = int64_t{row_of(x)} + band.shift - y;
     return static_cast<A>(d < 0 ? -d : d);
   }
 
@@ -182,8 +203,10 @@ struct Scores {
       const A t = tanh_one(s / softcap());
       s = softcap() * t, by_cap = 1 - t * t;
     }
-    if (p.slopes) s -= slope * distance(x, y);
-    if (p.bias && is_seen) s += get<A>(at<const T>(p.bias, seq.b, h, query(x, y))[key(x, y) * p.bias.step]);
+    if (p.slopes)
+      s -= distance(x, y) *
+           (kFold ? static_cast<const A*>(p.slopes)[seq.b * p.slope_batch + head_of(x) * p.slope_head] : slope);
+    if (p.bias && is_seen) s += get<A>(at<const T>(p.bias, seq.b, head_of(x), query(x, y))[key(x, y) * p.bias.step]);
     return s;
   }
 

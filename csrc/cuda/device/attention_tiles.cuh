@@ -37,16 +37,30 @@ __device__ __forceinline__ void clear(A (&f)[N][4]) {
 // ---- Global to shared and back. --------------------------------------------------------------------------------------------
 
 // Rows of a tensor, as a tile takes them.
-template <class T>
-struct Source {
-  const T* at;
+template <class T, bool kFold = false>
+struct TileRows {
+  T* at;
   int64_t row, step;
   bool vectors;  // rows begin on 16 bytes, and their elements are neighbours
+  __device__ __forceinline__ T* operator[](int r) const { return at + r * row; }
+};
+// Of a group's heads: those of a query stand beside each other. `at` is the first head's row 0, `first` the tile's row 0.
+template <class T>
+struct TileRows<T, true> {
+  T* at;
+  int64_t row, step;
+  bool vectors;
+  int64_t head;
+  int heads, first;
+  __device__ __forceinline__ T* operator[](int r) const {
+    return at + (first + r) / heads * row + (first + r) % heads * head;
+  }
 };
 
 // `rows` rows, of which `have` are there, and `columns` columns up to a multiple of 16: zeros elsewhere. All threads call it.
-template <class T>
-__device__ __forceinline__ void load_tile(T* to, int ld, const Source<T>& from, int rows, int have, int columns) {
+template <class T, bool kFold>
+__device__ __forceinline__ void load_tile(T* to, int ld, const TileRows<const T, kFold>& from, int rows, int have,
+                                          int columns) {
   const int whole = (columns + 15) / 16 * 16, threads = static_cast<int>(blockDim.x);
   if (from.vectors) {
     const int chunks = whole / kChunk<T>;
@@ -54,22 +68,22 @@ __device__ __forceinline__ void load_tile(T* to, int ld, const Source<T>& from, 
       const int r = n / chunks, c = n % chunks * kChunk<T>;
       const int left = r < have ? (columns - c) * static_cast<int>(sizeof(T)) : 0;
       const int bytes = left < 0 ? 0 : left < 16 ? left : 16;
-      ptx::copy_async<16>(to + r * ld + c, bytes > 0 ? from.at + r * from.row + c : from.at, bytes);
+      ptx::copy_async<16>(to + r * ld + c, bytes > 0 ? from[r] + c : from.at, bytes);
     }
   } else {
     for (int n = static_cast<int>(threadIdx.x); n < rows * whole; n += threads) {
       const int r = n / whole, c = n % whole;
       T value = To<T>::from(0);
-      if (r < have && c < columns) value = from.at[r * from.row + c * from.step];
+      if (r < have && c < columns) value = from[r][c * from.step];
       to[r * ld + c] = value;
     }
   }
 }
 
 // A warp's 16 rows, times a factor for each half of them, by way of shared memory that is the warp's own.
-template <class T, class A, int N>
-__device__ __forceinline__ void store_rows(T* stage, const A (&o)[N][4], A factor_0, A factor_1, T* to, int64_t row,
-                                           int64_t step, bool vectors, int have, int columns) {
+template <class T, class A, int N, bool kFold>
+__device__ __forceinline__ void store_rows(T* stage, const A (&o)[N][4], A factor_0, A factor_1,
+                                           const TileRows<T, kFold>& to, int have, int columns) {
   constexpr int ld = 8 * N + kChunk<T>;
 #pragma unroll
   for (int t = 0; t < N; ++t)
@@ -79,13 +93,13 @@ __device__ __forceinline__ void store_rows(T* stage, const A (&o)[N][4], A facto
           To<T>::from(o[t][e] * (e < 2 ? factor_0 : factor_1));
   __syncwarp();
   const int lane = lane_of_warp();
-  if (vectors) {
+  if (to.vectors) {
     const int chunks = (columns + kChunk<T> - 1) / kChunk<T>;
     for (int n = lane; n < 16 * chunks; n += 32) {
       const int r = n / chunks, c = n % chunks * kChunk<T>;
       if (r >= have) break;
       const auto& chunk = *reinterpret_cast<const Chunk<T>*>(stage + r * ld + c);
-      T* const at = to + r * row + c;
+      T* const at = to[r] + c;
       if (columns - c >= kChunk<T>)
         ptx::store_16_streaming(reinterpret_cast<Chunk<T>*>(at), chunk);
       else
@@ -95,7 +109,7 @@ __device__ __forceinline__ void store_rows(T* stage, const A (&o)[N][4], A facto
     for (int n = lane; n < 16 * columns; n += 32) {
       const int r = n / columns, c = n % columns;
       if (r >= have) break;
-      to[r * row + c * step] = stage[r * ld + c];
+      to[r][c * to.step] = stage[r * ld + c];
     }
   }
 }
