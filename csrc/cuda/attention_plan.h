@@ -82,7 +82,7 @@ inline AttentionPlan attention_plan(const AttentionShape& shape, const Gpu& gpu)
   const int64_t bytes = size_of(shape.type);
   const AttentionTiles t = attention_tiles(shape.backward ? AttentionPass::dq : AttentionPass::forward, bytes, shape.D,
                                            shape.Dv, shape.Lq, gpu);
-  AttentionPlan plan{AttentionPath::split_queries, 1, 1, false, bytes == 2, 0};
+  AttentionPlan plan{AttentionPath::split_queries, 1, 1, false, Product::fma, 0};
   int64_t tasks = shape.B * shape.Hq * t.blocks * t.slices;
   const int64_t rows = (shape.rows > 0 ? shape.rows : shape.B * shape.Lq) * shape.Hq;
   if (shape.backward) {
