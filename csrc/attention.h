@@ -23,6 +23,7 @@
 // Edges: an emptied row without a sink gives out 0, row_max -inf, log_sum 0 and no gradient; with one, lse is the sink. NaN in a
 // query stays in its row; NaN in k or v reaches the rows that see that key, and no others.
 #pragma once
+#include "bf16_product.h"
 #include "rows.h"
 
 namespace hetkern {
@@ -89,10 +90,9 @@ struct AttentionPlan {
   int tasks;
   int parts;          // of the keys: forward's fixed by the longest Lk; backward's dq is added up over them
   bool fold;          // all queries of a key head's group, and their heads, stand in one panel
-  bool dot;           // products of bfloat16 by the pairwise dot product; otherwise fused multiply-adds of A
+  Product product;    // of bfloat16 by bfloat16: CPU
   int64_t workspace;  // bytes
   BlockShape block{};
-  bool amx = false;  // products of bfloat16 by the processor's tiles
 };
 
 // What the plan depends on.

@@ -84,7 +84,7 @@ py::dict dict_of(const AttentionPlan& plan) {
   d["tasks"] = plan.tasks;
   d["parts"] = plan.parts;
   d["fold"] = plan.fold;
-  d["product"] = plan.amx ? "amx" : plan.dot ? "dot" : "fma";
+  d["product"] = name_of(plan.product);
   d["workspace"] = plan.workspace;
   add(d, plan.block);
   return d;

@@ -28,7 +28,7 @@ rung() {  # rung NAME command…
 levels=($(python -c 'import hetkern; print(*hetkern._C.isa_levels())'))
 best=${levels[-1]}
 for level in "${levels[@]}"; do
-  tests=(--at-least 3000 python_tests/test_{softmax,cross_entropy,rnn,training}_*.py python_tests/test_{nn,convert,impl,explain,simd,worked_example}.py)
+  tests=(--at-least 3000 python_tests/test_{softmax,cross_entropy,rnn,attention,training}_*.py python_tests/test_{nn,convert,impl,explain,simd,worked_example}.py)
   [ "$level" = "$best" ] && tests=(--at-least 3700 --ignore python_tests/test_sanitizers.py --ignore python_tests/test_cuda_sanitizers.py python_tests)
   rung "tests on instruction set $level" env HETKERN_ISA="$level" python -m pytest -q -n 2 -m "proof or not proof" "${tests[@]}"
 done
@@ -47,15 +47,17 @@ rung "Liger's operations in Triton, interpreted" liger
 rung "kernels under sanitizers, planted bugs" env HETKERN_WORKLOAD=all python -m pytest -q -n 2 --dist loadfile --at-least 15 python_tests/test_sanitizers.py python_tests/test_cuda_sanitizers.py
 configurations() {  # every family in a process of one thread, side by side
   local running=() result=0
-  for family in softmax cross_entropy rnn; do
-    OMP_NUM_THREADS=1 python -m hetkern.testing.repro "$family" --count "$1" --state "build/proof/$family.json" \
+  for family in softmax cross_entropy rnn attention; do
+    local count=$1
+    [ $family = attention ] && count=$((count / 10))  # each of them takes ten times as long
+    OMP_NUM_THREADS=1 python -m hetkern.testing.repro "$family" --count "$count" --state "build/proof/$family.json" \
       --known python_tests/over_budget.json &
     running+=($!)
   done
   for child in "${running[@]}"; do wait "$child" || result=1; done
   return $result
 }
-rung "${COUNT:-100000} random configurations a family" configurations "${COUNT:-100000}"
+rung "${COUNT:-100000} random configurations a family, of attention a tenth" configurations "${COUNT:-100000}"
 # Build promises, in throw-away environments beside the work: every one starts from the files that git knows.
 venv() { rm -rf "build/proof/$1" && python -m venv "build/proof/$1"; }  # venv NAME
 tests_beside() {  # tests_beside VENV FILE…: the tests next to the installed package, not next to the sources

@@ -180,6 +180,20 @@ def test_decoding_gives_the_last_row_of_prefill(native, Lk, dtype):
     assert same_bits(full, one)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("heads, D, Dv", [((12, 2), 64, 192), ((4, 4), 96, 20), ((16, 1), 33, 64)])
+def test_decoding_reads_a_cache_where_it_lies_with_the_bits_of_prefill(native, heads, D, Dv, dtype):
+    """Whatever its layout, its columns and the queries that share a head; a key that is not finite."""
+    Lk = 230
+    q, k = (normal(2, h, Lk, D, seed=s).to(dtype) for s, h in enumerate(heads))
+    v = normal(2, heads[1], Lk, Dv, seed=2).to(dtype)
+    v[1, 0, 100, 3] = float("inf")
+    full = hetkern.attention(q, k, v, causal=True)[:, :, -1:]
+    for layout in (lambda t: t, lambda t: t.transpose(1, 2).contiguous().transpose(1, 2)):
+        one = hetkern.attention_decode(q[:, :, -1:], layout(k), layout(v), torch.full((2,), Lk))
+        assert same_bits(full, one)
+
+
 MANY_KEYS = {
     "plain": {},
     "window": {"window": (1500, 0)},

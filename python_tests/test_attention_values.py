@@ -62,6 +62,20 @@ EVERYTHING = {
 }
 
 
+@pytest.mark.sample(1)  # shows each feature to the support table, of every implementation
+@pytest.mark.any_level(1)
+def test_attention_is_within_budget_with_every_feature_at_once(impl):
+    everything = EVERYTHING | {"bias": spread(1, 2, 4, 9), "sink": spread(2)}
+    everything |= {"mask": spread(1, 2, 4, 9) > -0.4, "alibi_slopes": spread(1, 2).abs()}
+    cache = {"cache_seqlens": torch.tensor([7]), "window": (5, None)}
+    check_attention(
+        impl.name,
+        dense_case(1, (2, 1), 4, 9, 8, **everything),
+        dense_case(1, (2, 1), 1, 9, 8, **cache),
+        packed_case([3, 5], [4, 6], (2, 1), 8, causal=True, return_lse=True),
+    )
+
+
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
 def test_attention_is_within_budget_at_every_length_and_dtype(impl, lengths):
     check_attention(impl.name, dense_case(2, 2, *lengths, 24))

@@ -12,7 +12,9 @@ PUBLIC = {
     "softmax": hetkern.softmax,
     "cross_entropy": hetkern.cross_entropy,
     "rnn": hetkern.lstm,
+    "attention": hetkern.attention,
 }
+GIVEN = {"x", "input", "q", "k", "v", "impl"}
 TORCHS = {"state", "dropout"}  # a part of every case; drawn by torch's own function
 
 
@@ -32,7 +34,7 @@ def test_every_implementation_has_a_column():
 
 @pytest.mark.parametrize("family", PUBLIC)
 def test_every_argument_has_a_row_and_is_shown_by_every_implementation(family):
-    arguments = {*inspect.signature(PUBLIC[family]).parameters} - {"x", "input", "impl"} - TORCHS
+    arguments = {*inspect.signature(PUBLIC[family]).parameters} - GIVEN - TORCHS
     assert arguments <= set(support.ARGUMENTS[family])
     for feature in support.ARGUMENTS[family]:
         cells = rows()[support.FAMILIES[family], feature]

@@ -128,7 +128,7 @@ struct Backward : Gradients<A, pairs> {
     pair_keys(tiles.slope_pairs, tiles.ds, sight.from, sight.to, vectors);
     key_sums(by, panel.at, sight, j0, panel.dq, kPanel, t.keys.turned, tiles.slope_pairs, p.D);
     if (!k_finite)
-      add_strange_keys(f, panel.at, q, sight, j0, panel.dq, kPanel, tiles.slope_pairs, p.k,
+      add_strange_keys(f, panel.at, q, sight, j0, panel.dq, kPanel, 1, tiles.slope_pairs, p.k,
                        panel.at.head[0] / (p.Hq / p.Hkv), p.D);
 #endif
   }
@@ -306,7 +306,7 @@ namespace HETKERN_ISA {
 void attention_backward(const AttentionBackward& p, AttentionPlan plan, void* stream);
 void attention_backward(const AttentionBackward& p, AttentionPlan plan, void*) {
 #if defined(__AVX512F__)
-  if (plan.dot || plan.amx) return backward<float, true>(p, plan);
+  if (plan.product != Product::fma) return backward<float, true>(p, plan);
 #endif
   p.type == DType::f64 ? backward<double, false>(p, plan) : backward<float, false>(p, plan);
 }

@@ -137,7 +137,7 @@ void attention_bias_backward(const AttentionBackward& p, const AttentionPlan& pl
 void attention_bias_backward(const AttentionBackward& p, const AttentionPlan& plan, void* delta) {
   if (!p.dbias && !p.dsink) return;
 #if defined(__AVX512F__)
-  if (plan.dot || plan.amx) return gradients<float, true>(p, plan, delta);
+  if (plan.product != Product::fma) return gradients<float, true>(p, plan, delta);
 #endif
   p.type == DType::f64 ? gradients<double, false>(p, plan, delta) : gradients<float, false>(p, plan, delta);
 }

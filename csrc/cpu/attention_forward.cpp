@@ -10,36 +10,36 @@
 //          their order, whoever computed them: a decoding step is the last row of the whole call bit for bit.
 // Edges:   at the diagonal and at a window's edges whole vectors of queries and whole keys are left out. Where a row does not see
 //          all of a block that holds NaN or infinity, its sums skip what it does not see.
-#include "attention_pair_sums.h"
+#include "attention_few_pairs.h"
+#include "attention_totals.h"
 #include "carver.h"
 #include "parallel.h"
 
 namespace hetkern::cpu {
 namespace {
 
-// Sums of a panel, not yet divided by l.
-template <class A>
-struct State {
-  A* o;  // [segment of Dv][room][kPanel]; of pairs turned, [Dv][room]
-  A *m, *l;
-  int64_t room;
-};
-
 template <class A>
 struct Task {  // one task's memory
   A* q[kPanelsOfTask];
   State<A> part[kPanelsOfTask], total[kPanelsOfTask];
   A *s, *tile, *k, *v;
+  const A *k_at, *v_at;  // the block at hand: packed, or where it lies
   Panel<A> panel[kPanelsOfTask];
+  // The block at hand for few queries, and the next one's rows.
+  bool few;
+  BlockRows<A> keys, values;
+  Ahead next_keys, next_values;
+#if defined(__AVX512F__)
+  FewPairs of_pairs;
+#endif
 };
 
 template <class A, bool pairs>
-struct Forward {
-  const AttentionForward& p;
-  const Scoring<A> f;
+struct Forward : Totals<A, pairs> {
+  using Base = Totals<A, pairs>;
+  using Base::p, Base::f, Base::segments;
   const Pairs by;
   const int64_t heads;  // that stand in one panel
-  const int64_t segments = segments_of(p.Dv);
 
   int64_t chunk_rows(const AttentionPlan& plan) const {
     return plan.path == AttentionPath::split_keys ? kPanel : kPanelsOfTask * kPanel;
@@ -55,6 +55,7 @@ struct Forward {
     }
     t.s = carver.take<A>(size.scores), t.tile = carver.take<A>(3 * size.scores);
     t.k = carver.take<A>(size.keys), t.v = carver.take<A>(size.values);
+    t.few = false;
     return t;
   }
 
@@ -63,9 +64,15 @@ struct Forward {
   void block(const Task<A>& t, const Panel<A>& panel, const Sequence& q, const A* turned, const Sight& sight,
              int64_t j0, const State<A>& state, bool finite) const {
     A* const s = t.s;
-    turned_product<pairs>(by, panel, sight, j0, s, t.k, turned, p.D);
-    const bool scaled = !f.plain || sight.edge;  // what stands in s is scores, else products
-    if (scaled) f.scores(panel, q, sight, j0, s, t.tile, nullptr);
+    if (t.few)
+      few_turned_product(t, panel, turned, sight);
+    else
+      turned_product<pairs>(by, panel, sight, j0, s, t.k_at, turned, p.D);
+    const bool scaled = !f.unscaled(sight);  // what stands in s is scores, else products
+    if (scaled)
+      f.scores(panel, q, sight, j0, s, t.tile, nullptr);
+    else if (sight.edge)
+      f.hide(panel, sight, j0, s);
     const Vec<A> factor = splat(scaled ? A(1) : f.scale);
     if (f.drops()) f.dropout(panel, sight, j0, t.tile);
 
@@ -80,16 +87,18 @@ struct Forward {
     if constexpr (pairs) return add_pairs(t, panel, q, sight, j0, state, alpha, finite);
 
     // out = alpha out + P V.
+    if (t.few && f.all_seen(sight))
+      return few_outs(state.o, state.room, s, t.values, p.Dv, sight.from, sight.to, panel.rows, alpha);
     row_groups(0, panel.rows, kTileRows, [&](int64_t r, int n) {
       const Sight keys = keys_of_rows(panel, sight, j0, static_cast<int>(r), n);
       for (int64_t g = 0; g < segments; ++g) {
         A* const o = state.o + (g * state.room + r) * kPanel;
-        const A *const a = s + keys.from * kPanel + r, *const b = t.v + (g * kBlock + keys.from) * kPanel;
+        const A *const a = s + keys.from * kPanel + r, *const b = t.v_at + (g * kBlock + keys.from) * kPanel;
         const int vectors = vectors_of<A>(p.Dv - g * kPanel);
         if (finite || f.all_seen(sight))
           product<A, true, Start::scaled>(o, a, b, keys.to - keys.from, n, 0, vectors, alpha + r);
         else
-          careful(panel, q, keys, j0, s, t.v + g * kBlock * kPanel, o, static_cast<int>(r), n, vectors, alpha);
+          careful(panel, q, keys, j0, s, t.v_at + g * kBlock * kPanel, o, static_cast<int>(r), n, vectors, alpha);
       }
     });
   }
@@ -155,6 +164,13 @@ struct Forward {
 #if defined(__AVX512F__)
     auto* const weights = reinterpret_cast<uint32_t*>(t.s);
     pair_keys(weights, t.s, sight.from, sight.to, panel.vectors);
+    const int64_t kv_head = panel.head[0] / (p.Hq / p.Hkv);
+    if (t.few) {
+      few_pair_outs(by, t.of_pairs, weights, sight, panel.rows, p.Dv, alpha);
+      if (!finite)
+        add_strange_keys(f, panel, q, sight, j0, t.of_pairs.out, 1, t.of_pairs.columns, weights, p.v, kv_head, p.Dv);
+      return;
+    }
     for (int v = 0; v < panel.vectors * W<A>; v += W<A>) {
       const Vec<A> factor = load<A>(alpha + v);
       if (!lane_bits(factor != A(1))) continue;
@@ -165,22 +181,16 @@ struct Forward {
     }
     key_sums(by, panel, sight, j0, state.o, state.room, key_columns(t.v), weights, p.Dv);
     if (!finite)
-      add_strange_keys(f, panel, q, sight, j0, state.o, state.room, weights, p.v, panel.head[0] / (p.Hq / p.Hkv), p.Dv);
+      add_strange_keys(f, panel, q, sight, j0, state.o, state.room, 1, weights, p.v, kv_head, p.Dv);
 #endif
   }
   static bf16* key_columns(A* v) { return reinterpret_cast<bf16*>(v); }
 
   // ---- Parts of the keys. ----------------------------------------------------------------------------------------------
 
-  void clear(const State<A>& state, int rows, const A* sinks) const {
-    if (pairs) std::memset(state.o, 0, sizeof(A) * static_cast<size_t>(round_up(p.Dv, 16) * state.room));
-    for (int64_t g = 0; !pairs && g < segments; ++g)
-      std::memset(state.o + g * state.room * kPanel, 0, sizeof(A) * static_cast<size_t>(rows) * kPanel);
-    for (int r = 0; r < kPanel; ++r) state.m[r] = sinks ? sinks[r] : -kInfinity<A>, state.l[r] = sinks ? A(1) : A(0);
-  }
-
   // A block's keys and values from … to - 1. Returns whether the values are finite.
-  bool read_keys(const Task<A>& t, const Sequence& q, int64_t kv_head, int64_t j0, int from, int to) const {
+  bool read_keys(Task<A>& t, const Sequence& q, int64_t kv_head, int64_t j0, int from, int to) const {
+    t.k_at = t.k, t.v_at = t.v;
 #if defined(__AVX512F__)
     if constexpr (pairs) {
       const int first = from / 32 * 32;  // what none of these rows sees is packed as well, and meets a weight of 0
@@ -191,13 +201,71 @@ struct Forward {
     }
 #endif
     const KeyRows k(p.k, q, kv_head, j0 + from, to - from), v(p.v, q, kv_head, j0 + from, to - from);
-    f.elements.pack_segments(t.k + from * kPanel, kBlock, k.of(p.k), to - from, p.D);
-    return f.elements.pack_segments(t.v + from * kPanel, kBlock, v.of(p.v), to - from, p.Dv);
+    if (lies_as_packed<A>(p.k, f.elements.size, p.D))
+      t.k_at = static_cast<const A*>(p.k.data) + k.offset[0] - from * kPanel;
+    else
+      f.elements.pack_segments(t.k + from * kPanel, kBlock, k.of(p.k), to - from, p.D);
+    if (!lies_as_packed<A>(p.v, f.elements.size, p.Dv))
+      return f.elements.pack_segments(t.v + from * kPanel, kBlock, v.of(p.v), to - from, p.Dv);
+    const A* const values = static_cast<const A*>(p.v.data) + v.offset[0];
+    t.v_at = values - from * kPanel;
+    return all_finite(values, to - from, p.Dv);
+  }
+
+  // ---- Few queries. ----------------------------------------------------------------------------------------------------
+
+  void begin_few(Task<A>& t, int panels) const {
+    t.few = panels == 1 && t.panel[0].vectors <= (pairs ? 1 : kFewVectors);
+#if defined(__AVX512F__)
+    if constexpr (pairs) {
+      if (!t.few) return;
+      t.of_pairs = {t.part[1].o, segments * kPanel, reinterpret_cast<uint32_t*>(t.v),
+                    reinterpret_cast<bf16*>(t.part[1].o + segments * kPanel * 16), nullptr, 0};
+      std::memset(t.of_pairs.out, 0, sizeof(A) * static_cast<size_t>(segments) * kPanel * 16);
+    }
+#endif
+  }
+  // A block, of which as much as can be stays where it lies. Returns whether the values are finite, or need not be.
+  bool read_few(Task<A>& t, const Sequence& q, int64_t kv_head, int64_t j0, int nk, const Sight& sight) const {
+    const int64_t size = f.elements.size, next = j0 + kBlock;
+    t.next_keys = ahead_of(p.k, q, kv_head, next, p.D, size);
+    t.next_values = ahead_of(p.v, q, kv_head, next, p.Dv, size);
+#if defined(__AVX512F__)
+    if constexpr (pairs) {
+      const int first = sight.from / 32 * 32, n = sight.to - first;
+      const KeyRows k(p.k, q, kv_head, j0 + first, n), v(p.v, q, kv_head, j0 + first, n);
+      const bool lies = p.k.step == 1 && p.D % 32 == 0 && round_up(sight.to, 16) <= nk;
+      t.of_pairs.keys = lies ? static_cast<const bf16*>(p.k.data) + key_offset(p.k, q, kv_head, j0) : key_columns(t.k);
+      t.of_pairs.row = lies ? p.k.row : round_up(p.D, 32);
+      if (!lies) pack_pair_rows(key_columns(t.k) + first * t.of_pairs.row, t.of_pairs.row, k.of(p.k), n, p.D);
+      return pack_row_pairs(t.of_pairs.values + first / 2 * kPanel, kBlock, v.of(p.v), n, p.Dv);
+    }
+#endif
+    static_cast<void>(nk);
+    const bool lies = f.all_seen(sight) && size == sizeof(A) && p.k.step == 1 && p.v.step == 1 && p.Dv % W<A> == 0;
+    const auto at = [&](const Heads& x) {
+      return BlockRows<A>{static_cast<const A*>(x.data) + key_offset(x, q, kv_head, j0), x.row, kPanel};
+    };
+    if (lies) {
+      t.keys = at(p.k), t.values = at(p.v);
+      return true;
+    }
+    const bool finite = read_keys(t, q, kv_head, j0, sight.from, sight.to);
+    t.keys = {t.k_at, kPanel, kBlock * kPanel}, t.values = {t.v_at, kPanel, kBlock * kPanel};
+    return finite;
+  }
+  void few_turned_product(const Task<A>& t, const Panel<A>& panel, const A* turned, const Sight& sight) const {
+#if defined(__AVX512F__)
+    if constexpr (pairs)
+      return few_pair_products(by, t.s, t.of_pairs, turned, p.D, sight, t.next_keys, t.next_values);
+#endif
+    few_products(t.s, t.keys, turned, p.D, sight.from, sight.to, panel.vectors, t.next_keys, t.next_values);
   }
 
   // The panels' sums over one part.
   void part(Task<A>& t, const Sequence& q, int64_t kv_head, int panels, int64_t number) const {
-    for (int i = 0; i < panels; ++i) clear(t.part[i], t.panel[i].rows, nullptr);
+    begin_few(t, panels);
+    for (int i = 0; i < panels; ++i) this->clear(t.part[i], t.panel[i].rows, nullptr);
     const int64_t end = q.Lk < (number + 1) * kPart ? q.Lk : (number + 1) * kPart;
     for (int64_t j0 = number * kPart; j0 < end; j0 += kBlock) {
       const int nk = static_cast<int>(end - j0 < kBlock ? end - j0 : kBlock);
@@ -210,59 +278,15 @@ struct Forward {
         if (sight[i].to > to) to = sight[i].to;
       }
       if (to <= from) continue;
-      const bool finite = read_keys(t, q, kv_head, j0, from, to);
+      const bool finite =
+          t.few ? read_few(t, q, kv_head, j0, nk, sight[0]) : read_keys(t, q, kv_head, j0, from, to);
       for (int i = 0; i < panels; ++i)
         if (sight[i].to > sight[i].from) block(t, t.panel[i], q, t.q[i], sight[i], j0, t.part[i], finite);
     }
-  }
-
-  // total = total and part together.
-  void merge(const State<A>& total, const State<A>& part, int rows, int vectors) const {
-    alignas(64) A of_total[kPanel], of_part[kPanel];
-    for (int v = 0; v < vectors * W<A>; v += W<A>) {
-      const Vec<A> before = load<A>(total.m + v), m = load<A>(part.m + v);
-      const Vec<A> top = max(m, before), offset = top == -kInfinity<A> ? Vec<A>{} : top;
-      const Vec<A> a = exp_of_share<false>(before - offset), b = exp_of_share<false>(m - offset);
-      store<A>(total.m + v, top);
-      store<A>(total.l + v, fma(load<A>(part.l + v), b, load<A>(total.l + v) * a));
-      store<A>(of_total + v, a), store<A>(of_part + v, b);
-    }
-    for (int64_t c = 0; pairs && c < p.Dv; ++c)
-      for (int v = 0; v < vectors * W<A>; v += W<A>) {
-        A* const to = total.o + c * total.room + v;
-        store<A>(to,
-                 fma(load<A>(part.o + c * part.room + v), load<A>(of_part + v), load<A>(to) * load<A>(of_total + v)));
-      }
-    for (int64_t g = 0; !pairs && g < segments; ++g)
-      for (int r = 0; r < rows; ++r) {
-        A* const to = total.o + (g * total.room + r) * kPanel;
-        const A* const from = part.o + (g * part.room + r) * kPanel;
-        for (int c = 0; c < vectors_of<A>(p.Dv - g * kPanel) * W<A>; c += W<A>)
-          store<A>(to + c, fma(load<A>(from + c), splat(of_part[r]), load<A>(to + c) * splat(of_total[r])));
-      }
-  }
-
-  void finish(const Panel<A>& panel, const Sequence& q, const State<A>& total, A* scratch) const {
-    alignas(64) A inverse[kPanel], log_sum[kPanel];
-    for (int v = 0; v < panel.vectors * W<A>; v += W<A>) {
-      const Vec<A> l = load<A>(total.l + v);  // at least 1, where a row sees anything
-      store<A>(inverse + v, l == A(0) ? Vec<A>{} : A(1) / l);
-      store<A>(log_sum + v, l == A(0) ? Vec<A>{} : log1p(l - A(1)));
-    }
-    int64_t offset[kPanel];
-    for (int r = 0; r < panel.rows; ++r) {
-      offset[r] = query_offset(p.out, q, panel.head[r], panel.query[r]);
-      const int64_t at = stat_offset(p, q, panel.head[r], panel.query[r]);
-      static_cast<A*>(p.row_max)[at] = total.m[r], static_cast<A*>(p.log_sum)[at] = log_sum[r];
-    }
 #if defined(__AVX512F__)
-    if constexpr (pairs) {
-      turn_back(scratch, total.o, total.room, panel.rows, p.Dv);
-      return f.elements.store_segments(p.out.data, offset, scratch, kPanel, panel.rows, p.Dv, inverse);
-    }
+    if constexpr (pairs)
+      if (t.few) turn_few(t.part[0].o, t.part[0].room, t.of_pairs, p.Dv);
 #endif
-    static_cast<void>(scratch);
-    f.elements.store_segments(p.out.data, offset, total.o, total.room, panel.rows, p.Dv, inverse);
   }
 
   // ---- Tasks. ----------------------------------------------------------------------------------------------------------
@@ -283,12 +307,6 @@ struct Forward {
       pack_queries<pairs>(f, t.q[i], {p.q.data, offset, p.q.step}, t.panel[i].rows, p.D);
     }
   }
-  void begin(const State<A>& total, const Panel<A>& panel) const {
-    A sinks[kPanel] = {};
-    for (int r = 0; p.sink && r < panel.rows; ++r) sinks[r] = f.elements.read(p.sink, panel.head[r]);
-    clear(total, panel.rows, p.sink ? sinks : nullptr);
-  }
-
   void run(const AttentionPlan& plan) const {
     const int64_t rows = chunk_rows(plan), chunks = ceil_div(heads * p.Lq, rows), units = p.B * (p.Hq / heads);
     const int64_t parts = ceil_div(p.Lk, kPart), per_task = forward_scratch(p.D, p.Dv);
@@ -321,15 +339,18 @@ struct Forward {
       });
     run_items(split ? 1 : plan.tasks, units * chunks, [&](int task, int64_t item) {
       with_chunk(task, item, [&](Task<A>& t, const Sequence& q, int64_t kv_head, int panels) {
-        for (int i = 0; i < panels; ++i) begin(t.total[i], t.panel[i]);
+        for (int i = 0; i < panels; ++i) this->begin(t.total[i], t.panel[i]);
         if (!split) turn(t, q, panels);
         for (int64_t number = 0; number < parts; ++number) {
+          const auto seen = [&](const Panel<A>& x) { return x.least < (number + 1) * kPart && x.most >= number * kPart; };
+          if (!seen(t.panel[0]) && !seen(t.panel[panels - 1])) continue;
           if (!split) part(t, q, kv_head, panels, number);
           for (int i = 0; i < panels; ++i)
-            merge(t.total[i], split ? result_of(item * parts + number) : t.part[i], t.panel[i].rows,
-                  t.panel[i].vectors);
+            if (seen(t.panel[i]))
+              this->merge(t.total[i], split ? result_of(item * parts + number) : t.part[i], t.panel[i].rows,
+                    t.panel[i].vectors);
         }
-        for (int i = 0; i < panels; ++i) finish(t.panel[i], q, t.total[i], t.tile);
+        for (int i = 0; i < panels; ++i) this->finish(t.panel[i], q, t.total[i], t.tile);
       });
     });
   }
@@ -337,12 +358,12 @@ struct Forward {
 
 template <class A, bool pairs>
 void forward(const AttentionForward& p, const AttentionPlan& plan) {
-  Forward<A, pairs>{p, Scoring<A>(p), Pairs(plan), plan.fold ? p.Hq / p.Hkv : 1}.run(plan);
+  Forward<A, pairs>{{p, Scoring<A>(p)}, Pairs(plan), plan.fold ? p.Hq / p.Hkv : 1}.run(plan);
 }
 
 void launch_forward(const AttentionForward& p, AttentionPlan plan, void*) {
 #if defined(__AVX512F__)
-  if (plan.dot || plan.amx) return forward<float, true>(p, plan);
+  if (plan.product != Product::fma) return forward<float, true>(p, plan);
 #endif
   p.type == DType::f64 ? forward<double, false>(p, plan) : forward<float, false>(p, plan);
 }

@@ -94,8 +94,8 @@ struct Gradients {
     if (!rows) return;
 #if defined(__AVX512F__)
     if constexpr (pairs) {
-      panel.q_finite = pack_row_pairs(reinterpret_cast<uint32_t*>(panel.q_rows), q_at, n, p.D);
-      panel.dout_finite = pack_row_pairs(reinterpret_cast<uint32_t*>(panel.dout_rows), dout_at, n, p.Dv);
+      panel.q_finite = pack_row_pairs(reinterpret_cast<uint32_t*>(panel.q_rows), kPanel, q_at, n, p.D);
+      panel.dout_finite = pack_row_pairs(reinterpret_cast<uint32_t*>(panel.dout_rows), kPanel, dout_at, n, p.Dv);
       return;
     }
 #endif
@@ -108,8 +108,11 @@ struct Gradients {
               const ScoreTiles<A>& t, bool wants_ds) const {
     turned_product<pairs>(by, panel.at, sight, j0, t.p, keys.k, panel.q, p.D);
     if (wants_ds) turned_product<pairs>(by, panel.at, sight, j0, t.ds, keys.v, panel.dout, p.Dv);
-    const bool scaled = !f.plain || sight.edge;
-    if (scaled) f.scores(panel.at, q, sight, j0, t.p, t.tile, t.cap_slope);
+    const bool scaled = !f.unscaled(sight);
+    if (scaled)
+      f.scores(panel.at, q, sight, j0, t.p, t.tile, t.cap_slope);
+    else if (sight.edge)
+      f.hide(panel.at, sight, j0, t.p);
     if (f.drops()) f.dropout(panel.at, sight, j0, t.drop);
     for (int u = 0; u < panel.at.vectors; ++u) {
       if (f.drops())
@@ -126,7 +129,8 @@ struct Gradients {
     const int at = u * W<A>;
     const Vec<A> m = load<A>(panel.m + at), log_sum = load<A>(panel.log_sum + at), mean = load<A>(panel.delta + at);
     const Vec<A> by = splat(f.scale), none = splat(-kInfinity<A>);
-    if (!scaled && !drops && wants_ds) {
+    const bool hides = scaled || sight.edge;
+    if (!hides && !drops && wants_ds) {
 #pragma GCC unroll 2
       for (int j = sight.from; j < sight.to; ++j) {
         A *const p_at = t.p + j * kPanel + at, *const ds_at = t.ds + j * kPanel + at;
@@ -139,11 +143,11 @@ struct Gradients {
       A *const p_at = t.p + j * kPanel + at, *const ds_at = t.ds + j * kPanel + at;
       const Vec<A> s = scaled ? load<A>(p_at) : load<A>(p_at) * by;
       Vec<A> e = exp_of_share<false>((s - m) - log_sum), kept = splat(A(1));
-      if (scaled) e = s == none ? Vec<A>{} : e;
+      if (hides) e = s == none ? Vec<A>{} : e;
       if constexpr (drops) kept = load<A>(t.drop + j * kPanel + at);
       if (wants_ds) {
         const Vec<A> ds = e * (load<A>(ds_at) * kept - mean);
-        store<A>(ds_at, scaled ? (s == none ? Vec<A>{} : ds) : ds);
+        store<A>(ds_at, hides ? (s == none ? Vec<A>{} : ds) : ds);
       }
       store<A>(p_at, e * kept);
     }

@@ -53,10 +53,10 @@ inline void key_sums(const Pairs& by, const Panel<float>& panel, const Sight& si
                pairs, true);
   }
 }
-// What key_sums left out: numbers of k or v that are not finite, for the rows that see them.
+// What key_sums left out: numbers of k or v that are not finite, for the rows that see them. c[i of_column + r of_row]
 inline void add_strange_keys(const Scoring<float>& f, const Panel<float>& panel, const Sequence& q, const Sight& sight,
-                             int64_t j0, float* c, int64_t ldc, const uint32_t* weights, const Heads& t, int64_t head,
-                             int64_t columns) {
+                             int64_t j0, float* c, int64_t of_column, int64_t of_row, const uint32_t* weights,
+                             const Heads& t, int64_t head, int64_t columns) {
   for (int j = sight.from; j < sight.to; ++j)
     for (int64_t i = 0; i < columns; ++i) {
       const float x = f.elements.read(t.data, key_offset(t, q, head, j0 + j) + i * t.step);
@@ -64,7 +64,7 @@ inline void add_strange_keys(const Scoring<float>& f, const Panel<float>& panel,
       for (int r = 0; r < panel.rows; ++r)
         if (f.row_sees(panel, q, r, j0 + j)) {
           const uint32_t word = weights[j / 2 * kPanel + r];
-          c[i * ldc + r] += bit_cast<float>(j % 2 ? word & 0xffff0000 : word << 16) * x;
+          c[i * of_column + r * of_row] += bit_cast<float>(j % 2 ? word & 0xffff0000 : word << 16) * x;
         }
     }
 }

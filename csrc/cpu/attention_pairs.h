@@ -13,6 +13,7 @@
 // that do not see it, so it is left out where numbers are summed over keys or queries, and added for those that do.
 // With simd.h, simd_math.h, gemm.h and amx.h the files that have instruction-set intrinsics.
 #pragma once
+#include "amx.h"
 #include "attention_scores.h"
 
 namespace hetkern::cpu {
@@ -138,13 +139,8 @@ inline void pairs_by_amx(float* c, int64_t ldc, const bf16* a, int64_t lda, cons
 }
 
 // A thread's tiles are in use from `enter` to `leave`.
-struct TileConfiguration {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
 HETKERN_AMX_TARGET __attribute__((noinline, unused)) void enter_tiles() {
-  static constexpr TileConfiguration configuration;
+  const AmxConfiguration configuration(kAmxWords);
   asm volatile("" ::: "memory");
   _tile_loadconfig(&configuration);
 }
@@ -253,14 +249,14 @@ inline RowPair row_pair(const RowsAt& from, int r, int rows, int64_t c, int64_t 
 }
 inline bool any(Words16 w) { return _mm512_test_epi32_mask(bit_cast<__m512i>(w), bit_cast<__m512i>(w)) != 0; }
 
-// As pairs of rows, in segments: [segment][kPanel / 2][kPanel]. Zeros up to thirty-two rows. Returns whether all are finite.
-inline bool pack_row_pairs(uint32_t* to, const RowsAt& from, int rows, int64_t columns) {
+// As pairs of rows, in segments: [segment][room / 2][kPanel]. Zeros up to thirty-two rows. Returns whether all are finite.
+inline bool pack_row_pairs(uint32_t* to, int64_t room, const RowsAt& from, int rows, int64_t columns) {
   Words16 strange{};
   for (int r = 0; r < round_up(rows, 32); r += 2)
     for (int64_t c = 0; c < columns; c += 16) {
       const RowPair pair = row_pair(from, r, rows, c, columns);
       strange |= pair.strange;
-      std::memcpy(to + (c / kPanel * kPanel / 2 + r / 2) * kPanel + c % kPanel, &pair.words, sizeof(pair.words));
+      std::memcpy(to + (c / kPanel * room / 2 + r / 2) * kPanel + c % kPanel, &pair.words, sizeof(pair.words));
     }
   return !any(strange);
 }
@@ -300,9 +296,9 @@ struct Pairs {
   PairProduct product;
 #endif
   bool tiles;
-  explicit Pairs(const AttentionPlan& plan) : tiles(plan.amx) {
+  explicit Pairs(const AttentionPlan& plan) : tiles(plan.product == Product::amx) {
 #if defined(__AVX512F__)
-    product = plan.amx ? pairs_by_amx : pairs_by_dot;
+    product = tiles ? pairs_by_amx : pairs_by_dot;
 #endif
   }
 };

@@ -50,7 +50,8 @@ struct Panel {
   int64_t low[kPanel], high[kPanel];                        // it sees keys low … high, both included
   int64_t least, most;                                      // keys that any row sees lie in least … most, and
   int64_t inner_least, inner_most;                          // all rows see those in between these
-  int64_t vector_low[kPanel / 2], vector_high[kPanel / 2];  // keys that a vector's rows see
+  int64_t vector_low[kPanel / 2], vector_high[kPanel / 2];  // keys that a vector's rows see, and those that all of them see
+  int64_t vector_inner_low[kPanel / 2], vector_inner_high[kPanel / 2];
   // The same for the lanes; a row behind the last one sees nothing.
   alignas(64) I lane_low[kPanel];
   alignas(64) I lane_span[kPanel];   // high - low
@@ -87,10 +88,12 @@ struct Panel {
       philox_query[r] = philox_head[r] = 0;
     }
     for (int v = 0; v < vectors; ++v) {
-      vector_low[v] = kFar, vector_high[v] = -1;
+      vector_low[v] = vector_inner_high[v] = kFar, vector_high[v] = vector_inner_low[v] = -1;
       for (int r = v * W<A>; r < n && r < (v + 1) * W<A>; ++r) {
         if (low[r] < vector_low[v]) vector_low[v] = low[r];
         if (high[r] > vector_high[v]) vector_high[v] = high[r];
+        if (low[r] > vector_inner_low[v]) vector_inner_low[v] = low[r];
+        if (high[r] < vector_inner_high[v]) vector_inner_high[v] = high[r];
       }
     }
   }

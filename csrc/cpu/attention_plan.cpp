@@ -23,7 +23,6 @@ AttentionPlan attention_plan(const AttentionShape& shape) {
 
 namespace {
 AttentionPlan shared_out(const AttentionShape& shape, const Machine& machine) {
-  constexpr bool dot = false;  // whoever multiplies
   const auto [type, B, Hq, Hkv, Lq, Lk, D, Dv, causal, window, rows, backward, dbias] = shape;
   const int64_t A = type == DType::f64 ? 8 : 4;
   const int64_t queries = rows > 0 ? rows : B * Lq, seen = window > 0 && window < Lk ? window : Lk;
@@ -38,7 +37,7 @@ AttentionPlan shared_out(const AttentionShape& shape, const Machine& machine) {
     const int64_t words = (tasks > 0 ? tasks : 1) * backward_scratch(Lq, Lk, D, Dv) + queries * Hq +
                           (parts > 1 ? parts * queries * Hq * D : 0) + B * Hq * (4 * parts + 4);
     const AttentionPath path = tasks > 1 ? AttentionPath::split_heads : AttentionPath::one_task;
-    return {path, static_cast<int>(tasks > 0 ? tasks : 1), static_cast<int>(parts), false, dot, words * A + 4096};
+    return {path, static_cast<int>(tasks > 0 ? tasks : 1), static_cast<int>(parts), false, Product::fma, words * A + 4096};
   }
 
   const int64_t group = Hkv ? Hq / Hkv : 1, parts = ceil_div(Lk, kPart);
@@ -53,14 +52,14 @@ AttentionPlan shared_out(const AttentionShape& shape, const Machine& machine) {
                              : split   ? AttentionPath::split_keys
                                        : AttentionPath::split_queries;
   if (path == AttentionPath::one_task)
-    return {path, 1, static_cast<int>(parts), fold, dot, forward_scratch(D, Dv) * A + 4096};
-  return {path, static_cast<int>(tasks), static_cast<int>(parts), fold, dot, words * A + 4096};
+    return {path, 1, static_cast<int>(parts), fold, Product::fma, forward_scratch(D, Dv) * A + 4096};
+  return {path, static_cast<int>(tasks), static_cast<int>(parts), fold, Product::fma, words * A + 4096};
 }
 }  // namespace
 
 AttentionPlan attention_plan(const AttentionShape& shape, const Machine& machine, const Vectors& vectors) {
   AttentionPlan plan = shared_out(shape, machine);
-  if (shape.type == DType::bf16) plan.dot = vectors.product == Product::dot, plan.amx = vectors.product == Product::amx;
+  if (shape.type == DType::bf16) plan.product = vectors.product;
   return plan;
 }
 

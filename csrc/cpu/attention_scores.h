@@ -66,6 +66,19 @@ struct Scoring {
       });
   }
 
+  // -inf where a row does not see a key, the rest as it is.
+  static void hide(const Panel<A>& panel, const Sight& sight, int64_t j0, A* s) {
+    for (int v = 0; v < panel.vectors; ++v) {
+      A* const at = s + v * W<A>;
+      for (int j = sight.from; j < sight.to; ++j) {
+        if (j0 + j >= panel.vector_inner_low[v] && j0 + j <= panel.vector_inner_high[v]) continue;
+        store<A>(at + j * kPanel, panel.sees(j0 + j, v) ? load<A>(at + j * kPanel) : splat(-kInfinity<A>));
+      }
+    }
+  }
+  // Whether s holds products still, to be scaled by who reads them: nothing is added to them, and -inf stays so.
+  bool unscaled(const Sight& sight) const { return plain && (!sight.edge || scale > A(0)); }
+
   // |i + Lk - Lq - j|
   static Vec<A> distance(const Panel<A>& panel, int64_t j, int v) {
     using I = typename Panel<A>::I;

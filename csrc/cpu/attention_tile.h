@@ -109,6 +109,22 @@ struct RowsAt {
   int64_t step;
 };
 
+// Whether a block of rows is in memory what it would be packed.
+template <class A>
+inline bool lies_as_packed(const Heads& t, int64_t size, int64_t columns) {
+  return size == sizeof(A) && t.step == 1 && t.row == kPanel && columns <= kPanel && columns % W<A> == 0;
+}
+// Of rows as they are packed, of one segment.
+template <class A>
+bool all_finite(const A* rows, int n, int64_t columns) {
+  Vec<A> finite{};
+  for (int r = 0; r < n; ++r)
+    for (int64_t c = 0; c < columns; c += W<A>) finite = fma(load<A>(rows + r * kPanel + c), Vec<A>{}, finite);
+  for (int i = 0; i < W<A>; ++i)
+    if (!(finite[i] == A(0))) return false;
+  return true;
+}
+
 // To segments of `room` rows, [segment][room][kPanel], with zeros up to a whole vector. Returns whether all are finite.
 template <class A, class T>
 bool pack_segments(A* to, int64_t room, const RowsAt& from, int rows, int64_t columns) {

@@ -89,7 +89,7 @@ inline AttentionPlan attention_plan(const AttentionShape& shape, const Gpu& gpu)
   const int64_t group = few ? shape.Hq / shape.Hkv : 1;
   const AttentionTiles t = attention_tiles(shape.backward ? AttentionPass::dq : AttentionPass::forward, bytes, shape.D,
                                            shape.Dv, group * shape.Lq, gpu);
-  AttentionPlan plan{AttentionPath::split_queries, 1, 1, false, bytes == 2, 0};
+  AttentionPlan plan{AttentionPath::split_queries, 1, 1, false, Product::fma, 0};
   int64_t tasks = shape.B * shape.Hq / group * t.blocks * t.slices;
   plan.fold = group > 1;
   const int64_t rows = (shape.rows > 0 ? shape.rows : shape.B * shape.Lq) * shape.Hq;
