@@ -331,7 +331,7 @@ def test_a_run_of_epochs_goes_on_by_steps_and_one_of_steps_by_epochs(settings):
     assert result.steps == 2
     assert resume(result.run, steps=5).steps == 5
     assert resume(result.run, epochs=3).steps == 6
-    with pytest.raises(UserError, match="is finished: it has made 6 steps of 4; .*--epochs N"):
+    with pytest.raises(UserError, match=r"is finished: it has made 6 steps of 4; .*--epochs N"):
         resume(result.run, epochs=2)
 
 
