@@ -118,6 +118,11 @@ def test_a_text_of_several_lines_is_one_row_of_a_prediction(classifier, capsys):
     assert [row["text"] for row in rows] == texts
 
 
+def test_an_empty_prompt_is_refused_in_the_commands_words(run):
+    with pytest.raises(UserError, match="an empty --prompt leaves nothing to go on from"):
+        commands.sample(str(run), ["a", ""], 5, (0.8, 0, 0.9, 1.1), 1, True, "last", None)
+
+
 def test_predict_labels_arguments_lines_and_files_alike(classifier, tmp_path, capsys, monkeypatch):
     texts = ["x v darkly 3", "z u\tkeenly 1"]
     (tmp_path / "texts.txt").write_text("\n".join(texts) + "\n")

@@ -326,6 +326,15 @@ def test_a_finished_run_says_how_to_go_on(settings):
     assert TrainConfig.from_file(run / "config.toml").steps == 30
 
 
+def test_a_run_of_epochs_goes_on_by_steps_and_one_of_steps_by_epochs(settings):
+    result = train(TrainConfig(**settings | {"epochs": 1, "batch_size": 99}))
+    assert result.steps == 2
+    assert resume(result.run, steps=5).steps == 5
+    assert resume(result.run, epochs=3).steps == 6
+    with pytest.raises(UserError, match=r"is finished: it has made 6 steps of 4; .*--epochs N"):
+        resume(result.run, epochs=2)
+
+
 def test_what_a_killed_save_leaves_is_removed(settings):
     run = train(TrainConfig(**settings)).run
     part = run / "checkpoints/.part-step-00000030"

@@ -103,6 +103,10 @@ def sample(
     from hetkern.training.generate import Draw, sample_many, sample_stream
     from hetkern.training.loading import load
 
+    if "" in prompts:
+        raise UserError(
+            "an empty --prompt leaves nothing to go on from; a space or a line end does"
+        )
     draw = Draw(*how)
     loaded = load(run, kernels, checkpoint)
     if loaded.labels is not None:

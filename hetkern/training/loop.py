@@ -104,6 +104,8 @@ def resumed_config(run: Path, changes: Mapping[str, Any]) -> RunConfig:
     Raises:
         UserError: there is no run, or its batches cannot be shared among so many processes.
     """
+    if "steps" in changes and "epochs" not in changes:
+        changes = {**changes, "epochs": 0}  # which would count in place of the steps
     saved, config = config_of(run), config_of(run, **changes)
     before, now = processes_wanted(saved), processes_now(config)
     if before == now:
