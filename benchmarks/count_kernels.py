@@ -4,8 +4,8 @@
 
 Each ``.cu`` file and header of the folder is copied to a temporary one, with what the emulation
 wants written otherwise: ``k<<<…>>>(…)`` as HETKERN_LAUNCH, ``__shared__`` arrays as memory of the
-block. A kernel counts if no error of g++ and no refused word lies in it, in device code of its file, or in
-a header; host code around it may use what is not here (cuBLAS, torch).
+block. A kernel counts if no error of g++ and no refused word lies in it, in device code of its
+file, or in a header; host code around it may use what is not here (cuBLAS, torch).
 """
 
 from __future__ import annotations
