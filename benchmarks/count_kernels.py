@@ -2,10 +2,10 @@
 
     python benchmarks/count_kernels.py FOLDER [-I FOLDER]... [--arch 60] [--why]
 
-Each ``.cu`` file of the folder is copied to a temporary folder, with what the emulation wants
-written otherwise: ``k<<<…>>>(…)`` as HETKERN_LAUNCH, ``__shared__`` arrays as memory of the block.
-A kernel counts if no error of g++ and no refused word lies in it, in device code of its file, or in
-a header; host code around it may use what is not here (cuBLAS, torch).
+Each ``.cu`` file and header of the folder is copied to a temporary one, with what the emulation
+wants written otherwise: ``k<<<…>>>(…)`` as HETKERN_LAUNCH, ``__shared__`` arrays as memory of the
+block. A kernel counts if no error of g++ and no refused word lies in it, in device code of its
+file, or in a header; host code around it may use what is not here (cuBLAS, torch).
 """
 
 from __future__ import annotations
@@ -158,8 +158,17 @@ def errors_of(file: Path, flags: list[str], stubs: Path) -> list[tuple[str, int,
     ]
 
 
+def rewrite_headers(folder: Path, work: Path) -> None:
+    """The folder's headers where its files' copies look for them first."""
+    for file in folder.rglob("*"):
+        if file.suffix in (".cuh", ".h", ".hpp", ".inl"):
+            copy = work / file.relative_to(folder)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_text(f'#line 1 "{file}"\n{rewritten(file.read_text(errors="replace"))}')
+
+
 def count(
-    file: Path, flags: list[str], work: Path, why: collections.Counter[str]
+    file: Path, folder: Path, flags: list[str], work: Path, why: collections.Counter[str]
 ) -> tuple[int, int]:
     """How many of a file's kernels compile, and how many it has."""
     text = file.read_text(errors="replace")
@@ -168,7 +177,8 @@ def count(
     kernels = [f for f in known if f[2] == "kernel"]
     if not kernels:
         return 0, 0
-    copy = work / f"{file.stem}.cu"
+    copy = work / file.relative_to(folder)
+    copy.parent.mkdir(parents=True, exist_ok=True)
     copy.write_text(f'{_HEAD}#line 1 "{file}"\n{rewritten(text)}')
     found = errors_of(copy, ["-I", str(file.parent), *flags], work / "stubs")
     for said in refused.refusals(re.sub(r"<<<|__shared__|__threadfence\w*", " ", code), str(file)):
@@ -207,12 +217,14 @@ def main() -> None:
     good = all_of_them = 0
     with tempfile.TemporaryDirectory() as name:
         (Path(name) / "stubs").mkdir()
-        for file in sorted(given.folder.rglob("*.cu")):
-            ran, had = count(file.resolve(), flags, Path(name), why)
+        folder = given.folder.resolve()
+        rewrite_headers(folder, Path(name))
+        for file in sorted(folder.rglob("*.cu")):
+            ran, had = count(file, folder, flags, Path(name), why)
             good, all_of_them = good + ran, all_of_them + had
             if had and ran < had:
-                print(f"{file.relative_to(given.folder)}: {ran} of {had}", file=sys.stderr)
-    print(f"{given.folder.name}: {good} of {all_of_them} kernels compile")
+                print(f"{file.relative_to(folder)}: {ran} of {had}", file=sys.stderr)
+    print(f"{folder.name}: {good} of {all_of_them} kernels compile")
     if given.why:
         for reason, times in why.most_common(25):
             print(f"{times:5d}  {reason}")

@@ -43,6 +43,20 @@ def test_triton_products_are_fused_with_sums_as_compiled(dtype):
     assert not torch.equal(o[0], x * y + z), "two roundings"
 
 
+@pytest.mark.parametrize(
+    ("kernel", "more"),
+    [
+        (kernels.rotations, ()),
+        pytest.param(kernels.products_used_twice, (), marks=pytest.mark.proof),
+        pytest.param(kernels.averages, (0.9, 5), marks=pytest.mark.proof),
+    ],
+    ids=str,
+)
+def test_triton_of_two_products_the_compiled_one_is_fused(kernel, more):
+    x, y, z = (normal(256, seed=seed) for seed in range(3))
+    same(kernel, x, y, z, torch.empty(4, 256), *more, N=256)
+
+
 @pytest.mark.proof
 def test_triton_a_product_from_before_a_loop_is_rounded_as_compiled():
     x, y, z, o = (normal(256, seed=seed) for seed in range(4))

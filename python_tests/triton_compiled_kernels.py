@@ -27,6 +27,44 @@ def product_before_a_loop(x, y, z, o, n, N: tl.constexpr):
 
 
 @triton.jit
+def rotations(x, y, z, o, N: tl.constexpr):
+    i = tl.arange(0, N)
+    a, b, c = tl.load(x + i), tl.load(y + i), tl.load(z + i)
+    tl.store(o + i, b * c + a * b)
+    tl.store(o + N + i, a * c - b * b)
+    tl.store(o + 2 * N + i, (c * 2.0) * c + a * a)
+    tl.store(o + 3 * N + i, a * a + b * b + c * 0.5)
+
+
+@triton.jit
+def products_used_twice(x, y, z, o, N: tl.constexpr):
+    i = tl.arange(0, N)
+    a, b, c = tl.load(x + i), tl.load(y + i), tl.load(z + i)
+    q = a * a
+    tl.store(o + i, q + b * q)
+    tl.store(o + N + i, q - b * q)
+    tl.store(o + 2 * N + i, (q - c) * q + q)
+    p = b * c
+    r = p + a
+    tl.store(o + 3 * N + i, p + r * b)
+
+
+@triton.jit
+def averages(x, y, z, o, beta, n, N: tl.constexpr):
+    i = tl.arange(0, N)
+    m, v, b = tl.load(y + i), tl.load(z + i), tl.load(z + i)
+    for k in range(n):
+        g = tl.load(x + (i + k) % N)
+        m = beta * m + (1 - beta) * g
+        v = v * 0.9 + g * g * 0.1
+        m = m * 0.9 + g * 0.1
+    tl.store(o + i, m)
+    tl.store(o + N + i, v)
+    tl.store(o + 2 * N + i, b * b + m)
+    tl.store(o + 3 * N + i, m * tl.sum(b, 0) + b * 0.3)
+
+
+@triton.jit
 def outer_sum(x, y, o, M: tl.constexpr, N: tl.constexpr):
     m, n = tl.arange(0, M), tl.arange(0, N)
     p = tl.load(x + m) * tl.load(y + m)

@@ -134,6 +134,12 @@ __global__ void told(int n) {
   if (threadIdx.x == 0) printf("heard %d\n", n);
 }
 
+// Whose instance is no pointer yet where the runtime is asked about it.
+template <class T>
+__global__ void either(T*) {}
+template <class T, int N>
+__global__ void either(T*, int) {}
+
 }  // namespace
 
 extern "C" {
@@ -152,6 +158,7 @@ void go_part(const float* x, float* y, int n, int which, void* stream) {
 void go_unwritten(int* y, int which, void* stream) { HETKERN_LAUNCH(unwritten, 1, 64, sizeof(Row), stream, y, which); }
 void go_meet(float* a, float* b, unsigned* counter, int blocks, int how, cudaStream_t stream) {
   cudaMemsetAsync(counter, 0, 4, stream);
+  cudaFuncSetAttribute(either<float>, cudaFuncAttributeMaxDynamicSharedMemorySize, 1024);
   HETKERN_LAUNCH(meet, blocks, 32, 0, stream, a, b, counter, how);
 }
 void go_whole_grid(float* a, float* b, int blocks, int cooperative, void* stream) {

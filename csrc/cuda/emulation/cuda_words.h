@@ -221,6 +221,17 @@ inline int __clz(int x) { return x ? __builtin_clz(static_cast<unsigned>(x)) : 3
 inline int __ffs(int x) { return __builtin_ffs(x); }
 
 #include "everyday_simd.h"
+// ---- The runtime's templates, which nvcc alone has: a template's instance is no pointer yet. ---------------------------------
+
+template <class... Parameters>
+inline cudaError_t cudaFuncSetAttribute(void (*kernel)(Parameters...), cudaFuncAttribute attribute, int value) {
+  return cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), attribute, value);
+}
+template <class... Parameters>
+inline cudaError_t cudaFuncSetCacheConfig(void (*kernel)(Parameters...), cudaFuncCache config) {
+  return cudaFuncSetCacheConfig(reinterpret_cast<const void*>(kernel), config);
+}
+
 #include "everyday_words.h"
 
 // For what kernels ask of it. CUDA's own headers, which would turn to PTX, are read without. (headers/)

@@ -117,12 +117,17 @@ uint64_t state_of(const mcontext_t& m, const Fiber& f) {
   return hash;
 }
 
+// Where a library is linked in statically, what lies between these is the kernel's. (tsan_fibers.cpp, emulation/build.py)
+extern "C" __attribute__((weak, visibility("hidden"))) char hetkern_kernel_begins[], hetkern_kernel_ends[];
+const char* first_of_ours() { return hetkern_kernel_begins ? hetkern_kernel_begins : __ehdr_start; }
+const char* past_ours() { return hetkern_kernel_ends ? hetkern_kernel_ends : _etext; }
+
 void on_tick(int, siginfo_t*, void* context) {
   if (!current || sanitize::quiet_depth || (++ticks < kTicks && !pressed)) return;
   const mcontext_t& m = static_cast<ucontext_t*>(context)->uc_mcontext;
   const auto* const place = reinterpret_cast<const char*>(m.gregs[REG_RIP]);
   // Not in a library, which may hold a lock, nor in single steps. (casts.cpp)
-  if (place < __ehdr_start || place >= _etext || m.gregs[REG_EFL] & 0x100) return;
+  if (place < first_of_ours() || place >= past_ours() || m.gregs[REG_EFL] & 0x100) return;
   const int error = errno;
   {
     const Quiet quiet;

@@ -12,6 +12,8 @@
 #include <cstdio>
 #include <cstdlib>
 
+asm(".text\n.globl hetkern_kernel_ends\n.hidden hetkern_kernel_ends\nhetkern_kernel_ends:");  // linked after the kernel
+
 #define REAL_SET __real__ZN11__sanitizer15internal_memsetEPvim
 #define REAL_MAP __real__ZN11__sanitizer13internal_mmapEPvmiiiy
 #define SET __wrap__ZN11__sanitizer15internal_memsetEPvim

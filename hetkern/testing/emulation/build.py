@@ -223,7 +223,8 @@ def _machine(kind: str) -> list[Path]:
     folder = own_headers() / "cuda" / "emulation"
     sources = (folder / "sources.txt").read_text().split()
     sources += ["traffic.cpp"] if kind == "traffic" else []
-    sources += ["tsan_fibers.cpp"] if kind == "thread" and _cheap_fibers() else []
+    if kind == "thread" and _cheap_fibers():
+        sources.insert(0, "tsan_fibers.cpp")  # which marks where the kernel ends
     sources += ["foreign.cpp", "runtime.cpp", *(["driver.cpp"] if kind != "plain" else [])]
     flags = ("-O2", f"-DHETKERN_EMULATION_{KINDS[kind][2]}")
 
@@ -253,7 +254,7 @@ def build(source: Path, launchers: list[str], kind: str, flags: tuple[str, ...])
     there = [name for name in launchers if re.search(rf"\b{name}\s*\(", text)]
     text += _ENTRIES + "".join(_ENTRY.format(name) for name in there) + "{nullptr}};\n"
     fast = str("-DHETKERN_FAST_MATH" in flags).lower()
-    text += _FAST_MATH.format(fast)
+    text += _FAST_MATH.format(fast) + (_BEGINS if kind == "thread" and _cheap_fibers() else "")
     name = "kernel.so" if kind == "plain" else "kernel"
     front = [compiler(), *_COMMON, *flags, "-fpreprocessed", "-x", "c++"]
     commands: list[list[str | Path]] = [
@@ -273,6 +274,10 @@ extern "C" __attribute__((visibility("hidden"))) const hetkern::emulation::Entry
     hetkern_launchers[] = {
 """
 _FAST_MATH = """extern "C" __attribute__((visibility("hidden"))) const bool hetkern_fast_math = {};
+"""
+#: For signals.cpp: GCC puts it before all functions.
+_BEGINS = r"""asm(".text\n.globl hetkern_kernel_begins\n.hidden hetkern_kernel_begins\n"
+    "hetkern_kernel_begins:");
 """
 _ENTRY = """    hetkern::emulation::entry<&::{0}>("{0}"),
 """

@@ -144,6 +144,8 @@ class Memory:
         self.counted: Counter | None = None
         self.order = Order()
         self.code_block = 0  # straight code; a loop's turn or a branch begins another
+        self.loop_begins = 1 << 62  # the code block of the innermost loop's first turn; here: none
+        self.loads = 0  # so far
         self.aligned = True  # whether blocks were loaded from multiples of 16 bytes (alignment)
         self.fuses = True  # whether a product that feeds a sum is one fma with it
         self._regions: list[_Region] = []

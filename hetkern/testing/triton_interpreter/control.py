@@ -197,12 +197,17 @@ class counting:
     def __iter__(self) -> Iterator[Any]:
         numpy_type = interpreter._get_np_dtype(self.type)
         ragged = self.steps.start % 16 != 0 or self.steps.step % 16 != 0
-        for step in self.steps:
-            memory.code_block += 1
-            handle = interpreter.TensorHandle(np.array([step], numpy_type), self.type)
-            if ragged:
-                handle.ragged = True
-            yield tl.tensor(handle, self.type)
+        around, memory.loop_begins = memory.loop_begins, memory.code_block + 1
+        try:
+            for step in self.steps:
+                memory.code_block += 1
+                handle = interpreter.TensorHandle(np.array([step], numpy_type), self.type)
+                handle.origin = memory.code_block, memory.code_block - 1 << 32  # contraction.py
+                if ragged:
+                    handle.ragged = True
+                yield tl.tensor(handle, self.type)
+        finally:
+            memory.loop_begins = around
         memory.code_block += 1
 
 

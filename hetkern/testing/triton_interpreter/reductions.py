@@ -8,6 +8,7 @@ import numpy as np
 
 from hetkern.testing.ptx import rounding
 from hetkern.testing.triton_interpreter.checked_memory import KernelError, memory, source_line
+from hetkern.testing.triton_interpreter.contraction import loaded
 from hetkern.testing.triton_interpreter.numbers import (
     bfloat16_to_float32,
     float32_to_bfloat16,
@@ -38,6 +39,10 @@ def repair(interpreter: Any, tl: Any) -> None:
         if any(part.handle.dtype.scalar == tl.bfloat16 for part in inputs):
             raise _not_interpreted(f"a {what} of bfloat16: cast to float32 first; it")
 
+    def placed(result: Any) -> Any:
+        loaded(result.handle)
+        return result
+
     def sum_of_floats(self: Any, part: Any) -> Any:
         factors = getattr(part.handle, "product", None)
         if factors is not None and (factors[2] != memory.code_block or not memory.fuses):
@@ -45,7 +50,7 @@ def repair(interpreter: Any, tl: Any) -> None:
         total = _sum(part.handle, self.axis, None if factors is None else factors[:2], tl)
         if not self.keep_dims:
             total = total.reshape(()) if self.axis is None else total.squeeze(self.axis)
-        return self.to_tensor(total if total.shape else total[()], part.dtype)
+        return placed(self.to_tensor(total if total.shape else total[()], part.dtype))
 
     def apply_reduction(self: Any, inputs: Any) -> Any:
         if self.combine_fn == tl.standard._sum_combine and inputs[0].handle.dtype.is_floating():
@@ -67,7 +72,7 @@ def repair(interpreter: Any, tl: Any) -> None:
             sign = (-0.0, 0.0) if op is np.fmin else (0.0, -0.0)
             signed = np.where(zeros.any(**how), *sign).astype(data.dtype)
             result = np.where(result == 0, signed, result)
-        return self.to_tensor(result if np.ndim(result) else result[()], inputs[0].dtype)
+        return placed(self.to_tensor(result if np.ndim(result) else result[()], inputs[0].dtype))
 
     def apply_scan(self: Any, inputs: Any) -> Any:
         refuse_bfloat16(inputs, "scan")
