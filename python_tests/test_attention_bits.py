@@ -183,7 +183,7 @@ def test_decoding_gives_the_last_row_of_prefill(native, Lk, dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("heads, D, Dv", [((12, 2), 64, 192), ((4, 4), 96, 20), ((16, 1), 33, 64)])
 def test_decoding_reads_a_cache_where_it_lies_with_the_bits_of_prefill(native, heads, D, Dv, dtype):
-    """Whatever its layout, its columns and the queries that share a head; a key that is not finite."""
+    """Whatever its layout, columns and the queries that share a head; a value is not finite."""
     Lk = 230
     q, k = (normal(2, h, Lk, D, seed=s).to(dtype) for s, h in enumerate(heads))
     v = normal(2, heads[1], Lk, Dv, seed=2).to(dtype)
