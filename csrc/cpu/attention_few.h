@@ -82,7 +82,7 @@ template <class A>
 struct FewTiles {
   using Scores = void (*)(A* s, const A* a, int64_t row, const A* b, int64_t k, bool add);
   using Sums = void (*)(A* o, const A* p, const A* v, int64_t row, int64_t k, const A* alpha);
-  Scores scores[kFewKeys] = {};                // by keys less one
+  Scores scores[kFewKeys] = {};            // by keys less one
   Sums sums[kTileVectors][kFewRows] = {};  // by vectors and by rows less one
   constexpr FewTiles() {
     fill(std::make_integer_sequence<int, kFewKeys>());
