@@ -109,7 +109,7 @@ inline void few_products(A* s, const BlockRows<A>& k, const A* turned, int64_t c
   row_groups(from, to, kFewKeys, [&](int64_t j, int n) {
     keys.fetch(j, j + n), values.fetch(j, j + n);
     for (int v = 0; v < vectors; ++v)
-      for (int64_t c = 0; c < columns; c += kPanel)
+      for (int64_t c = 0; c == 0 || c < columns; c += kPanel)  // without columns scores are 0
         kFewTiles<A>.scores[n - 1](s + j * kPanel + v * W<A>, k.data + j * k.row + c / kPanel * k.segment, k.row,
                                    turned + c * kPanel + v * W<A>, columns - c < kPanel ? columns - c : kPanel, c > 0);
   });
