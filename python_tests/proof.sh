@@ -49,7 +49,7 @@ configurations() {  # every family in a process of one thread, side by side
   local running=() result=0
   for family in softmax cross_entropy rnn attention; do
     local count=$1
-    [ $family = attention ] && count=$((count / 10))  # each of them takes ten times as long
+    [ $family = attention ] && count=$((count / 20))  # each takes as long as many of softmax's
     OMP_NUM_THREADS=1 python -m hetkern.testing.repro "$family" --count "$count" --state "build/proof/$family.json" \
       --known python_tests/over_budget.json &
     running+=($!)
@@ -57,7 +57,7 @@ configurations() {  # every family in a process of one thread, side by side
   for child in "${running[@]}"; do wait "$child" || result=1; done
   return $result
 }
-rung "${COUNT:-100000} random configurations a family, of attention a tenth" configurations "${COUNT:-100000}"
+rung "${COUNT:-100000} random configurations a family, of attention a twentieth" configurations "${COUNT:-100000}"
 # Build promises, in throw-away environments beside the work: every one starts from the files that git knows.
 venv() { rm -rf "build/proof/$1" && python -m venv "build/proof/$1"; }  # venv NAME
 tests_beside() {  # tests_beside VENV FILE…: the tests next to the installed package, not next to the sources

@@ -82,7 +82,7 @@ template <class A>
 struct FewTiles {
   using Scores = void (*)(A* s, const A* a, int64_t row, const A* b, int64_t k, bool add);
   using Sums = void (*)(A* o, const A* p, const A* v, int64_t row, int64_t k, const A* alpha);
-  Scores scores[kFewKeys] = {};                // by keys less one
+  Scores scores[kFewKeys] = {};            // by keys less one
   Sums sums[kTileVectors][kFewRows] = {};  // by vectors and by rows less one
   constexpr FewTiles() {
     fill(std::make_integer_sequence<int, kFewKeys>());
@@ -109,7 +109,7 @@ inline void few_products(A* s, const BlockRows<A>& k, const A* turned, int64_t c
   row_groups(from, to, kFewKeys, [&](int64_t j, int n) {
     keys.fetch(j, j + n), values.fetch(j, j + n);
     for (int v = 0; v < vectors; ++v)
-      for (int64_t c = 0; c < columns; c += kPanel)
+      for (int64_t c = 0; c == 0 || c < columns; c += kPanel)  // without columns scores are 0
         kFewTiles<A>.scores[n - 1](s + j * kPanel + v * W<A>, k.data + j * k.row + c / kPanel * k.segment, k.row,
                                    turned + c * kPanel + v * W<A>, columns - c < kPanel ? columns - c : kPanel, c > 0);
   });

@@ -50,8 +50,8 @@ inline void few_pair_outs(const Pairs& by, const FewPairs& few, const uint32_t* 
   }
   for (int64_t g = 0; g < few.columns / kPanel; ++g)
     by.product(few.out + g * kPanel, few.columns, few.weights + from, kBlock,
-               few.values + (g * kBlock / 2 + from / 2) * kPanel, by.tiles ? 16 : rows, vectors_of<float>(columns - g * kPanel),
-               (to - from) / 2, true);
+               few.values + (g * kBlock / 2 + from / 2) * kPanel, by.tiles ? 16 : rows,
+               vectors_of<float>(columns - g * kPanel), (to - from) / 2, true);
 }
 
 // Outs as a panel's are kept, [column][room].

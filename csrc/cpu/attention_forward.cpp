@@ -180,8 +180,7 @@ struct Forward : Totals<A, pairs> {
       }
     }
     key_sums(by, panel, sight, j0, state.o, state.room, key_columns(t.v), weights, p.Dv);
-    if (!finite)
-      add_strange_keys(f, panel, q, sight, j0, state.o, state.room, 1, weights, p.v, kv_head, p.Dv);
+    if (!finite) add_strange_keys(f, panel, q, sight, j0, state.o, state.room, 1, weights, p.v, kv_head, p.Dv);
 #endif
   }
   static bf16* key_columns(A* v) { return reinterpret_cast<bf16*>(v); }
@@ -219,8 +218,12 @@ struct Forward : Totals<A, pairs> {
 #if defined(__AVX512F__)
     if constexpr (pairs) {
       if (!t.few) return;
-      t.of_pairs = {t.part[1].o, segments * kPanel, reinterpret_cast<uint32_t*>(t.v),
-                    reinterpret_cast<bf16*>(t.part[1].o + segments * kPanel * 16), nullptr, 0};
+      t.of_pairs = {t.part[1].o,
+                    segments * kPanel,
+                    reinterpret_cast<uint32_t*>(t.v),
+                    reinterpret_cast<bf16*>(t.part[1].o + segments * kPanel * 16),
+                    nullptr,
+                    0};
       std::memset(t.of_pairs.out, 0, sizeof(A) * static_cast<size_t>(segments) * kPanel * 16);
     }
 #endif
@@ -256,8 +259,7 @@ struct Forward : Totals<A, pairs> {
   }
   void few_turned_product(const Task<A>& t, const Panel<A>& panel, const A* turned, const Sight& sight) const {
 #if defined(__AVX512F__)
-    if constexpr (pairs)
-      return few_pair_products(by, t.s, t.of_pairs, turned, p.D, sight, t.next_keys, t.next_values);
+    if constexpr (pairs) return few_pair_products(by, t.s, t.of_pairs, turned, p.D, sight, t.next_keys, t.next_values);
 #endif
     few_products(t.s, t.keys, turned, p.D, sight.from, sight.to, panel.vectors, t.next_keys, t.next_values);
   }
@@ -278,8 +280,7 @@ struct Forward : Totals<A, pairs> {
         if (sight[i].to > to) to = sight[i].to;
       }
       if (to <= from) continue;
-      const bool finite =
-          t.few ? read_few(t, q, kv_head, j0, nk, sight[0]) : read_keys(t, q, kv_head, j0, from, to);
+      const bool finite = t.few ? read_few(t, q, kv_head, j0, nk, sight[0]) : read_keys(t, q, kv_head, j0, from, to);
       for (int i = 0; i < panels; ++i)
         if (sight[i].to > sight[i].from) block(t, t.panel[i], q, t.q[i], sight[i], j0, t.part[i], finite);
     }
@@ -342,13 +343,15 @@ struct Forward : Totals<A, pairs> {
         for (int i = 0; i < panels; ++i) this->begin(t.total[i], t.panel[i]);
         if (!split) turn(t, q, panels);
         for (int64_t number = 0; number < parts; ++number) {
-          const auto seen = [&](const Panel<A>& x) { return x.least < (number + 1) * kPart && x.most >= number * kPart; };
+          const auto seen = [&](const Panel<A>& x) {
+            return x.least < (number + 1) * kPart && x.most >= number * kPart;
+          };
           if (!seen(t.panel[0]) && !seen(t.panel[panels - 1])) continue;
           if (!split) part(t, q, kv_head, panels, number);
           for (int i = 0; i < panels; ++i)
             if (seen(t.panel[i]))
               this->merge(t.total[i], split ? result_of(item * parts + number) : t.part[i], t.panel[i].rows,
-                    t.panel[i].vectors);
+                          t.panel[i].vectors);
         }
         for (int i = 0; i < panels; ++i) this->finish(t.panel[i], q, t.total[i], t.tile);
       });

@@ -46,11 +46,12 @@ template <class A>
 struct Panel {
   using I = typename Bits<A>::type;
   int rows, vectors;
-  int64_t head[kPanel], query[kPanel];                      // of each row
-  int64_t low[kPanel], high[kPanel];                        // it sees keys low … high, both included
-  int64_t least, most;                                      // keys that any row sees lie in least … most, and
-  int64_t inner_least, inner_most;                          // all rows see those in between these
-  int64_t vector_low[kPanel / 2], vector_high[kPanel / 2];  // keys that a vector's rows see, and those that all of them see
+  int64_t head[kPanel], query[kPanel];  // of each row
+  int64_t low[kPanel], high[kPanel];    // it sees keys low … high, both included
+  int64_t least, most;                  // keys that any row sees lie in least … most, and
+  int64_t inner_least, inner_most;      // all rows see those in between these
+  int64_t vector_low[kPanel / 2],
+      vector_high[kPanel / 2];  // keys that a vector's rows see, and those that all of them see
   int64_t vector_inner_low[kPanel / 2], vector_inner_high[kPanel / 2];
   // The same for the lanes; a row behind the last one sees nothing.
   alignas(64) I lane_low[kPanel];
