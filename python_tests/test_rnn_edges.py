@@ -4,6 +4,7 @@ import pytest
 import torch
 from recurrent import CELLS, call, module, weights_of
 
+import hetkern
 from hetkern.testing.devices import normal
 from hetkern.testing.values.calls import same_bits
 
@@ -169,3 +170,16 @@ def test_dropout_masks_are_the_same_for_every_implementation(impl, cell):
         drawn.append(outputs(cell, x, state, weights_of(made), impl=name, **options))
     for a, b in zip(*[results + gradients for results, gradients in drawn], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_what_lies_between_rows_of_an_odd_width_is_not_read(impl, dtype):
+    """Torch's product of bfloat16 over AMX reads one column more, and NaN there is NaN."""
+    x = torch.full((17, 3, COLUMNS + 8), torch.nan, dtype=dtype)[..., 4 : 4 + COLUMNS]
+    x.copy_(normal(17, 3, COLUMNS))
+    made = module("tanh", COLUMNS, 48, dtype=dtype)
+    weights, state = weights_of(made), torch.zeros(1, 3, 48, dtype=dtype)
+    assert call("tanh", x, (state,), weights)[0].isfinite().all()
+    step = x.flatten(0, 1)
+    h = hetkern.rnn_cell(step, torch.zeros(len(step), 48, dtype=dtype), *weights[0])
+    assert h.isfinite().all()

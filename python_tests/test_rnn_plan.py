@@ -20,7 +20,8 @@ def plan(cell, T, B, H, dtype="float32", **machine):
     [
         ("gru", 1000, 1, 64, 2, "one_task"),  # a step under 2 us: nobody waits
         ("gru", 1000, 1, 256, 2, "split_units"),
-        ("lstm", 128, 32, 512, 2, "split_rows"),
+        ("tanh", 128, 32, 512, 2, "split_rows"),
+        ("lstm", 128, 32, 512, 2, "split_units"),  # weights of 4 MiB: each task keeps half
         ("tanh", 300, 4, 128, 2, "split_rows"),
         ("gru", 1, 2, 8, 2, "one_task"),
         ("lstm", 128, 32, 512, 1, "one_task"),
@@ -30,20 +31,23 @@ def test_the_plan_takes_the_path_of_the_shape(cell, T, B, H, threads, path):
     assert plan(cell, T, B, H, threads=threads)["path"] == path
 
 
-def test_rows_are_split_while_a_task_keeps_four_or_two_whose_weights_stay_in_its_cache():
-    for B, l2, path in [
-        (16, 1 << 10, "split_rows"),  # four for each task
-        (15, 1 << 10, "split_units"),
-        (8, 1 << 10, "split_units"),
-        (8, 1 << 24, "split_rows"),  # two
-        (7, 1 << 24, "split_units"),
+def test_rows_are_split_while_a_task_keeps_two_and_the_weights_or_four_where_units_are_few():
+    lanes = {"base": 4, "avx2": 8, "avx512": 16}[native.isa()]
+    for B, units, l2, path in [
+        (8, 16, 1 << 24, "split_rows"),  # two for each task, and all weights in its cache
+        (7, 16, 1 << 24, "split_units"),
+        (8, 16, 1 << 10, "split_units"),
+        (64, 16, 1 << 10, "split_units"),
+        (64, 7, 1 << 10, "split_rows"),
+        (15, 7, 1 << 10, "split_units"),
     ]:
-        assert plan("gru", 100, B, 256, threads=4, l2_bytes=l2)["path"] == path
+        told = plan("gru", 100, B, units * lanes, threads=4, l2_bytes=l2)
+        assert told["path"] == path, (B, units, l2)
 
 
 def test_rows_that_end_at_different_steps_share_out_each_steps_units():
-    assert plan("lstm", 128, 32, 512)["path"] == "split_rows"
-    assert plan("lstm", 128, 32, 512, ragged=True)["path"] == "split_units"
+    assert plan("tanh", 128, 32, 512)["path"] == "split_rows"
+    assert plan("tanh", 128, 32, 512, ragged=True)["path"] == "split_units"
     assert plan("tanh", 128, 32, 32, ragged=True)["path"] == "split_rows"  # a step is too short
 
 

@@ -18,6 +18,9 @@ BOUNDS = [  # function, range, ulp (of 1 for shares)
     ("coarse_share", -86.9, 0.0, 32.0),  # 2^-18
     ("tanh", -0.7, 0.7, 1.2),
     ("tanh", -20.0, 20.0, 1.2),
+    ("tanh_of_gate", -0.01, 0.01, 2.3),
+    ("tanh_of_gate", -0.599, 0.599, 2.3),
+    ("tanh_of_gate", 0.601, 20.0, 1.4),
     ("log1p", 0.0, 1e-6, 0.51),
     ("log1p", 0.0, 1e-4, 0.51),
     ("log1p", 0.0, 2.0, 0.9),

@@ -1,11 +1,27 @@
-// The register tile of gemm.h by AMX: up to 16 rows times a packed panel of bfloat16.
+// The register tile of gemm.h by AMX: up to 32 rows times a packed panel of bfloat16.
 //
-// A panel of pairs is what the instruction wants as it stands: 16 words of k, 16 lanes a word. Even and odd k have sums of their
-// own over the 32 numbers of a tile, added to the accumulator at its end; denormals are zeros.
-// Speed: a step of k costs what its panel's kilobytes cost to load, whatever the rows. A tile configures the unit and lets it go
-//        again, some 200 cycles: other libraries in this thread have configurations of their own.
+// A panel's tile is 16 words of k, 16 lanes a word, as the instruction wants it: a kilobyte that lies together. Vectors stand in
+// pairs, the tiles of a pair by turns. Even and odd k have sums of their own over the 32 numbers of a tile, added to the
+// accumulator at its end; denormals are zeros.
+// Speed: a step of k costs what its panel's kilobytes cost to load, whatever the rows; so up to 32 of them go together. Each
+//        call configures the unit and lets it go again, some 200 cycles: other libraries in this thread have configurations
+//        of their own.
 #pragma once
 #include "simd.h"
+
+namespace hetkern::cpu {
+namespace {
+
+constexpr int kAmxWords = 16, kAmxRows = 16;  // of k, and at left, in a tile
+
+// Where word k of vector v begins in a panel of NV vectors, in words.
+constexpr int64_t amx_word_at(int64_t k, int v, int NV, int64_t words) {
+  const int pair = v / 2, width = NV - 2 * pair < 2 ? 1 : 2;
+  return 2 * pair * words * 16 + ((k / kAmxWords * width + v % 2) * kAmxWords + k % kAmxWords) * 16;
+}
+
+}  // namespace
+}  // namespace hetkern::cpu
 
 #if defined(__AVX512F__) && defined(__x86_64__)
 #define HETKERN_AMX_TARGET __attribute__((target("amx-tile,amx-bf16")))
@@ -13,15 +29,15 @@
 namespace hetkern::cpu {
 namespace {
 
-constexpr int kAmxWords = 16;  // of k in a tile
-
-// Registers 0 … 3 hold sums, 4 the rows at left, 5 … 7 panels by turns.
+// Registers 0 … 3 hold sums, of the first rows 0 and 1; 4 and 5 rows at left, 6 and 7 panels.
 struct alignas(64) AmxConfiguration {
   uint8_t palette = 1, start = 0, reserved[14] = {};
   uint16_t bytes[16] = {};
   uint8_t rows[16] = {};
-  explicit AmxConfiguration(int left_rows) {
-    for (int i = 0; i < 8; ++i) bytes[i] = 64, rows[i] = static_cast<uint8_t>(i < 5 ? left_rows : kAmxWords);
+  AmxConfiguration(int first_rows, int more_rows) {
+    for (int i = 0; i < 8; ++i) bytes[i] = 64, rows[i] = kAmxWords;
+    for (const int i : {0, 1, 4}) rows[i] = static_cast<uint8_t>(first_rows);
+    for (const int i : {2, 3, 5}) rows[i] = static_cast<uint8_t>(more_rows);
   }
 };
 
@@ -30,39 +46,43 @@ template <int NV>
 HETKERN_AMX_TARGET __attribute__((noinline)) void amx_tile(int rows, const void* left_any, int64_t stride,
                                                            const void* panel_any, int64_t words, void* out_any) {
   static_assert(NV >= 1 && NV <= 4);
-  const char* left = static_cast<const char*>(left_any);
+  const bool tall = rows > kAmxRows;
+  const int first_rows = tall ? kAmxRows : rows;
   const char* panel = static_cast<const char*>(panel_any);
-  float* const out = static_cast<float*>(out_any);
-  const AmxConfiguration configuration(rows);
+  const AmxConfiguration configuration(first_rows, tall ? rows - kAmxRows : 1);
   asm volatile("" ::: "memory");  // GCC's tile loads are no readers of memory
   _tile_loadconfig(&configuration);
-  _tile_zero(0);
-  if constexpr (NV > 1) _tile_zero(1);
-  if constexpr (NV > 2) _tile_zero(2);
-  if constexpr (NV > 3) _tile_zero(3);
-  for (int64_t k = 0; k < words; k += kAmxWords) {
-    _tile_loadd(4, left, 2 * stride);
-    _tile_loadd(5, panel, 64 * NV);
-    _tile_dpbf16ps(0, 4, 5);
-    if constexpr (NV > 1) {
-      _tile_loadd(6, panel + 64, 64 * NV);
-      _tile_dpbf16ps(1, 4, 6);
+  for (int v = 0; v < NV; v += 2) {
+    const bool wide = v + 1 < NV;
+    const char* left = static_cast<const char*>(left_any);
+    const char* const more = left + 2 * kAmxRows * stride;
+    float* const out = static_cast<float*>(out_any) + 16 * v;
+    float* const out_of_more = out + kAmxRows * 16 * NV;
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int64_t k = 0; k < words; k += kAmxWords) {
+      const int64_t at = 4 * k;
+      _tile_loadd(4, left + at, 2 * stride);
+      _tile_loadd(6, panel, 64);
+      _tile_dpbf16ps(0, 4, 6);
+      if (tall) {
+        _tile_loadd(5, more + at, 2 * stride);
+        _tile_dpbf16ps(2, 5, 6);
+      }
+      panel += 64 * kAmxWords;
+      if (!wide) continue;
+      _tile_loadd(7, panel, 64);
+      _tile_dpbf16ps(1, 4, 7);
+      if (tall) _tile_dpbf16ps(3, 5, 7);
+      panel += 64 * kAmxWords;
     }
-    if constexpr (NV > 2) {
-      _tile_loadd(7, panel + 128, 64 * NV);
-      _tile_dpbf16ps(2, 4, 7);
-    }
-    if constexpr (NV > 3) {
-      _tile_loadd(5, panel + 192, 64 * NV);
-      _tile_dpbf16ps(3, 4, 5);
-    }
-    left += 4 * kAmxWords;
-    panel += 64 * NV * kAmxWords;
+    _tile_stored(0, out, 64 * NV);
+    if (wide) _tile_stored(1, out + 16, 64 * NV);
+    if (tall) _tile_stored(2, out_of_more, 64 * NV);
+    if (tall && wide) _tile_stored(3, out_of_more + 16, 64 * NV);
   }
-  _tile_stored(0, out, 64 * NV);
-  if constexpr (NV > 1) _tile_stored(1, out + 16, 64 * NV);
-  if constexpr (NV > 2) _tile_stored(2, out + 32, 64 * NV);
-  if constexpr (NV > 3) _tile_stored(3, out + 48, 64 * NV);
   _tile_release();
 }
 

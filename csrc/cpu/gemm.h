@@ -21,7 +21,7 @@ namespace hetkern::cpu {
 namespace {
 
 constexpr int kParts = 4;
-constexpr int kMostTileRows = 16;
+constexpr int kMostTileRows = 32;
 #if defined(__AVX512F__)
 constexpr int kRegisters = 32;
 #else
@@ -43,8 +43,17 @@ struct Dot {
 struct Amx {
   using Left = bf16;
   using Word = float;
-  static constexpr int per_word = 2, whole_words = 16, most_rows = 16;
+  static constexpr int per_word = 2, whole_words = kAmxWords, most_rows = 2 * kAmxRows;
 };
+
+// Where word k of a panel's vector v begins, in lanes: panel[k][v], and by whole tiles for Amx.
+template <class P, class A>
+constexpr int64_t word_at(int64_t k, int v, int NV, int64_t words) {
+  if constexpr (std::is_same_v<P, Amx>)
+    return amx_word_at(k, v, NV, words);
+  else
+    return (k * NV + v) * W<A>;
+}
 
 // Words that K takes: a whole number for each part, or tile.
 template <class P>
@@ -233,7 +242,7 @@ inline Vec<A> load_words(const T* row, int64_t K, int64_t k) {
   }
 }
 
-// One vector of a panel whose lanes are rows of w, W of them from row 0 of n; K elements a row: panel[k][v], v of NV.
+// One vector of a panel, v of NV, whose lanes are rows of w, W of them from row 0 of n; K elements a row.
 template <class P, class A, class T>
 inline void pack_rows(const T* w, int64_t n, int64_t K, typename P::Word* panel, int v, int NV) {
   const int64_t words = words_of<P>(K);
@@ -241,7 +250,7 @@ inline void pack_rows(const T* w, int64_t n, int64_t K, typename P::Word* panel,
     Vec<A> rows[W<A>];
     for (int i = 0; i < W<A>; ++i) rows[i] = i < n ? load_words<P, A>(w + i * K, K, k) : Vec<A>{};
     transpose<A>(rows);
-    for (int i = 0; i < W<A> && k + i < words; ++i) store<A>(panel + ((k + i) * NV + v) * W<A>, rows[i]);
+    for (int i = 0; i < W<A> && k + i < words; ++i) store<A>(panel + word_at<P, A>(k + i, v, NV, words), rows[i]);
   }
 }
 
@@ -260,7 +269,7 @@ inline void pack_columns(const RowOf& row_of, int64_t n, int64_t words, typename
       const U high = next ? bit_cast<U>(load_first<A>(next, n)) : U{};
       word = bit_cast<Vec<A>>(low | high);
     }
-    store<A>(panel + (k * NV + v) * W<A>, word);
+    store<A>(panel + word_at<P, A>(k, v, NV, words), word);
   }
 }
 

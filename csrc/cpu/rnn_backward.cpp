@@ -91,9 +91,18 @@ struct Backward {
     }
     E* const d_row = w.row<E>(p.dgates, t, b);
     Left* const left_row = left + ((parity ^ 1) * p.B + row) * stride;
+    const int64_t soon = w.soon(t, b, w.ahead, !w.reverse), behind = w.soon(t, b, w.ahead + 1, !w.reverse);
+    const E* const saved_soon = w.row<const E>(C::S > 0 ? p.gates : p.y, soon, b);
+    const E* const dy_soon = w.row<const E>(p.dy, soon, b);
+    const E* const h_behind = C::reads_h ? w.row<const E>(p.y, behind, b) : nullptr;
+    const A* const c_behind = C::has_c ? w.row<const A>(p.cells, behind, b) : nullptr;
     for (int u = 0; u < U; ++u) {
       const int64_t j = (block * U + u) * W<A>, n = H - j;
       if (n <= 0) break;
+      for (int g = 0; g < (C::S > 0 ? C::S : 1); ++g) prefetch_to_l2(saved_soon + g * H + j);
+      if (dy_row) prefetch_to_l2(dy_soon + j);
+      if (C::reads_h) prefetch_to_l2(h_behind + j);
+      if (C::has_c) prefetch_to_l2(c_behind + j);
       Vec<A> total = passed(product ? product + u * W<A> : nullptr, b, j, n);
       if (dy_row) total += load(dy_row + j, n);
       Vec<A> act[4], d[4], dc{}, c{}, c_prev{}, h_prev{};
@@ -117,7 +126,8 @@ struct Backward {
     const int64_t pending = s > 0 ? slice.move_to(w, at(s - 1)) : 0, t = at(s);
     const int64_t here = s < p.T ? slice.move_to(w, t) : 0;
     const int parity = static_cast<int>(s & 1);
-    for (int64_t block = of_blocks.begin; block < of_blocks.end; ++block) {
+    for (int64_t i = of_blocks.begin; i < of_blocks.end; ++i) {
+      const int64_t block = to_and_fro(i, of_blocks.begin, of_blocks.end, s);
       const auto* const panel = panels + block * words * U * W<A>;
       row_groups(slice.begin, slice.begin + pending, most_rows<P>(U), [&](int64_t first, int rows) {
         kTiles<P, U>.of[rows - 1](left + (parity * p.B + first) * stride, stride, panel, words, tile);

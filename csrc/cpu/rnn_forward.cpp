@@ -70,6 +70,7 @@ struct Forward {
       E* const h_row = static_cast<E*>(p.h_n) + b * H;
       A* const c_row = C::has_c ? static_cast<A*>(p.c_n) + b * H : nullptr;
       Left* const left_row = left + ((parity ^ 1) * p.B + first + r) * stride;
+      const E* const x_soon = w.row<const E>(p.x_gates, w.soon(t, b, w.ahead, w.reverse), b);
       const bool anew = w.anew(t, b);
       const bool anew_next = w.reset && next >= 0 && next < w.length[b] && w.anew(next, b);
       for (int u = 0; u < U; ++u) {
@@ -77,6 +78,7 @@ struct Forward {
         if (n <= 0) break;
         Vec<A> x[C::G], h[C::G], act[4];
         for (int g = 0; g < C::G; ++g) {
+          prefetch_to_l2(x_soon + g * H + j);
           x[g] = load_first<A>(x_row + g * H + j, n);
           h[g] = load<A>(tile + (r * NV + g * U + u) * W<A>);
           if (p.b_hh) h[g] += load_first<A>(static_cast<const E*>(p.b_hh) + g * H + j, n);
@@ -106,7 +108,8 @@ struct Forward {
     const int64_t t = w.reverse ? p.T - 1 - s : s;
     const int parity = static_cast<int>(s & 1);
     slice.move_to(w, t);
-    for (int64_t block = of_blocks.begin; block < of_blocks.end; ++block) {
+    for (int64_t i = of_blocks.begin; i < of_blocks.end; ++i) {
+      const int64_t block = to_and_fro(i, of_blocks.begin, of_blocks.end, s);
       const auto* const panel = panels + block * words * NV * W<A>;
       row_groups(slice.begin, slice.begin + slice.rows, most_rows<P>(NV), [&](int64_t first, int rows) {
         kTiles<P, NV>.of[rows - 1](left + (parity * p.B + first) * stride, stride, panel, words, tile);

@@ -45,12 +45,14 @@ RnnPlan rnn_plan(const RnnShape& shape, const Machine& machine, const Vectors& v
   const int64_t step = B * G * H * H, panels = G * H * H * word;
   const int64_t threads = machine.threads < kMostMembers ? machine.threads : kMostMembers;
 
-  // Rows, where each task keeps enough of them for a tile, or two with all weights in its own cache; else units. An AMX tile
-  // takes as long for one row as for 16, and is so quick that only weights in the task's own cache keep up with it.
+  // Rows, where each task keeps two with all weights in its own cache, or enough for a tile where units are too few for the
+  // tasks; else units, so that each task has a share of the weights in its cache. An AMX tile takes as long for one row as
+  // for 16, and is so quick that only weights in the task's own cache keep up with it.
   RnnPath path = RnnPath::one_task;
   int64_t tasks = 1;
   const bool by_rows = product == Product::amx ? B >= 16 * threads && 2 * panels <= machine.l2_bytes
-                                               : B >= 4 * threads || (B >= 2 * threads && panels <= machine.l2_bytes);
+                                               : (B >= 2 * threads && panels <= machine.l2_bytes) ||
+                                                     (B >= 4 * threads && units < 2 * threads);
   if (threads > 1 && T * step >= kWorthSharing) {
     if ((ragged || !by_rows) && step >= kWorthWaiting && units >= 2 && units <= kMostChunks) {
       path = RnnPath::split_units, tasks = units < threads ? units : threads;

@@ -13,12 +13,16 @@
 namespace hetkern::cpu {
 namespace {
 
+inline void prefetch_to_l2(const void* at) { __builtin_prefetch(at, 0, 2); }
+
 // What forward and backward parameters have in common.
 struct Walk {
   int64_t T, B, H;
   const int64_t* batch_sizes;
   bool reverse;
   Steps reset;
+
+  int64_t ahead;  // steps from a row's operands being asked for to their use
 
   const int64_t* length;  // (B) by sequence
   const int64_t* order;   // (B): the sequence of each row
@@ -33,6 +37,11 @@ struct Walk {
   }
   int64_t first_step(int64_t b) const { return reverse ? length[b] - 1 : 0; }
   bool begins(int64_t t, int64_t b) const { return t == first_step(b); }
+  // The step that row b comes to after so many, or t: its operands, which may lie in another core's cache, are asked for at t.
+  int64_t soon(int64_t t, int64_t b, int64_t steps, bool falling) const {
+    const int64_t next = falling ? t - steps : t + steps;
+    return next >= 0 && next < length[b] ? next : t;
+  }
   // Whether row b begins step t at zeros.
   bool anew(int64_t t, int64_t b) const { return reset && *row<const uint8_t>(reset, t, b); }
 };
@@ -52,7 +61,8 @@ struct Slice {
 // Lengths, and rows dealt out to `tasks` slices, each the longest first. One slice: all rows.
 template <class Params>
 Walk make_walk(const Params& p, Carver& carver, int tasks) {
-  Walk w{p.T, p.B, p.H, p.batch_sizes, p.reverse, p.reset, nullptr, nullptr, nullptr};
+  const int64_t units = p.B * p.H, ahead = units <= 128 ? 4 : units <= 512 ? 2 : 1;
+  Walk w{p.T, p.B, p.H, p.batch_sizes, p.reverse, p.reset, ahead, nullptr, nullptr, nullptr};
   auto* const length = carver.take<int64_t>(p.B);
   auto* const order = carver.take<int64_t>(p.B);
   auto* const sorted = carver.take<int64_t>(p.B);
@@ -86,6 +96,12 @@ inline Slice slice_of(int64_t B, int task, int tasks) {
   return slice;
 }
 
+// Block `block` of step s where blocks [begin, end) are a task's: to and fro, so that the weights it ended with, which its
+// caches have, are those it begins with.
+inline int64_t to_and_fro(int64_t block, int64_t begin, int64_t end, int64_t s) {
+  return s & 1 ? begin + end - 1 - block : block;
+}
+
 // Packs the weights and walks, as the plan says: tasks with rows of their own, or a team that shares out each step's units.
 template <class F>
 void run_walk(const F& f, int64_t B, const RnnPlan& plan) {
@@ -94,10 +110,13 @@ void run_walk(const F& f, int64_t B, const RnnPlan& plan) {
     return run_team(plan.tasks, f.steps() + 1, blocks, [&](Member& member) {
       Slice slice{0, B};
       while (member.next()) {
+        const int64_t chunk = member.chunk, owner = ((chunk + 1) * plan.tasks - 1) / blocks;
+        const Share share(blocks, static_cast<int>(owner), plan.tasks);
+        const int64_t block = to_and_fro(chunk, share.begin, share.end, member.step);
         if (member.step == 0)
-          f.pack(member.chunk);
+          f.pack(block);
         else
-          f.step(slice, Share(blocks, static_cast<int>(member.chunk), static_cast<int>(blocks)), member.step - 1);
+          f.step(slice, Share(blocks, static_cast<int>(block), static_cast<int>(blocks)), member.step - 1);
       }
     });
   run_tasks(plan.tasks, [&](int task) {

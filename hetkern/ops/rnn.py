@@ -158,7 +158,19 @@ def _step(
     return _batched_step(ops, cell, x, h, c, w_ih, w_hh, b_ih, b_hh)
 
 
+def rows_apart(x):
+    """X as torch's product of 16 bits may read it.
+
+    Over AMX that product reads an even number of columns: behind an odd row it meets the next
+    number in memory, and if that is no number of x and NaN, the result is NaN (torch 2.13).
+    """
+    if x.dtype.itemsize == 2 and x.shape[-1] % 2 and not x.is_contiguous():
+        return x.contiguous()
+    return x
+
+
 def _batched_step(ops, cell, x, h, c, w_ih, w_hh, b_ih, b_hh):
+    x, h = rows_apart(x), rows_apart(h)
     x_gates, h_gates = F.linear(x, w_ih, b_ih), F.linear(h, w_hh, b_hh)  # autocast casts them
     dtype = x_gates.dtype
     if h.dtype is not dtype:
@@ -180,7 +192,6 @@ def _check_cell(op, cell, x, h, c, w_ih, w_hh):
     if x.dim() not in (1, 2):
         raise ValueError(f"{op}: x: wanted shape (B, I) or (I,), got {tuple(x.shape)}")
     H = w_hh.shape[-1]
-    autocast = not x.is_meta and torch.is_autocast_enabled(x.device.type)
     for name, weight, columns in (("w_ih", w_ih, x.shape[-1]), ("w_hh", w_hh, H)):
         wanted = (GATES[cell] * H, columns)
         if weight.shape != wanted:
@@ -195,10 +206,14 @@ def _check_cell(op, cell, x, h, c, w_ih, w_hh):
             raise ValueError(
                 f"{op}: {name}: wanted a tensor on {x.device}, got one on {state.device}"
             )
-        if state.dtype != x.dtype and not autocast:
+        if state.dtype != x.dtype and not _in_autocast(x):
             raise ValueError(f"{op}: {name}: wanted {x.dtype}, got {state.dtype}")
-    if w_ih.dtype != x.dtype and not autocast:
+    if w_ih.dtype != x.dtype and not _in_autocast(x):
         raise ValueError(f"{op}: w_ih: wanted {x.dtype}, got {w_ih.dtype}")
+
+
+def _in_autocast(x):
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)
 
 
 @_impl.explainable("hetkern.rnn_cell", OPS, _plan)

@@ -142,11 +142,22 @@ def backward_sequence(ops, ctx, dy, dh_n, dc_n, _gates, _cells):
     if wants_w or wants_b:
         rows = dgates[..., : w_hh.shape[0]].flatten(0, -2)
         if wants_w:
-            h = states_before(cell, y, h0, *where, reverse)
-            dw = _r_z_n(cell, rows.mT @ h.flatten(0, -2))
+            dw = _r_z_n(cell, _weight_gradient(cell, rows, y, h0, where, reverse))
         if wants_b:
             db = _r_z_n(cell, rows.sum(0))
     return None, dx, dw, db, dh0, dc0 if lstm else None, *(None,) * 6
+
+
+def _weight_gradient(cell, rows, y, h0, where, reverse):
+    """The product of dgates, row by row, with the state before each row."""
+    if y.dim() == 2 or any(w is not None for w in where) or y.element_size() < 4:
+        lengths, batch_sizes, h_mask, reset = where
+        h = states_before(cell, y, h0, lengths, batch_sizes, h_mask, reset, reverse)
+        return rows.mT @ h.flatten(0, -2)
+    B = h0.shape[0]  # each sequence begins once, at h0: no copy of y
+    first, rest = (rows[-B:], rows[:-B]) if reverse else (rows[:B], rows[B:])
+    before = (y[1:] if reverse else y[:-1]).flatten(0, -2)
+    return torch.addmm(first.mT @ h0, rest.mT, before)
 
 
 def states_before(cell, y, h0, lengths, batch_sizes, h_mask, reset, reverse):

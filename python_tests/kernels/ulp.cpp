@@ -2,7 +2,7 @@
 #include <cstdio>
 #include <cstdlib>
 
-#include "../../csrc/cpu/simd_math.h"
+#include "../../csrc/cpu/rnn_cells.h"
 
 using namespace hetkern::cpu;
 
@@ -43,6 +43,7 @@ int main(int count, char** words) {
   if (is("share_relative")) most = worst(f, g, false, [](Vec<float> x) { return exp_of_share<false>(x); }, e);
   if (is("coarse_share")) most = worst(f, g, true, [](Vec<float> x) { return exp_of_share<true>(x); }, e);
   if (is("tanh")) most = worst(f, g, false, [](Vec<float> x) { return hetkern::cpu::tanh(x); }, t);
+  if (is("tanh_of_gate")) most = worst(f, g, false, [](Vec<float> x) { return tanh_of_gate(x); }, t);
   const auto l = [](long double x) { return std::log1p(x); };
   if (is("log1p")) most = worst(f, g, false, [](Vec<float> x) { return hetkern::cpu::log1p(x); }, l);
   const auto one_by_one = [](Vec<float> x) {
