@@ -175,6 +175,7 @@ def test_dropout_masks_are_the_same_for_every_implementation(impl, cell):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_what_lies_between_rows_of_an_odd_width_is_not_read(impl, dtype):
     """Torch's product of bfloat16 over AMX reads one column more, and NaN there is NaN."""
+    assert COLUMNS % 2
     x = torch.full((17, 3, COLUMNS + 8), torch.nan, dtype=dtype)[..., 4 : 4 + COLUMNS]
     x.copy_(normal(17, 3, COLUMNS))
     made = module("tanh", COLUMNS, 48, dtype=dtype)
@@ -183,3 +184,17 @@ def test_what_lies_between_rows_of_an_odd_width_is_not_read(impl, dtype):
     step = x.flatten(0, 1)
     h = hetkern.rnn_cell(step, torch.zeros(len(step), 48, dtype=dtype), *weights[0])
     assert h.isfinite().all()
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_nan_row_of_an_odd_width_leaves_the_row_before_it_alone(impl, autocast):
+    dtype = torch.float32 if autocast else torch.bfloat16
+    x = normal(1, 51, COLUMNS).to(dtype)
+    x[0, 5] = torch.nan
+    weights = weights_of(module("tanh", COLUMNS, 48, dtype=dtype))
+    zeros = torch.zeros(1, 51, 48, dtype=dtype)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        y = call("tanh", x, (zeros,), weights)[0][0]
+        h = hetkern.rnn_cell(x[0], zeros[0], *weights[0])
+    for rows in (y, h):
+        assert rows.isnan().any(1).nonzero().flatten().tolist() == [5]

@@ -158,20 +158,19 @@ def _step(
     return _batched_step(ops, cell, x, h, c, w_ih, w_hh, b_ih, b_hh)
 
 
-def rows_apart(x):
-    """X as torch's product of 16 bits may read it.
+def linear(x, weight, bias):
+    """``F.linear``, with a column of zeros beside rows of 16 bits and odd width.
 
-    Over AMX that product reads an even number of columns: behind an odd row it meets the next
-    number in memory, and if that is no number of x and NaN, the result is NaN (torch 2.13).
+    Over AMX torch's product reads an even number of columns: behind an odd row it meets the next
+    number in memory, which times 0 is NaN if it is not finite (torch 2.13, bfloat16).
     """
-    if x.dtype.itemsize == 2 and x.shape[-1] % 2 and not x.is_contiguous():
-        return x.contiguous()
-    return x
+    if x.shape[-1] % 2 and x.device.type == "cpu" and (x.dtype.itemsize == 2 or _in_autocast(x)):
+        x, weight = F.pad(x, (0, 1)), F.pad(weight, (0, 1))
+    return F.linear(x, weight, bias)
 
 
 def _batched_step(ops, cell, x, h, c, w_ih, w_hh, b_ih, b_hh):
-    x, h = rows_apart(x), rows_apart(h)
-    x_gates, h_gates = F.linear(x, w_ih, b_ih), F.linear(h, w_hh, b_hh)  # autocast casts them
+    x_gates, h_gates = linear(x, w_ih, b_ih), linear(h, w_hh, b_hh)  # autocast casts them
     dtype = x_gates.dtype
     if h.dtype is not dtype:
         h = h.to(dtype)

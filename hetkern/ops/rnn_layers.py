@@ -15,7 +15,7 @@ from ..reference import rnn as reference
 from ..reference.packed_rows import PackedRows, packed_rows
 from ..reference.rnn import CELLS, GATES, accumulator_of
 from . import arguments, philox
-from .rnn import OPS, rows_apart
+from .rnn import OPS, linear
 from .rnn_checks import check_call
 from .rnn_derivatives import gates_by
 
@@ -127,8 +127,8 @@ def _layers(ops, cell, x, h0, c0, weights, at, B, options):
 def _project(x, w_ih, b_ih):
     """The input product of all steps, in the order in which x lies in memory."""
     if x.dim() == 3 and not x.is_contiguous() and x.transpose(0, 1).is_contiguous():
-        return F.linear(x.transpose(0, 1), w_ih, b_ih).transpose(0, 1)
-    return F.linear(rows_apart(x), w_ih, b_ih)
+        return linear(x.transpose(0, 1), w_ih, b_ih).transpose(0, 1)
+    return linear(x, w_ih, b_ih)
 
 
 def _walk(ops, cell, x_gates, weights, h0, c0, h_mask, at, reverse):
