@@ -36,8 +36,8 @@ struct alignas(64) AmxConfiguration {
   uint8_t rows[16] = {};
   AmxConfiguration(int first_rows, int more_rows) {
     for (int i = 0; i < 8; ++i) bytes[i] = 64, rows[i] = kAmxWords;
-    for (const int i : {0, 1, 4}) rows[i] = static_cast<uint8_t>(first_rows);
-    for (const int i : {2, 3, 5}) rows[i] = static_cast<uint8_t>(more_rows);
+    rows[0] = rows[1] = rows[4] = static_cast<uint8_t>(first_rows);
+    rows[2] = rows[3] = rows[5] = static_cast<uint8_t>(more_rows);
   }
 };
 

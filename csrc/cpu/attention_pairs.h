@@ -140,7 +140,7 @@ inline void pairs_by_amx(float* c, int64_t ldc, const bf16* a, int64_t lda, cons
 
 // A thread's tiles are in use from `enter` to `leave`.
 HETKERN_AMX_TARGET __attribute__((noinline, unused)) void enter_tiles() {
-  const AmxConfiguration configuration(kAmxWords);
+  const AmxConfiguration configuration(kAmxRows, kAmxRows);
   asm volatile("" ::: "memory");
   _tile_loadconfig(&configuration);
 }

@@ -1,11 +1,11 @@
 """The attention family as ``check_op`` wants it: calls, the yardstick, random configurations.
 
 A call is dense, packed (``cu_seqlens_q`` among its options) or beside a cache (``cache_seqlens``).
-The yardstick is torch's own attention where it has the features, and else the same algorithm by
-torch's operations: below float32 it rounds the weights, the scores' gradients and the output, whose
-rounded value gives the gradient's mean, as torch's kernel does, and as every product of 16-bit
-operands must (the contract: csrc/attention.h). Where torch leaves its kernel for products of
-float32, as it does for values of another width, these steps are the yardstick below float32.
+The yardstick is torch's own attention in float32 where it has the features, and else the same
+algorithm by torch's operations: below float32 it rounds the weights, the scores' gradients and the
+output, whose rounded value gives the gradient's mean, as torch's kernel does, and as every product
+of 16-bit operands must (the contract: csrc/attention.h). Torch itself leaves its kernel for
+products of float32 for shared key heads, strides and widths of its own choice.
 """
 
 import importlib
@@ -55,10 +55,7 @@ PACKED = ("cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k")
 def torch_attention(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Any:
     """The yardstick."""
     features = {name for name, value in options.items() if value is not None and value is not False}
-    by_kernel = q.dtype == torch.float32 or (
-        q.dtype != torch.float64 and q.shape[-1] == v.shape[-1]
-    )
-    if by_kernel and features <= {"causal", "mask", "scale"}:
+    if q.dtype == torch.float32 and features <= {"causal", "mask", "scale"}:
         return _by_torch(q, k, v, **options)
     return _by_steps(q, k, v, **options)
 
