@@ -135,10 +135,10 @@ def vendor() -> str:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown."""
-    columns = list(rows[0])
+    """Markdown; what a row lacks is left empty."""
+    columns = list(max(rows, key=len))
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    lines += ["| " + " | ".join(str(row[c]) for c in columns) + " |" for row in rows]
+    lines += ["| " + " | ".join(str(row.get(c, "")) for c in columns) + " |" for row in rows]
     return "\n".join(lines)
 
 

@@ -44,7 +44,7 @@ liger() {  # somebody else's Triton kernels, installed beside
   PYTHONPATH=$PWD/build/proof/liger python -m pytest -q -n 2 -p hetkern.testing.triton_interpreter --at-least 48 -m proof python_tests/test_liger.py
 }
 rung "Liger's operations in Triton, interpreted" liger
-rung "kernels under sanitizers, planted bugs" env HETKERN_WORKLOAD=all python -m pytest -q -n 2 --dist loadfile --at-least 15 python_tests/test_sanitizers.py python_tests/test_cuda_sanitizers.py
+rung "kernels under sanitizers, planted bugs" env HETKERN_WORKLOAD=all python -m pytest -q -n 2 --dist loadscope --at-least 12 python_tests/test_cuda_sanitizers.py python_tests/test_sanitizers.py
 configurations() {  # every family in a process of one thread, side by side
   local running=() result=0
   for family in softmax cross_entropy rnn attention; do

@@ -83,3 +83,24 @@ def assert_clean(done: subprocess.CompletedProcess[str]) -> None:
     """No sanitizer said anything."""
     quiet = "ERROR" not in done.stderr and "WARNING: Thread" not in done.stderr
     assert done.returncode == 0 and quiet, done.stderr[-4000:]
+
+
+class Sanitized:
+    """Tests of a library under one sanitizer: a class each, which a worker takes whole."""
+
+    library: str
+    sanitizer: str
+
+    @pytest.fixture(scope="class")
+    def environment(self, request: pytest.FixtureRequest) -> dict[str, str]:
+        """Build the library; the environment that loads it."""
+        return built(request.cls.sanitizer, request.cls.library)
+
+    def assert_seen(
+        self, environment: dict[str, str], planted: str, seen: str, *command: str
+    ) -> None:
+        """The sanitizer names a bug that the library is told to make."""
+        done = run(environment, *command, HETKERN_PLANT=planted)
+        assert done.returncode != 0 and seen in done.stderr, (
+            f"{self.sanitizer} has gone blind:\n{done.stderr[-2000:]}"
+        )

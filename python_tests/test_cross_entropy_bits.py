@@ -183,7 +183,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.sample(1, simulated=4)
+@pytest.mark.sample(2, simulated=16)
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float16], ids=str)
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("length", [1, 2, 3, 5, 21, 64, 65, 150, 257])

@@ -1,36 +1,34 @@
 """The CUDA kernels, emulated, under ASan + UBSan and under TSan, and a planted bug for each."""
 
 import pytest
-from sanitizing import WORKLOAD, assert_clean, built, run
+from sanitizing import WORKLOAD, Sanitized, assert_clean, run
 
 
-@pytest.fixture(scope="module", params=["address", "thread"])
-def sanitized(request) -> tuple[str, dict[str, str]]:
-    """An emulated library under one sanitizer, and the environment that loads it."""
-    return request.param, built(request.param, "hetkern_emulated")
+class Emulated(Sanitized):
+    library = "hetkern_emulated"
+    dtypes: str
+
+    def test_the_cuda_kernels_are_clean(self, environment):
+        done = run(environment, str(WORKLOAD), "cuda", self.dtypes)
+        assert_clean(done)
+        assert "calls of emulated CUDA kernels" in done.stdout
 
 
-def test_the_cuda_kernels_are_clean(sanitized):
-    sanitizer, environment = sanitized
-    dtypes = "two" if sanitizer == "thread" else "all"  # TSan takes some ten times as long
-    done = run(environment, str(WORKLOAD), "cuda", dtypes)
-    assert_clean(done)
-    assert "calls of emulated CUDA kernels" in done.stdout
+class TestAddress(Emulated):
+    sanitizer = "address"
+    dtypes = "all"
 
-
-@pytest.mark.parametrize(
-    ("planted", "seen"),
-    [
-        ("out_of_bounds", ("address", "heap-buffer-overflow")),
-        ("misaligned", ("address", "misaligned address")),
-        ("race", ("thread", "data race")),
-    ],
-)
-def test_a_bug_planted_in_a_cuda_kernel_is_seen(sanitized, planted, seen):
-    sanitizer, environment = sanitized
-    if sanitizer != seen[0]:
-        pytest.skip(f"the {seen[0]} sanitizer looks for this one")
-    done = run(environment, str(WORKLOAD), "cuda", HETKERN_PLANT=planted)
-    assert done.returncode != 0 and seen[1] in done.stderr, (
-        f"{sanitizer} has gone blind:\n{done.stderr[-2000:]}"
+    @pytest.mark.parametrize(
+        ("planted", "seen"),
+        [("out_of_bounds", "heap-buffer-overflow"), ("misaligned", "misaligned address")],
     )
+    def test_a_bug_planted_in_a_cuda_kernel_is_seen(self, environment, planted, seen):
+        self.assert_seen(environment, planted, seen, str(WORKLOAD), "cuda")
+
+
+class TestThread(Emulated):
+    sanitizer = "thread"
+    dtypes = "two"  # TSan takes some ten times as long
+
+    def test_a_race_planted_in_a_cuda_kernel_is_seen(self, environment):
+        self.assert_seen(environment, "race", "data race", str(WORKLOAD), "cuda")

@@ -79,18 +79,23 @@ LEFT_BEHIND = {
 }
 
 
-@pytest.mark.parametrize("code, says", LEFT_BEHIND.values(), ids=LEFT_BEHIND)
-def test_a_test_that_leaves_a_tensor_behind_fails(tmp_path, code, says):
-    file = tmp_path / "test_planted.py"
+def test_a_test_that_leaves_a_tensor_behind_fails(tmp_path):
+    """One file with an honest test, a moved constant, and all that may be left behind."""
+    planted = [
+        f"def test_planted_{i}(impl):\n    {code}\n" for i, (code, _) in enumerate(LEFT_BEHIND.values())
+    ]
     moved = "hetkern.cross_entropy(torch.zeros(2, 3), given)"
+    file = tmp_path / "test_planted.py"
     file.write_text(
         "import hetkern, pytest, torch\n"
         "OLD = torch.ones(2, dtype=torch.long)\n"
         "def test_honest(impl):\n"
         "    assert hetkern.softmax(torch.zeros(2)).tolist() == [0.5, 0.5]\n"
         f"@pytest.mark.parametrize('given', [OLD])\ndef test_moved(impl, given):\n    {moved}\n"
-        f"def test_planted(impl):\n    {code}\n"
+        + "".join(planted)
     )
     status, printed = suite("-p", "hetkern.testing.pytest_plugin", "--rootdir", tmp_path, file)
-    assert (status, "1 failed, 2 passed" in printed) == (1, True), printed
-    assert re.search(f"E +{says}", printed), printed
+    assert (status, f"{len(planted)} failed, 2 passed" in printed) == (1, True), printed
+    reports = re.split(r"^_+ test_planted_\d.* _+$", printed, flags=re.MULTILINE)[1:]
+    for name, report in zip(LEFT_BEHIND, reports, strict=True):
+        assert re.search(f"E +{LEFT_BEHIND[name][1]}", report), f"{name}: {report}"
