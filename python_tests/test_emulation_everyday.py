@@ -253,3 +253,18 @@ def test_tensors_that_share_elements_share_memory(go, how):
 def test_what_a_kernel_prints_is_shown(go, how, capfd):
     go("told", how)(7)
     assert capfd.readouterr().out == "heard 7\n"
+
+
+@pytest.mark.parametrize("how", [None, "address", "thread"])
+def test_parts_of_shared_memory_are_arrays_of_their_own(how):
+    skip_unless_possible()
+    kernel = emulate_cuda(SOURCE.with_name("shared_parts.cu"), sanitize=how)
+    x, y, bytes = torch.arange(33.0), torch.zeros(2, 33), 4 + 33 * 4 + 8 + 33 * 4 + 33
+    kernel(x, y, 33, 0, bytes)
+    assert torch.equal(y, (x.flip(0) + 3).expand(2, 33))
+    with pytest.raises(EmulationError, match=r"takes 309 bytes of shared memory so far, its .* 300"):
+        kernel(x, y, 33, 0, 300)
+    for over in (1, 40):  # into what lies behind, and beyond it
+        if how == "address":
+            with pytest.raises(EmulationError, match=r"out of bounds .* store of 4 bytes of shared"):
+                kernel(x, y, 33, over, bytes)

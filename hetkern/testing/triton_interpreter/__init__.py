@@ -118,7 +118,7 @@ def activate() -> None:
     atomics.repair(interpreter, language)
     _check_memory(interpreter, language)
     _run_first_configuration()
-    _refuse(interpreter)
+    _refuse(interpreter, language)
     hetkern.impl.triton_interprets = True
     done = True
 
@@ -227,7 +227,7 @@ def _run_first_configuration() -> None:
     autotuner.Autotuner.run = run
 
 
-def _refuse(interpreter: Any) -> None:
+def _refuse(interpreter: Any, language: Any) -> None:
     """Name what would run wrongly, or fail in an obscure place."""
     builder = interpreter.InterpreterBuilder
 
@@ -254,6 +254,7 @@ def _refuse(interpreter: Any) -> None:
             raise KernelError(f"{source_line()}: {what}: a GPU gives any ({memory.where()})")
         return gather(self, source, indices, axis)
 
+    language.dot_scaled = language.core.dot_scaled = refusal("tl.dot_scaled")
     builder.create_histogram, builder.create_gather = create_histogram, create_gather
     builder.create_map_elementwise = refusal("map_elementwise")
 

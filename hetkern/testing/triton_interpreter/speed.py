@@ -85,6 +85,8 @@ def _agreements(semantic: Any) -> None:
         return input if same else cast(self, input, dst_ty, *rounding, **named)
 
     semantic.broadcast_impl_value, semantic.cast = broadcast_impl_value, cast_impl
+    # A check of debug mode, which computed every sum of integers again in 64 bits for nobody.
+    semantic.binary_op_sanitize_overflow_impl = lambda *operation: None
 
 
 def _handles(interpreter: Any) -> None:
