@@ -57,14 +57,14 @@ def test_triton_rounds_to_8_bit_floats_once_and_saturates(target, source):
 @pytest.mark.parametrize("source", [torch.float64, torch.float8_e5m2])
 def test_triton_refuses_casts_to_8_bits_that_do_not_compile(source):
     o = torch.zeros(4).to(torch.float8_e4m3fn)
-    with pytest.raises(KernelError, match="does not compile: a cast of .* by way of float32"):
+    with pytest.raises(KernelError, match=r"does not compile: a cast of .* by way of float32"):
         kernels.converted[(1,)](torch.zeros(4).to(source), o, 4)
 
 
 @pytest.mark.parametrize("dtype", FP8)
 def test_triton_arithmetic_on_8_bit_floats_is_refused(dtype):
     o = torch.zeros(4).to(dtype)
-    with pytest.raises(NotImplementedError, match="arithmetic on fp8.*: cast first"):
+    with pytest.raises(NotImplementedError, match=r"arithmetic on fp8.*: cast first"):
         kernels.with_numbers[(1,)](o, o, torch.empty(4, dtype=torch.bool), 4)
 
 

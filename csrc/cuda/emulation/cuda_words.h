@@ -210,7 +210,10 @@ inline std::remove_cv_t<T> read_to_compare(T* p) {
 inline float __expf(float x) { return std::exp2(x * 1.4426950216f); }
 inline float __logf(float x) { return std::log2(x) * 0.69314718f; }
 inline float __log2f(float x) { return std::log2(x); }
-inline float __fdividef(float x, float y) { return x / y; }
+inline float __fdividef(float x, float y) {  // 0 where 1 / y would be subnormal
+  const float size = std::fabs(y);
+  return size > 0x1p126f && size <= 3.402823466e38f ? x * std::copysign(0.0f, y) : x / y;
+}
 inline float __frcp_rn(float x) { return 1.0f / x; }
 namespace hetkern::emulation {
 // A result that the compiler fuses with nothing.

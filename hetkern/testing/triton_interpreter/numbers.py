@@ -307,7 +307,9 @@ def _conversions(interpreter: Any, tl: Any) -> None:
         if not _is_8_bit_float(want):
             return cast_impl(self, source, to)
         if have == tl.float64 or _is_8_bit_float(have):
-            what = f"{source_line()} does not compile: a cast of {have} to {want}: by way of float32"
+            what = (
+                f"{source_line()} does not compile: a cast of {have} to {want}: by way of float32"
+            )
             raise KernelError(f"{what} ({memory.where()})")
         rounded = cast_impl(self, source, tl.float32).data
         codes = to_eight_bits(rounded, _8_BIT_FLOATS[str(want)])

@@ -41,7 +41,9 @@ def _shapes(core: Any) -> None:
             self.shape, self.numel = same
 
     block.__init__ = of_block
-    block.name = property(lambda self: f"<{self.shape}, {self.element_ty}>", lambda self, text: None)
+    block.name = property(
+        lambda self: f"<{self.shape}, {self.element_ty}>", lambda self, text: None
+    )
 
     def of_tensor(self: Any, handle: Any, type: Any) -> None:
         self.handle, self.type, self.dtype = handle, type, type.scalar

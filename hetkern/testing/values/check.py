@@ -192,7 +192,11 @@ def _check(
             for part in _parts(name, call, case):
                 rows = _rows(name, value, call.args[0].shape, case)
                 hint = _FINER.format(value.dtype, dtype) if _is_finer(value, dtype) else ""
-                told = {"name": f"{where}: {name}", "seed": seed, "repro": repro + hint * (not baseline)}
+                told = {
+                    "name": f"{where}: {name}",
+                    "seed": seed,
+                    "repro": repro + hint * (not baseline),
+                }
                 yield f"{where}: {name}", _judged(value, wanted, measured, part, rows, told)
 
     for draws in DRAWS:
