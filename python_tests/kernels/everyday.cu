@@ -4,6 +4,7 @@
 #include <cooperative_groups/scan.h>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cuda_pipeline.h>
 
 #include <cassert>
 #include <cstdio>
@@ -77,6 +78,19 @@ __global__ void pairs(__half2* h, __nv_bfloat162* b, float4* f, unsigned short* 
   atomicAdd(f, make_float4(1, 2, 3, 4));
   unsigned short old = *s, seen;  // a counter of 16 bits, as a kernel without such an atomic keeps it
   while ((seen = atomicCAS(s, old, old + 1)) != old) old = seen;
+}
+
+struct Copied {
+  float4 a[32];
+};
+__global__ void piped(const float* x, float* y, int waits) {
+  HETKERN_SHARED(Copied, s);
+  const int t = threadIdx.x;
+  __pipeline_memcpy_async(&s.a[t], x + 4 * t, 16, t == 31 ? 8 : 0);
+  __pipeline_commit();
+  if (waits) __pipeline_wait_prior(0);
+  __syncthreads();
+  y[t] = s.a[31 - t].x + s.a[31 - t].w;
 }
 
 // ---- Threads that have returned, lanes that take no part. ------------------------------------------------------------------
@@ -184,6 +198,9 @@ void go_integers(int a, int b, unsigned* y, void* stream) { HETKERN_LAUNCH(integ
 void go_pairs(__half* h, __nv_bfloat16* b, float* f, unsigned short* s, void* stream) {
   HETKERN_LAUNCH(pairs, 1, 32, 0, stream, reinterpret_cast<__half2*>(h), reinterpret_cast<__nv_bfloat162*>(b),
                  reinterpret_cast<float4*>(f), s);
+}
+void go_piped(const float* x, float* y, int waits, void* stream) {
+  HETKERN_LAUNCH(piped, 1, 32, sizeof(Copied), stream, x, y, waits);
 }
 void go_widths(int* y, void* stream) { HETKERN_LAUNCH(widths, 1, 32, 0, stream, y); }
 void go_groups(float* y, int* n, void* stream) { HETKERN_LAUNCH(groups, 1, 64, 0, stream, y, n); }
