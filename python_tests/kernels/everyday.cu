@@ -11,6 +11,7 @@
 
 #include "cuda/device/launch.cuh"
 #include "cuda/device/ptx.cuh"
+#include "cuda/device/shared_parts.cuh"
 
 namespace cg = cooperative_groups;
 
@@ -91,6 +92,26 @@ __global__ void piped(const float* x, float* y, int waits) {
   if (waits) __pipeline_wait_prior(0);
   __syncthreads();
   y[t] = s.a[31 - t].x + s.a[31 - t].w;
+}
+
+struct Head {
+  int n;
+};
+
+// Reverses x through the second of three arrays. over: how far an index of the first goes past its end.
+__global__ void reversed(const float* x, float* y, int n, int over) {
+  HETKERN_SHARED(Head, head);
+  hetkern::cuda::SharedParts parts(sizeof(Head));
+  float* const first = parts.take<float>(n);
+  float* const second = parts.take<float>(n, 16);
+  unsigned char* const last = parts.take<unsigned char>(n);
+  const int t = threadIdx.x;
+  if (t == 0) head.n = n;
+  first[t] = 1, second[t] = x[t], last[t] = 3;
+  __syncthreads();
+  if (t == 0 && over) first[n - 1 + over] = 7;
+  __syncthreads();
+  y[blockIdx.x * n + t] = second[head.n - 1 - t] * first[t] + last[n - 1 - t];
 }
 
 // ---- Threads that have returned, lanes that take no part. ------------------------------------------------------------------
@@ -201,6 +222,9 @@ void go_pairs(__half* h, __nv_bfloat16* b, float* f, unsigned short* s, void* st
 }
 void go_piped(const float* x, float* y, int waits, void* stream) {
   HETKERN_LAUNCH(piped, 1, 32, sizeof(Copied), stream, x, y, waits);
+}
+void go_reversed(const float* x, float* y, int n, int over, int bytes, void* stream) {
+  HETKERN_LAUNCH(reversed, 2, n, bytes, stream, x, y, n, over);
 }
 void go_widths(int* y, void* stream) { HETKERN_LAUNCH(widths, 1, 32, 0, stream, y); }
 void go_groups(float* y, int* n, void* stream) { HETKERN_LAUNCH(groups, 1, 64, 0, stream, y, n); }
