@@ -4,13 +4,16 @@ import contextlib
 import os
 import signal
 import threading
+from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from emulating import skip_unless_possible
 
 from hetkern.testing.emulation import EmulationError, emulate_cuda
+from hetkern.testing.emulation.rewriting import rewritten
 
 SOURCE = Path(__file__).parent / "kernels" / "everyday.cu"
 INF, NAN = float("inf"), float("nan")
@@ -60,6 +63,85 @@ def test_products_are_not_fused_where_nvcc_is_told_not_to(go):
     h[1] = -(h[0] * h[0])
     emulate_cuda(SOURCE, "go_fused", flags=("-fmad=false",))(x, y, h, g)
     assert y[0] == 0 and not g.any()
+
+
+def in_direction(exact, way):
+    """A fraction as a float32, toward zero or up or down."""
+    nearest = np.float32(float(exact))
+    wrong = {"d": Fraction(float(nearest)) > exact, "u": Fraction(float(nearest)) < exact}
+    wrong["z"] = wrong["d" if exact > 0 else "u"]
+    return np.nextafter(nearest, np.float32(INF if way == "u" else -INF)) if wrong[way] else nearest
+
+
+@pytest.mark.parametrize("how", [None, "thread"])
+def test_functions_and_rounded_arithmetic_are_as_the_manual_says(go, how):
+    x, y, s = torch.tensor([0.1, 0.5, 0.9, 0.9999]), torch.zeros(4, 16).double(), torch.special
+    go("functions", how)(x, y, 4)
+    a = x.double()
+    wanted = [
+        s.erfinv(a), s.erfinv(a), s.ndtri((1 + x).double() / 2), s.erfcx((30 * x).double()),
+        a ** (-1 / 3), (a**2 + 4) ** -0.5, (a**2 + 5).sqrt(), (a**2 + 14).sqrt(),
+    ]  # fmt: skip
+    torch.testing.assert_close(y[:, :8], torch.stack(wanted, 1), rtol=1e-7, atol=0)
+    torch.testing.assert_close(y[:, 7], wanted[7], rtol=1e-15, atol=0)
+    for v, row in zip(x.tolist(), y[:, 8:].tolist(), strict=True):
+        exact = Fraction(v)
+        assert row[:2] == [1, 1 + 2**-23]
+        assert row[2] == in_direction(exact * Fraction(float(np.float32(3.1))), "d")
+        assert row[3] == in_direction(exact * exact + 1, "z")
+        assert row[4] == in_direction(Fraction(1, 3), "u")
+        assert row[5:7] == [2**31 - 128, 2**64] and row[7] < 0.1
+
+
+def test_integer_words_are_as_the_manual_says(go):
+    y = ints(15, torch.uint32)
+    go("integers")(-7, 0x12345678, y)
+    assert y.tolist() == [
+        305419904, 3989547394, 152709945, 2300193592, 0x12345678, 2**32 - 7, 2**32 - 925,
+        2**32 - 381, 4, 0x12345678, 0x12345671, 0x01000100, 286, 0x8899AAB8, 0x1235567F,
+    ]  # fmt: skip
+
+
+def test_the_read_that_begins_a_loop_of_atomic_cas_is_no_race():
+    """And no other read is: of what a lock guards, or of the result."""
+    kernel = """namespace n {{ float add(float* p, float v) {{
+      int* at = (int*)p; int old = {}, seen;
+      do {{ seen = old; old = atomicCAS((int*)(at), seen, f(v)); }} while (seen != old);
+      return *at; }}
+    void lock(int* l) {{ int before = *other; while (atomicCAS(l, 0, 1)); int v = *l; }} }}"""
+    for read in ("*at", "at[0]", "*(at)"):
+        wanted = kernel.format("::hetkern::emulation::read_to_compare(at)")
+        assert rewritten(kernel.format(read)) == wanted
+
+
+@pytest.mark.parametrize("how", [None, "thread"])
+def test_pairs_are_shuffled_and_added_atomically(go, how):
+    h, b, f = torch.zeros(8).half(), torch.zeros(2).bfloat16(), torch.zeros(4)
+    n = ints(1, torch.uint16)
+    go("pairs", how)(h, b, f, n)
+    assert h.tolist() == [496, 32, INF, 0, 1, 1, 32, 64] and b.tolist() == [64, 128]
+    assert f.tolist() == [32, 64, 96, 128] and n.item() == 32
+
+
+def test_fast_math_flushes_and_takes_the_intrinsics_where_it_is_asked_for():
+    skip_unless_possible()
+    x, y = torch.tensor([1e-40, 1e-30, 1e-12, 20.3]), torch.zeros(7)
+    emulate_cuda(SOURCE.with_name("fast_math.cu"), flags=("-use_fast_math",))(x, y)
+    v, log2 = x[3].numpy(), np.log2(x[3].numpy())
+    powers = [v * np.float32(1.4426950216), np.float32(2.5) * log2]  # products are rounded
+    wanted = [0, 0, *(np.float32(np.exp2(np.float64(p))) for p in powers)]
+    wanted += [log2 * np.float32(0.30103), 0, v / np.float32(1.5e38)]
+    assert y.tolist() == [float(w) for w in wanted]
+    assert y[2] != np.float32(np.exp(np.float64(v))) and (x[1] * x[2]) > 0, "else nothing is tested"
+
+
+def test_copies_of_a_pipeline_arrive_when_they_are_waited_for(go):
+    x, y = torch.arange(128.0), torch.zeros(32)
+    go("piped")(x, y, 1)
+    x[-2:] = 0  # the zeros that the last lane asks for
+    assert torch.equal(y, (x[::4] + x[3::4]).flip(0))
+    go("piped")(x, y, 0)
+    assert y.isnan().all()
 
 
 def test_shuffles_by_width_take_from_earlier_groups(go):
@@ -192,3 +274,21 @@ def test_tensors_that_share_elements_share_memory(go, how):
 def test_what_a_kernel_prints_is_shown(go, how, capfd):
     go("told", how)(7)
     assert capfd.readouterr().out == "heard 7\n"
+
+
+@pytest.mark.parametrize("how", [None, "address", "thread"])
+def test_parts_of_shared_memory_are_arrays_of_their_own(go, how):
+    kernel = go("reversed", how)
+    x, y, bytes = torch.arange(33.0), torch.zeros(2, 33), 4 + 33 * 4 + 8 + 33 * 4 + 33
+    kernel(x, y, 33, 0, bytes)
+    assert torch.equal(y, (x.flip(0) + 3).expand(2, 33))
+    with pytest.raises(
+        EmulationError, match=r"takes 309 bytes of shared memory so far, its .* 300"
+    ):
+        kernel(x, y, 33, 0, 300)
+    for over in (1, 40):  # into what lies behind, and beyond it
+        if how == "address":
+            with pytest.raises(
+                EmulationError, match=r"out of bounds .* store of 4 bytes of shared"
+            ):
+                kernel(x, y, 33, over, bytes)

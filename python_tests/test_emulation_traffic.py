@@ -18,7 +18,7 @@ from hetkern.testing.traffic.resources import occupancy, own_resources
 from hetkern.testing.traffic.table import Launch, Traffic
 
 SOURCE = Path(__file__).parent / "kernels" / "planted_traffic.cu"
-COPY, TRANSPOSE, MATRICES, PEERS, PAIRS, THREES, ROWS = range(7)
+COPY, TRANSPOSE, MATRICES, PEERS, PAIRS, THREES, ROWS, PACKS = range(8)
 BYTES = 32 * 32 * 4
 
 
@@ -118,6 +118,31 @@ def test_a_pair_of_16_bit_numbers_is_one_word_of_the_kernels_line(kernel, bug):
 def test_a_pair_that_the_kernel_takes_in_halves_is_two_requests(kernel):
     traffic = counted(kernel, PAIRS, 1)
     assert {(r.width, r.remark) for r in traffic.rows} == {(2, "uncoalesced")}
+
+
+def test_fields_of_an_aligned_pack_are_one_access(kernel):
+    packs = counted(kernel, PACKS, 0)
+    packs.assert_exact(read={"x": BYTES}, written={"y": BYTES}, width=16)
+    assert {r.requests for r in packs.rows} == {8}
+    for apart in (1, 2):  # a plain pointer's elements; fields with a barrier between
+        loads = [r for r in counted(kernel, PACKS, apart).rows if r.memory == "x"]
+        assert {(r.width, r.remark) for r in loads} == {(4, "uncoalesced")}
+        assert sum(r.requests for r in loads) == 32
+
+
+def test_a_budget_is_a_bound_and_exact_is_the_equality(kernel):
+    traffic = counted(kernel, COPY, 0)
+    traffic.assert_exact(read={"x": BYTES}, written={"y": BYTES})
+    traffic.assert_within(read={"x": BYTES + 1, "z": 4}, written={"y": 2 * BYTES})
+    for read, told in (({"x": BYTES + 1}, BYTES + 1), ({"x": BYTES - 1}, BYTES - 1), ({}, 0)):
+        with pytest.raises(AssertionError, match=f"x: {BYTES} bytes read, the budget is {told}"):
+            traffic.assert_exact(read=read, written={"y": BYTES})
+    with pytest.raises(AssertionError, match=f"x: {BYTES} bytes read, the budget is {BYTES - 1}"):
+        traffic.assert_within(read={"x": BYTES - 1}, written={"y": BYTES})
+    with pytest.raises(AssertionError, match=r"y: 4096 bytes written, the budget is 0"):
+        traffic.assert_within(read={"x": BYTES}, written={})
+    with pytest.raises(AssertionError, match=r"z: 0 bytes read, the budget is 4"):
+        traffic.assert_exact(read={"x": BYTES, "z": 4}, written={"y": BYTES})
 
 
 def test_three_floats_are_three_requests(kernel):

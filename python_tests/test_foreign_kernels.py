@@ -5,6 +5,7 @@ else of hetkern. It passes; with a bug planted in it, the check that is there fo
 """
 
 import importlib.util
+import json
 import os
 import posixpath
 import re
@@ -12,7 +13,6 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -164,16 +164,43 @@ def python(wheel, folder):
     return python
 
 
-def pytest_outside(python, folder, name, tests, bug=None):
-    """Run tests of a copy of the stranger's folder, with a bug or without."""
-    work = folder / name
+#: Runs of pytest, processes that have loaded torch already, two at a time.
+RUNS = """
+import json, os, sys
+import hetkern.testing, pytest, torch
+assert "triton" not in sys.modules  # the plugin comes before it
+running, ended = {}, {}
+def wait():
+    pid, status = os.wait()
+    ended[running.pop(pid)] = os.waitstatus_to_exitcode(status)
+for name, (work, arguments) in json.load(sys.stdin).items():
+    if len(running) == 2:
+        wait()
+    if not (pid := os.fork()):
+        os.chdir(work)
+        out = os.open("output", os.O_WRONLY | os.O_CREAT)
+        os.dup2(out, 1), os.dup2(out, 2)
+        sys.path.insert(0, work)
+        status = pytest.main(arguments)
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(status)
+    running[pid] = name
+while running:
+    wait()
+json.dump(ended, sys.stdout)
+"""
+
+
+def prepared(folder, name, tests, bug=None):
+    """A copy of the stranger's folder, with a bug or without, and what pytest is told there."""
+    work = folder / name.replace(" ", "_")
     shutil.copytree(FOREIGN, work, ignore=shutil.ignore_patterns("__pycache__"))
     if bug is not None:
         text = (work / bug.file).read_text()
         assert bug.was in text, f"{bug.file} has no longer {bug.was!r}"
         (work / bug.file).write_text(text.replace(bug.was, bug.becomes, 1))
-    options = ["-q", "-p", "no:cacheprovider", "--rootdir", work, "-rA"]
-    return run([python, "-m", "pytest", *options, *tests], folder, cwd=work)
+    options = ["-q", "-p", "no:cacheprovider", "--rootdir", work, "-rA", *tests]
+    return str(work), [str(word) for word in options]
 
 
 def why_absent(kind):
@@ -185,22 +212,23 @@ def why_absent(kind):
 
 @pytest.fixture(scope="module")
 def outcome_of(python, folder):
-    """Each run's output and exit status, two runs at a time; skips if there is none."""
+    """Each run's output and exit status; skips if there is none."""
     absent = {kind: why_absent(kind) for kind in ("triton", "cuda")}
     runs = {"triton": (TRITON, None), "cuda": (CUDA, None)}
     runs |= {bug.name: ([*PLUGIN[bug.kind], bug.test], bug) for bug in BUGS}
     kinds = {"triton": "triton", "cuda": "cuda"} | {bug.name: bug.kind for bug in BUGS}
-    with ThreadPoolExecutor(2) as pool:
-        started = {
-            name: pool.submit(pytest_outside, python, folder, name.replace(" ", "_"), *how)
-            for name, how in runs.items()
-            if absent[kinds[name]] is None
-        }
+    jobs = {
+        name: prepared(folder, name, *how)
+        for name, how in runs.items()
+        if absent[kinds[name]] is None
+    }
+    ended = json.loads(checked([python, "-c", RUNS], folder, cwd=folder, input=json.dumps(jobs)))
 
     def outcome(name):
-        if name not in started:
+        if name not in jobs:
             pytest.skip(absent[kinds[name]])
-        return started[name].result()
+        output = Path(jobs[name][0], "output").read_text(encoding="utf-8")
+        return subprocess.CompletedProcess(jobs[name][1], ended[name], output, "")
 
     return outcome
 
@@ -208,7 +236,8 @@ def outcome_of(python, folder):
 def test_the_wheel_carries_the_kits_headers_and_whatever_they_include(wheel):
     archive = zipfile.ZipFile(wheel)
     headers = [name for name in archive.namelist() if "/include/" in name]
-    device = [f"hetkern/include/cuda/device/{name}.cuh" for name in ("check", "launch", "ptx")]
+    names = ("check", "launch", "ptx", "shared_parts")
+    device = [f"hetkern/include/cuda/device/{name}.cuh" for name in names]
     folder = ROOT / "csrc/cuda/emulation"
     emulation = {str(f.relative_to(folder)) for f in folder.rglob("*.*")} - {"table.cpp"}
     assert sorted(headers) == sorted(

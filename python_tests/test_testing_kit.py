@@ -275,3 +275,24 @@ def test_an_implementation_that_cannot_run_says_why(monkeypatch):
 
     monkeypatch.setattr(importlib, "import_module", missing)
     assert Implementation("cpu", "base").why_absent() == "hetkern._C is not built"
+
+
+def test_a_finer_result_asks_for_the_baseline_that_rounds_as_the_operation_does():
+    """Linear layer and loss, as Liger fuses them: logits of 16 bits, a loss of 32."""
+    cases = [Case("linear", (normal(7, 16), normal(129, 16)))]
+
+    def loss(logits):
+        return torch.nn.functional.cross_entropy(logits, torch.arange(7) * 17 % 129)
+
+    def rounding_logits(x, w):
+        return loss((x @ w.T).float())
+
+    def reference(x, w):
+        return loss(x @ w.T)
+
+    with pytest.raises(AssertionError, match=r"float32, the arguments torch.bfloat16.*baseline="):
+        check_op(rounding_logits, reference, cases, [torch.bfloat16])
+    check_op(rounding_logits, reference, cases, [torch.bfloat16], baseline=rounding_logits)
+    with pytest.raises(AssertionError) as same_dtype:
+        check_op(lambda x, w: 2 * reference(x, w), reference, cases, [torch.float32])
+    assert "baseline=" not in str(same_dtype.value)

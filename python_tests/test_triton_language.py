@@ -143,6 +143,7 @@ def test_triton_names_of_constant_branches_live_on(kind, n, wanted):
         ("loop_over_a_tuple", "a loop over a tuple: use range, tl.range or tl.static_range"),
         ("unrolled_unknown", "tl.static_range over a number that is known only when the kernel"),
         ("global_number", r"'SIX' is a global variable, and no constant as SIX = tl.constexpr"),
+        ("power_of_a_block", r"does not compile: unsupported operand type\(s\) for \*\*"),
         ("element_assigned", "an assignment to 'x.0.': a block's elements"),
     ],
 )

@@ -41,6 +41,48 @@ def test_triton_reads_every_8_bit_float_exactly(source, target):
     assert torch.equal(o.nan_to_num(7.0), wanted.nan_to_num(7.0))
 
 
+@pytest.mark.parametrize("source", [torch.float16, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("target", FP8)
+def test_triton_rounds_to_8_bit_floats_once_and_saturates(target, source):
+    most = torch.finfo(target).max
+    special = [NAN, INF, -INF, 0.0, -0.0, 448.0, 464.0, 480.0, 61440.0, 2.0**-10, 1.0625, -1.1875]
+    x = torch.cat([torch.tensor(special), 3 ** torch.linspace(-9, 9, 116)]).to(source)
+    o = torch.zeros(128).to(target)
+    kernels.converted[(1,)](x, o, 128)
+    wanted = x.float().clamp(-most, most).to(target).view(torch.uint8)
+    wanted[0] = 0x7F  # the one NaN of the instruction
+    assert torch.equal(o.view(torch.uint8), wanted), "torch rounds once too"
+
+
+@pytest.mark.parametrize("source", [torch.float64, torch.float8_e5m2])
+def test_triton_refuses_casts_to_8_bits_that_do_not_compile(source):
+    o = torch.zeros(4).to(torch.float8_e4m3fn)
+    with pytest.raises(KernelError, match=r"does not compile: a cast of .* by way of float32"):
+        kernels.converted[(1,)](torch.zeros(4).to(source), o, 4)
+
+
+@pytest.mark.parametrize("dtype", FP8)
+def test_triton_arithmetic_on_8_bit_floats_is_refused(dtype):
+    o = torch.zeros(4).to(dtype)
+    with pytest.raises(NotImplementedError, match=r"arithmetic on fp8.*: cast first"):
+        kernels.with_numbers[(1,)](o, o, torch.empty(4, dtype=torch.bool), 4)
+
+
+def test_triton_indices_assertions_and_atomics_that_a_gpu_does_not_check_are_named():
+    x, at, o = torch.arange(8.0), torch.arange(8, dtype=torch.int32), torch.zeros(8)
+    kernels.gathered[(1,)](x, at.flip(0), o, 8)
+    assert torch.equal(o, x.flip(0))
+    for wrong in (8, -1):
+        at[3] = wrong
+        with pytest.raises(KernelError, match=rf"tl.gather of element {wrong} of an axis of 8: a"):
+            kernels.gathered[(1,)](x, at, o, 8)
+    with pytest.raises(KernelError, match=r"py:\d+ assertion failed: small \(kernel asserted"):
+        kernels.asserted[(1,)](x, 8)
+    kernels.asserted[(1,)](x / 8, 8)
+    with pytest.raises(KernelError, match=r"an atomic of a block at one pointer: reduce it"):
+        kernels.added_at_one_pointer[(1,)](x, o, 8)
+
+
 @pytest.mark.parametrize(
     "dtype, values, wanted",
     [

@@ -133,6 +133,11 @@ def branches(o, n, KIND: tl.constexpr):
 
 
 @triton.jit
+def power_of_a_block(o, n, N: tl.constexpr):
+    tl.store(o + tl.arange(0, N), tl.load(o + tl.arange(0, N)) ** 2)
+
+
+@triton.jit
 def chained(o, n, N: tl.constexpr):
     tl.store(o + tl.arange(0, N), tl.where(1 <= tl.arange(0, N) < n, 1, 0))
 

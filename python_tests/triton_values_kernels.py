@@ -108,3 +108,21 @@ def grouped(addresses, y, n, B: tl.constexpr):
     g, i = tl.program_id(0), tl.arange(0, B)
     x = tl.load(addresses + g).to(tl.pointer_type(tl.float32))
     tl.store(y + g * n + i, tl.load(x + i, mask=i < n), mask=i < n)
+
+
+@triton.jit
+def gathered(x, at, o, N: tl.constexpr):
+    i = tl.arange(0, N)
+    tl.store(o + i, tl.gather(tl.load(x + i), tl.load(at + i), 0))
+
+
+@triton.jit
+def asserted(x, N: tl.constexpr):
+    v = tl.load(x + tl.arange(0, N))
+    tl.device_assert(v < 100.0, "large")
+    tl.device_assert(v < 1.0, "small")
+
+
+@triton.jit
+def added_at_one_pointer(x, o, N: tl.constexpr):
+    tl.atomic_add(o, tl.load(x + tl.arange(0, N)))

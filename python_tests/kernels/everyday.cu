@@ -4,12 +4,14 @@
 #include <cooperative_groups/scan.h>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cuda_pipeline.h>
 
 #include <cassert>
 #include <cstdio>
 
 #include "cuda/device/launch.cuh"
 #include "cuda/device/ptx.cuh"
+#include "cuda/device/shared_parts.cuh"
 
 namespace cg = cooperative_groups;
 
@@ -48,6 +50,68 @@ __global__ void groups(float* y, int* n) {
   y[t] = cg::reduce(tile, static_cast<float>(t), cg::plus<float>());
   n[t] = cg::inclusive_scan(cg::tiled_partition<8>(warp), 1) + 100 * warp.meta_group_rank();
   block.sync();
+}
+
+// One value a word: each is compared with what the manual says of it.
+__global__ void functions(const float* x, double* y) {
+  const float a = x[threadIdx.x];
+  double* to = y + 16 * threadIdx.x;
+  *to++ = erfinvf(a), *to++ = erfcinv(1.0 - a), *to++ = normcdfinvf((1 + a) / 2), *to++ = erfcxf(30 * a);
+  *to++ = rcbrtf(a) + 0 * lgammaf(a), *to++ = rhypotf(a, 2), *to++ = norm3df(a, 1, 2), *to++ = norm4d(a, 1, 2, 3);
+  *to++ = __fadd_rz(1, a * 1e-9f), *to++ = __fadd_ru(1, 1e-9f), *to++ = __fmul_rd(a, 3.1f), *to++ = __fmaf_rz(a, a, 1);
+  *to++ = __frcp_ru(3), *to++ = __int2float_rz(0x7fffffff), *to++ = __ull2float_ru(~0ull - 1),
+  *to++ = __double2float_rd(0.1);
+}
+__global__ void integers(int a, int b, unsigned* y) {
+  *y++ = __sad(a, b, 1), *y++ = __usad(a, b, 1), *y++ = __rhadd(a, b), *y++ = __uhadd(a, b), *y++ = umin(a, b);
+  *y++ = static_cast<unsigned>(llmin(a, b)), *y++ = __dp2a_lo(a, b, 1), *y++ = __dp2a_hi(a, b, 1),
+  *y++ = __fns(b, 0, 2);
+  *y++ = __vimax3_s32(a, b, 0), *y++ = __viaddmax_s32(a, b, 3), *y++ = __vseteq4(a, 0xff00ff03), *y++ = __vsads4(a, b);
+  *y++ = __vhaddu4(a, b), *y++ = __vabsdiffs2(a, b);
+}
+__global__ void pairs(__half2* h, __nv_bfloat162* b, float4* f, unsigned short* s) {
+  const unsigned lane = threadIdx.x;
+  __half2 mine(__int2half_rn(lane), __half(1.0f));
+  for (int o = 16; o; o /= 2) mine += __shfl_xor_sync(~0u, mine, o);
+  if (lane == 0) h[0] = mine, h[1] = __hfma2_relu(mine, mine, __float2half2_rn(-2e3f)), h[2] = h2floor(h2tanh(mine));
+  atomicAdd(h + 3, __half2(__half(1.0f), __half(2.0f)));
+  atomicAdd(b, __floats2bfloat162_rn(2, 4));
+  atomicAdd(f, make_float4(1, 2, 3, 4));
+  unsigned short old = *s, seen;  // a counter of 16 bits, as a kernel without such an atomic keeps it
+  while ((seen = atomicCAS(s, old, old + 1)) != old) old = seen;
+}
+
+struct Copied {
+  float4 a[32];
+};
+__global__ void piped(const float* x, float* y, int waits) {
+  HETKERN_SHARED(Copied, s);
+  const int t = threadIdx.x;
+  __pipeline_memcpy_async(&s.a[t], x + 4 * t, 16, t == 31 ? 8 : 0);
+  __pipeline_commit();
+  if (waits) __pipeline_wait_prior(0);
+  __syncthreads();
+  y[t] = s.a[31 - t].x + s.a[31 - t].w;
+}
+
+struct Head {
+  int n;
+};
+
+// Reverses x through the second of three arrays. over: how far an index of the first goes past its end.
+__global__ void reversed(const float* x, float* y, int n, int over) {
+  HETKERN_SHARED(Head, head);
+  hetkern::cuda::SharedParts parts(sizeof(Head));
+  float* const first = parts.take<float>(n);
+  float* const second = parts.take<float>(n, 16);
+  unsigned char* const last = parts.take<unsigned char>(n);
+  const int t = threadIdx.x;
+  if (t == 0) head.n = n;
+  first[t] = 1, second[t] = x[t], last[t] = 3;
+  __syncthreads();
+  if (t == 0 && over) first[n - 1 + over] = 7;
+  __syncthreads();
+  y[blockIdx.x * n + t] = second[head.n - 1 - t] * first[t] + last[n - 1 - t];
 }
 
 // ---- Threads that have returned, lanes that take no part. ------------------------------------------------------------------
@@ -149,6 +213,18 @@ void go_casts(const float* x, int* i, unsigned* u, int64_t* l, unsigned char* c,
 }
 void go_fused(const float* x, float* y, const __half* h, __half* g, void* stream) {
   HETKERN_LAUNCH(fused, 1, 1, 0, stream, x, y, h, g);
+}
+void go_functions(const float* x, double* y, int n, void* stream) { HETKERN_LAUNCH(functions, 1, n, 0, stream, x, y); }
+void go_integers(int a, int b, unsigned* y, void* stream) { HETKERN_LAUNCH(integers, 1, 1, 0, stream, a, b, y); }
+void go_pairs(__half* h, __nv_bfloat16* b, float* f, unsigned short* s, void* stream) {
+  HETKERN_LAUNCH(pairs, 1, 32, 0, stream, reinterpret_cast<__half2*>(h), reinterpret_cast<__nv_bfloat162*>(b),
+                 reinterpret_cast<float4*>(f), s);
+}
+void go_piped(const float* x, float* y, int waits, void* stream) {
+  HETKERN_LAUNCH(piped, 1, 32, sizeof(Copied), stream, x, y, waits);
+}
+void go_reversed(const float* x, float* y, int n, int over, int bytes, void* stream) {
+  HETKERN_LAUNCH(reversed, 2, n, bytes, stream, x, y, n, over);
 }
 void go_widths(int* y, void* stream) { HETKERN_LAUNCH(widths, 1, 32, 0, stream, y); }
 void go_groups(float* y, int* n, void* stream) { HETKERN_LAUNCH(groups, 1, 64, 0, stream, y, n); }

@@ -84,6 +84,26 @@ __global__ void __launch_bounds__(128) copy_threes(const float* x, float* y, int
   if (i < n % 3) y[n - 1 - i] = x[n - 1 - i];
 }
 
+// Fields of an aligned pack, taken with nothing between, are one access of 16 bytes; a plain pointer's elements are four.
+struct alignas(16) Pack {
+  float v[4];
+};
+__global__ void __launch_bounds__(128) copy_packs(const Pack* x, Pack* y, int apart) {
+  const int i = blockIdx.x * 128 + threadIdx.x;
+  float v[4];
+  if (apart == 2) {
+    for (int j = 0; j < 4; ++j) v[j] = x[i].v[j], __syncthreads();
+  } else {
+    v[0] = x[i].v[0], v[1] = x[i].v[1], v[2] = x[i].v[2], v[3] = x[i].v[3];
+  }
+  y[i].v[0] = v[0], y[i].v[1] = v[1], y[i].v[2] = v[2], y[i].v[3] = v[3];
+}
+__global__ void __launch_bounds__(128) copy_four(const float* x, float* y) {
+  const int i = 4 * (blockIdx.x * 128 + threadIdx.x);
+  const float a = x[i], b = x[i + 1], c = x[i + 2], d = x[i + 3];
+  y[i] = a, y[i + 1] = b, y[i + 2] = c, y[i + 3] = d;
+}
+
 // A warp's lanes take 16 bytes each of 16 rows, twice, after a barrier that the last of them leaves first. Rows of 80 bytes keep 8
 // lanes in different banks, rows of 64 do not.
 __global__ void __launch_bounds__(32) copy_by_rows(const float4* x, float4* y, int pitch) {
@@ -135,6 +155,11 @@ extern "C" void planted_traffic(int kernel, int bug, const float* x, float* y, i
     HETKERN_LAUNCH(copy_threes, n * n / 384 + 1, 128, 0, stream, x, y, n * n);
   } else if (kernel == 6) {
     HETKERN_LAUNCH(copy_by_rows, 1, 32, sizeof(MatricesShared), stream, from, to, bug ? 4 : 5);
+  } else if (kernel == 7) {
+    if (bug == 1)
+      HETKERN_LAUNCH(copy_four, n * n / 512, 128, 0, stream, x, y);
+    else
+      HETKERN_LAUNCH(copy_packs, n * n / 512, 128, 0, stream, (const Pack*)x, (Pack*)y, bug);
   } else if (bug == 0) {
     HETKERN_LAUNCH(copy, n * n / 512, 128, 0, stream, from, to);
   } else if (bug == 1) {

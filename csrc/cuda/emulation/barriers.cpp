@@ -4,6 +4,7 @@
 
 #include "machine.h"
 #include "memory.h"
+#include "traffic.h"
 
 namespace hetkern::emulation {
 
@@ -23,6 +24,7 @@ bool complete_block_barrier() {
 }
 
 int block_barrier(Site site, Vote vote, bool mine) {
+  traffic::thread_waits();  // the last one goes on without
   BlockBarrier& b = machine.team().barrier;
   const unsigned phase = b.phase % 2;
   {
@@ -136,6 +138,7 @@ unsigned ballot(unsigned mask, bool mine, Site site) {
 }
 
 void warp_barrier(unsigned mask, Site site) {
+  traffic::thread_waits();
   Quiet quiet;
   unsigned phase;
   meet(mask, nullptr, 0, site, phase, true);

@@ -92,7 +92,19 @@ inline int __all_sync(unsigned mask, int mine, hetkern::emulation::Site site = h
   return hetkern::emulation::ballot(mask, mine == 0, site) == 0;
 }
 
+struct __half;  // complete where the file includes cuda_fp16.h, as under nvcc
+struct __half2;
+struct __nv_bfloat16;
+struct __nv_bfloat162;
+
 namespace hetkern::emulation {
+
+template <class T, class... These>
+constexpr bool is_one_of = (std::is_same_v<T, These> || ...);
+template <class T>
+constexpr bool is_half = is_one_of<T, __half, __nv_bfloat16>;
+template <class T>
+constexpr bool is_half2 = is_one_of<T, __half2, __nv_bfloat162>;
 
 // What CUDA's own overloads make of a value: they take numbers of 4 and 8 bytes and halves.
 template <class T>
@@ -110,7 +122,8 @@ using Shuffled = decltype(shuffled(std::declval<T>()));
 // PTX's shfl: `last` is the last lane (for up: the first one) that may be taken from; past it a lane takes its own value.
 template <class T>
 inline T shuffle(unsigned mask, T value, int source, bool inside, Site site) {
-  static_assert(sizeof(T) <= 8 && std::is_trivially_copyable_v<T>, "CUDA's shuffles take numbers of up to eight bytes");
+  static_assert(sizeof(T) <= 8 && (std::is_trivially_copyable_v<T> || is_half2<T>),
+                "CUDA's shuffles take numbers of up to eight bytes");
   T taken;
   exchange(mask, &value, &taken, sizeof(T), inside ? static_cast<unsigned>(source) : current->lane, site);
   return taken;
@@ -171,6 +184,22 @@ inline T atomic_change(T* p, Change change) {
   return old;
 }
 
+// The plain read at the begin of a loop of atomicCAS.  (hetkern/testing/emulation/rewriting.py)
+template <class T>
+inline std::remove_cv_t<T> read_to_compare(T* p) {
+  if constexpr (std::is_floating_point_v<T>) {
+    using Bits = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
+    const Bits bits = __atomic_load_n(reinterpret_cast<const Bits*>(p), __ATOMIC_RELAXED);
+    std::remove_cv_t<T> value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+  } else if constexpr (std::is_integral_v<T>) {
+    return __atomic_load_n(p, __ATOMIC_RELAXED);
+  } else {
+    return *p;
+  }
+}
+
 }  // namespace hetkern::emulation
 
 #include "everyday_atomics.h"
@@ -181,7 +210,10 @@ inline T atomic_change(T* p, Change change) {
 inline float __expf(float x) { return std::exp2(x * 1.4426950216f); }
 inline float __logf(float x) { return std::log2(x) * 0.69314718f; }
 inline float __log2f(float x) { return std::log2(x); }
-inline float __fdividef(float x, float y) { return x / y; }
+inline float __fdividef(float x, float y) {  // 0 where 1 / y would be subnormal
+  const float size = std::fabs(y);
+  return size > 0x1p126f && size <= 3.402823466e38f ? x * std::copysign(0.0f, y) : x / y;
+}
 inline float __frcp_rn(float x) { return 1.0f / x; }
 namespace hetkern::emulation {
 // A result that the compiler fuses with nothing.
@@ -233,6 +265,9 @@ inline cudaError_t cudaFuncSetCacheConfig(void (*kernel)(Parameters...), cudaFun
 }
 
 #include "everyday_words.h"
+// These need those.
+#include "everyday_half.h"
+#include "everyday_math.h"
 
 // For what kernels ask of it. CUDA's own headers, which would turn to PTX, are read without. (headers/)
 #ifdef HETKERN_CUDA_ARCH

@@ -1,19 +1,7 @@
 // Atomics for the types that CUDA has them for, and for no other: what nvcc refuses does not compile here.      (part of cuda_words.h)
 #pragma once
 
-struct __half;  // complete where the file includes cuda_fp16.h, as under nvcc
-struct __half2;
-struct __nv_bfloat16;
-struct __nv_bfloat162;
-
 namespace hetkern::emulation {
-
-template <class T, class... These>
-constexpr bool is_one_of = (std::is_same_v<T, These> || ...);
-template <class T>
-constexpr bool is_half = is_one_of<T, __half, __nv_bfloat16>;
-template <class T>
-constexpr bool is_half2 = is_one_of<T, __half2, __nv_bfloat162>;
 
 // Two bytes, within the word of four that holds them.
 template <class T, class Change>
@@ -56,6 +44,9 @@ HETKERN_ATOMIC(atomicMin, long long, value < old ? value : old)
 HETKERN_ATOMIC_UNSIGNED(atomicAnd, old& value)
 HETKERN_ATOMIC_UNSIGNED(atomicOr, old | value)
 HETKERN_ATOMIC_UNSIGNED(atomicXor, old ^ value)
+HETKERN_ATOMIC(atomicAnd, long long, old& value)
+HETKERN_ATOMIC(atomicOr, long long, old | value)
+HETKERN_ATOMIC(atomicXor, long long, old ^ value)
 HETKERN_ATOMIC_UNSIGNED(atomicExch, value)
 HETKERN_ATOMIC(atomicExch, float, value)
 HETKERN_ATOMIC(atomicInc, unsigned, old >= value ? 0 : old + 1)
@@ -64,17 +55,40 @@ HETKERN_ATOMIC(atomicDec, unsigned, old == 0 || old > value ? value : old - 1)
 #undef HETKERN_ATOMIC
 #undef HETKERN_ATOMIC_AS
 
-#define HETKERN_ATOMIC_CAS(T)                                                                          \
-  inline T atomicCAS(T* p, T expected, T value) {                                                      \
+#define HETKERN_ATOMIC_CAS_AS(name, T)                                                                 \
+  inline T name(T* p, T expected, T value) {                                                           \
     return hetkern::emulation::atomic_change(p, [&](T old) { return old == expected ? value : old; }); \
   }
+#define HETKERN_ATOMIC_CAS(T)               \
+  HETKERN_ATOMIC_CAS_AS(atomicCAS, T)       \
+  HETKERN_ATOMIC_CAS_AS(atomicCAS_block, T) \
+  HETKERN_ATOMIC_CAS_AS(atomicCAS_system, T)
 HETKERN_ATOMIC_CAS(int)
 HETKERN_ATOMIC_CAS(unsigned)
 HETKERN_ATOMIC_CAS(unsigned long long)
 #undef HETKERN_ATOMIC_CAS
+#undef HETKERN_ATOMIC_CAS_AS
+inline unsigned short atomicCAS(unsigned short* p, unsigned short expected, unsigned short value) {
+  return hetkern::emulation::atomic_change_half(p, [&](unsigned short old) { return old == expected ? value : old; });
+}
 
 template <class T, std::enable_if_t<hetkern::emulation::is_half<T>, int> = 0>
 inline T atomicAdd(T* p, T value) {
   return hetkern::emulation::atomic_change_half(
       p, [&](T old) { return T(static_cast<float>(old) + static_cast<float>(value)); });
+}
+// Of pairs and fours each element is atomic, the whole is not.
+template <class T, std::enable_if_t<hetkern::emulation::is_half2<T>, int> = 0>
+inline T atomicAdd(T* p, T value) {
+  T old;
+  old.x = atomicAdd(&p->x, value.x), old.y = atomicAdd(&p->y, value.y);
+  return old;
+}
+inline float2 atomicAdd(float2* p, float2 value) {
+  const float x = atomicAdd(&p->x, value.x);
+  return {x, atomicAdd(&p->y, value.y)};
+}
+inline float4 atomicAdd(float4* p, float4 value) {
+  const float x = atomicAdd(&p->x, value.x), y = atomicAdd(&p->y, value.y), z = atomicAdd(&p->z, value.z);
+  return {x, y, z, atomicAdd(&p->w, value.w)};
 }

@@ -38,6 +38,20 @@ inline int clamped(int x) {
   HETKERN_PARTS(__vminu##n, U, y < x ? y : x)                                                  \
   HETKERN_PARTS(__vavgu##n, U, (x + y + 1) / 2)                                                \
   HETKERN_PARTS(__vabsdiffu##n, U, x < y ? y - x : x - y)                                      \
+  HETKERN_PARTS(__vabsdiffs##n, S, x < y ? y - x : x - y)                                      \
+  HETKERN_PARTS(__vhaddu##n, U, (x + y) / 2)                                                   \
+  HETKERN_PARTS(__vcmples##n, S, x <= y ? -1 : 0)                                              \
+  HETKERN_PARTS(__vcmpleu##n, U, x <= y ? -1 : 0)                                              \
+  HETKERN_PARTS(__vseteq##n, U, x == y)                                                        \
+  HETKERN_PARTS(__vsetne##n, U, x != y)                                                        \
+  HETKERN_PARTS(__vsetgts##n, S, x > y)                                                        \
+  HETKERN_PARTS(__vsetgtu##n, U, x > y)                                                        \
+  HETKERN_PARTS(__vsetges##n, S, x >= y)                                                       \
+  HETKERN_PARTS(__vsetgeu##n, U, x >= y)                                                       \
+  HETKERN_PARTS(__vsetlts##n, S, x < y)                                                        \
+  HETKERN_PARTS(__vsetltu##n, U, x < y)                                                        \
+  HETKERN_PARTS(__vsetles##n, S, x <= y)                                                       \
+  HETKERN_PARTS(__vsetleu##n, U, x <= y)                                                       \
   HETKERN_PARTS(__vcmpeq##n, U, x == y ? -1 : 0)                                               \
   HETKERN_PARTS(__vcmpne##n, U, x != y ? -1 : 0)                                               \
   HETKERN_PARTS(__vcmpgts##n, S, x > y ? -1 : 0)                                               \
@@ -54,7 +68,14 @@ HETKERN_PARTS_OF(2, int16_t, uint16_t)
 HETKERN_PARTS_OF(4, int8_t, uint8_t)
 #undef HETKERN_PARTS_OF
 #undef HETKERN_PARTS
+// Sums of absolute differences.
 inline unsigned __vsadu4(unsigned a, unsigned b) {
   const unsigned d = __vabsdiffu4(a, b);
   return (d & 0xff) + (d >> 8 & 0xff) + (d >> 16 & 0xff) + (d >> 24);
 }
+inline unsigned __vsads4(unsigned a, unsigned b) { return __vsadu4(a ^ 0x80808080u, b ^ 0x80808080u); }
+inline unsigned __vsadu2(unsigned a, unsigned b) {
+  const unsigned d = __vabsdiffu2(a, b);
+  return (d & 0xffff) + (d >> 16);
+}
+inline unsigned __vsads2(unsigned a, unsigned b) { return __vsadu2(a ^ 0x80008000u, b ^ 0x80008000u); }

@@ -1,6 +1,4 @@
-// Words that most public kernels use: loads with hints, bits, warp reductions, intrinsics, half arithmetic.     (part of cuda_words.h)
-//
-// The half ones are templates, so that __half stays unknown where the file does not include cuda_fp16.h, as under nvcc.
+// Words that most public kernels use: loads with hints, bits, warp reductions, intrinsics.    (part of cuda_words.h)
 #pragma once
 
 // ---- min and max: of floats a NaN on either side is dropped; mixed types as CUDA mixes them. -------------------------------
@@ -26,6 +24,12 @@ HETKERN_MIN_MAX_OF(long, unsigned long)
 HETKERN_MIN_MAX_OF(long long, unsigned long long)
 #undef HETKERN_MIN_MAX_OF
 #undef HETKERN_MIN_MAX
+inline unsigned umin(unsigned a, unsigned b) { return min(a, b); }
+inline unsigned umax(unsigned a, unsigned b) { return max(a, b); }
+inline long long llmin(long long a, long long b) { return min(a, b); }
+inline long long llmax(long long a, long long b) { return max(a, b); }
+inline unsigned long long ullmin(unsigned long long a, unsigned long long b) { return min(a, b); }
+inline unsigned long long ullmax(unsigned long long a, unsigned long long b) { return max(a, b); }
 
 // ---- Loads and stores with a cache hint. -----------------------------------------------------------------------------------
 
@@ -109,6 +113,46 @@ inline int __dp4a(int a, int b, int sum) {
 inline unsigned __dp4a(unsigned a, unsigned b, unsigned sum) {
   for (int i = 0; i < 4; ++i) sum += (a >> 8 * i & 0xff) * (b >> 8 * i & 0xff);
   return sum;
+}
+
+#define HETKERN_DP2A(T, Half, Byte)                                                                                \
+  inline T __dp2a_lo(T a, T b, T sum) {                                                                            \
+    for (int i = 0; i < 2; ++i)                                                                                    \
+      sum = static_cast<T>(static_cast<unsigned>(sum) +                                                            \
+                           static_cast<unsigned>(static_cast<Half>(a >> 16 * i) * static_cast<Byte>(b >> 8 * i))); \
+    return sum;                                                                                                    \
+  }                                                                                                                \
+  inline T __dp2a_hi(T a, T b, T sum) { return __dp2a_lo(a, static_cast<T>(b >> 16), sum); }
+HETKERN_DP2A(int, int16_t, int8_t)
+HETKERN_DP2A(unsigned, uint16_t, uint8_t)
+#undef HETKERN_DP2A
+inline unsigned __usad(unsigned a, unsigned b, unsigned sum) { return (a < b ? b - a : a - b) + sum; }
+inline unsigned __sad(int a, int b, unsigned sum) {
+  return (a < b ? static_cast<unsigned>(b) - static_cast<unsigned>(a)
+                : static_cast<unsigned>(a) - static_cast<unsigned>(b)) +
+         sum;
+}
+// Averages, without an overflow. (A file that includes cuda_fp16.h has the half's __hadd.)
+inline int __hadd(int a, int b) { return static_cast<int>((int64_t{a} + b) >> 1); }
+inline int __rhadd(int a, int b) { return static_cast<int>((int64_t{a} + b + 1) >> 1); }
+inline unsigned __uhadd(unsigned a, unsigned b) { return static_cast<unsigned>((uint64_t{a} + b) >> 1); }
+inline unsigned __urhadd(unsigned a, unsigned b) { return static_cast<unsigned>((uint64_t{a} + b + 1) >> 1); }
+#define HETKERN_OF_THREE(S, s)                                                                         \
+  inline S __vimax3_##s(S a, S b, S c) { return max(max(a, b), c); }                                   \
+  inline S __vimin3_##s(S a, S b, S c) { return min(min(a, b), c); }                                   \
+  inline S __viaddmax_##s(S a, S b, S c) { return max(static_cast<S>(unsigned(a) + unsigned(b)), c); } \
+  inline S __viaddmin_##s(S a, S b, S c) { return min(static_cast<S>(unsigned(a) + unsigned(b)), c); }
+HETKERN_OF_THREE(int, s32)
+HETKERN_OF_THREE(unsigned, u32)
+#undef HETKERN_OF_THREE
+inline int __vimax_s32_relu(int a, int b) { return max(max(a, b), 0); }
+inline int __vimin_s32_relu(int a, int b) { return max(min(a, b), 0); }
+// The place of the n-th set bit from `base` on, upwards or downwards; ~0 if there is none.
+inline unsigned __fns(unsigned mask, unsigned base, int n) {
+  if (n == 0) return mask >> base & 1 ? base : ~0u;
+  for (int at = static_cast<int>(base), left = n < 0 ? -n : n; at >= 0 && at < 32; at += n < 0 ? -1 : 1)
+    if (mask >> at & 1 && --left == 0) return static_cast<unsigned>(at);
+  return ~0u;
 }
 
 // ---- Warps. ----------------------------------------------------------------------------------------------------------------
@@ -241,89 +285,3 @@ inline void __nanosleep(unsigned, hetkern::emulation::Site site = hetkern::emula
 }
 inline long long clock64() { return static_cast<long long>(__builtin_ia32_rdtsc()); }
 #define __builtin_assume(condition) static_cast<void>(0)
-
-// ---- Half arithmetic: one rounding, from float or double. ------------------------------------------------------------------
-
-namespace hetkern::emulation {
-template <class T>
-struct Product;  // of two numbers, not rounded yet: half_operators.h
-template <class T>
-struct RoundedTo {
-  using type = T;
-};
-template <class T>
-struct RoundedTo<Product<T>> {
-  using type = T;
-};
-template <class T>
-using rounded = typename RoundedTo<T>::type;
-}  // namespace hetkern::emulation
-
-// Functions of numbers x of the type T, which a product of two is as well.
-#define HETKERN_OF_TYPE(is, Argument)                                        \
-  template <class Argument, class T = hetkern::emulation::rounded<Argument>, \
-            std::enable_if_t<hetkern::emulation::is<T>, int> = 0>
-#define HETKERN_HALF HETKERN_OF_TYPE(is_half, Number)
-#define HETKERN_HALF2 HETKERN_OF_TYPE(is_half2, Number)
-#define HETKERN_FUSED(is)                                                                                      \
-  template <class X, class Y, class Z, class T = hetkern::emulation::rounded<X>,                               \
-            std::enable_if_t<hetkern::emulation::is<T> && std::is_same_v<T, hetkern::emulation::rounded<Y>> && \
-                                 std::is_same_v<T, hetkern::emulation::rounded<Z>>,                            \
-                             int> = 0>
-
-// A fused product and sum rounds once: the double is made odd where it is not exact, and then rounds as the exact value would.
-HETKERN_FUSED(is_half) inline T __hfma(const X& x, const Y& y, const Z& z) {
-  const double a = static_cast<float>(x), b = static_cast<float>(y), c = static_cast<float>(z);
-  const double product = a * b, sum = product + c;  // the product is exact
-  const double part = sum - product, lost = (product - (sum - part)) + (c - part);
-  double odd = sum;
-  if (lost != 0 && std::isfinite(sum) && !(hetkern::emulation::same_bits<uint64_t>(sum) & 1))
-    odd = std::nextafter(sum, lost > 0 ? INFINITY : -INFINITY);
-  const float nearest = static_cast<float>(odd);
-  float single = nearest;  // the same from double to float
-  if (std::isfinite(nearest) && nearest != odd && !(hetkern::emulation::same_bits<uint32_t>(nearest) & 1))
-    single = std::nextafter(nearest, odd > nearest ? INFINITY : -INFINITY);
-  return T(single);
-}
-#define HETKERN_HALF_FUNCTION(name, value)         \
-  HETKERN_HALF inline T name(const Number& half) { \
-    const float x = static_cast<float>(half);      \
-    return T(static_cast<float>(value));           \
-  }
-HETKERN_HALF_FUNCTION(hexp, std::exp(x))
-HETKERN_HALF_FUNCTION(hexp2, std::exp2(x))
-HETKERN_HALF_FUNCTION(hlog, std::log(x))
-HETKERN_HALF_FUNCTION(hlog2, std::log2(x))
-HETKERN_HALF_FUNCTION(hsqrt, std::sqrt(x))
-HETKERN_HALF_FUNCTION(hrsqrt, 1.0f / std::sqrt(x))
-HETKERN_HALF_FUNCTION(hrcp, 1.0f / x)
-HETKERN_HALF_FUNCTION(hsin, std::sin(x))
-HETKERN_HALF_FUNCTION(hcos, std::cos(x))
-HETKERN_HALF_FUNCTION(htanh, std::tanh(x))
-HETKERN_HALF_FUNCTION(hfloor, std::floor(x))
-HETKERN_HALF_FUNCTION(hceil, std::ceil(x))
-HETKERN_HALF_FUNCTION(htrunc, std::trunc(x))
-HETKERN_HALF_FUNCTION(hrint, std::nearbyint(x))
-#undef HETKERN_HALF_FUNCTION
-HETKERN_FUSED(is_half2) inline T __hfma2(const X& x, const Y& y, const Z& z) {
-  T result;
-  result.x = __hfma(x.x, y.x, z.x), result.y = __hfma(x.y, y.y, z.y);
-  return result;
-}
-#define HETKERN_HALF2_FUNCTION(name, one)           \
-  HETKERN_HALF2 inline T name(const Number& both) { \
-    T result;                                       \
-    result.x = one(both.x), result.y = one(both.y); \
-    return result;                                  \
-  }
-HETKERN_HALF2_FUNCTION(h2exp, hexp)
-HETKERN_HALF2_FUNCTION(h2exp2, hexp2)
-HETKERN_HALF2_FUNCTION(h2log, hlog)
-HETKERN_HALF2_FUNCTION(h2sqrt, hsqrt)
-HETKERN_HALF2_FUNCTION(h2rsqrt, hrsqrt)
-HETKERN_HALF2_FUNCTION(h2rcp, hrcp)
-#undef HETKERN_HALF2_FUNCTION
-#undef HETKERN_HALF2
-#undef HETKERN_HALF
-#undef HETKERN_FUSED
-#undef HETKERN_OF_TYPE

@@ -27,6 +27,13 @@ namespace {
 
 void fill_with_nan(char* p, size_t bytes) { std::memset(p, 0xff, bytes); }
 
+// What nobody has written yet.
+void fill(char* p, size_t bytes) {
+  const UndefinedValues& u = undefined_values;
+  if (!u.allowed) return fill_with_nan(p, bytes);
+  for (size_t i = 0; i < bytes; i += sizeof u.fill) std::memcpy(p + i, u.fill, std::min(bytes - i, sizeof u.fill));
+}
+
 }  // namespace
 
 #ifdef HETKERN_EMULATION_ADDRESS
@@ -34,6 +41,9 @@ namespace {
 
 // Blocks' memories lie far apart under AddressSanitizer, with nothing between: an index far too large meets no other block's.
 constexpr size_t kApart = size_t{1} << 36, kMost = 256 << 10;
+// Parts that a kernel takes lie behind all that, that far apart, and are that many at most. (shared_part)
+constexpr size_t kGap = 4096, kParts = 64, kRoom = 2 * kMost + kParts * kGap;
+bool parts_taken = false;
 std::vector<char*> places;
 
 char* place_of(unsigned number, size_t bytes) {
@@ -43,8 +53,8 @@ char* place_of(unsigned number, size_t bytes) {
     void* const p = mmap(nullptr, kApart, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (p == MAP_FAILED) throw std::bad_alloc();
     at = static_cast<char*>(p) + kApart / 2;
-    mprotect(at - 4096, kMost + 8192, PROT_READ | PROT_WRITE);
-    __asan_poison_memory_region(at - 4096, kMost + 8192);
+    mprotect(at - 4096, kRoom + 8192, PROT_READ | PROT_WRITE);
+    __asan_poison_memory_region(at - 4096, kRoom + 8192);
   }
   __asan_unpoison_memory_region(at, bytes);
   return at;
@@ -52,6 +62,27 @@ char* place_of(unsigned number, size_t bytes) {
 
 }  // namespace
 #endif
+
+namespace {
+
+// Nobody may touch a block's memory any more.
+void close([[maybe_unused]] Block& block, [[maybe_unused]] size_t bytes) {
+#ifdef HETKERN_EMULATION_ADDRESS
+  __asan_poison_memory_region(block.shared, bytes);
+  if (parts_taken) __asan_poison_memory_region(block.shared + kMost, kRoom - kMost);
+#endif
+}
+
+// Whether something lies in this block's memory, or in what parts of it are apart.
+bool is_shared(const void* p, size_t bytes) {
+  const auto offset = static_cast<size_t>(static_cast<const char*>(p) - current->block->shared);
+#ifdef HETKERN_EMULATION_ADDRESS
+  if (parts_taken && offset >= kMost && offset < kRoom) return offset + bytes <= kRoom;
+#endif
+  return offset <= grid->shared_bytes && offset + bytes <= grid->shared_bytes;
+}
+
+}  // namespace
 
 void begin_block(Block& block, size_t bytes, [[maybe_unused]] unsigned place) {
   block.shared = nullptr;
@@ -63,11 +94,8 @@ void begin_block(Block& block, size_t bytes, [[maybe_unused]] unsigned place) {
   if (posix_memalign(&p, 1024, bytes)) throw std::bad_alloc();
   block.shared = static_cast<char*>(p);
 #endif
-  UndefinedValues& u = undefined_values;
-  if (!u.allowed) return fill_with_nan(block.shared, bytes);
-  u.shared = true;
-  for (size_t i = 0; i < bytes; i += sizeof u.fill)
-    std::memcpy(block.shared + i, u.fill, std::min(bytes - i, sizeof u.fill));
+  undefined_values.shared |= undefined_values.allowed;
+  fill(block.shared, bytes);
 }
 
 void end_block(Block& block, size_t bytes, bool peers_live) {
@@ -75,17 +103,16 @@ void end_block(Block& block, size_t bytes, bool peers_live) {
   sanitize::written(block.shared, bytes, __builtin_return_address(0));  // a peer that still reads it is in a race
   Quiet quiet;
   fill_with_nan(block.shared, bytes);
-#ifdef HETKERN_EMULATION_ADDRESS
-  __asan_poison_memory_region(block.shared, bytes);
-#endif
+  close(block, bytes);
 }
 
 void release_block(Block& block) {
   if (!block.shared) return;
-  forget_barriers(block.shared, grid->shared_bytes);
 #ifdef HETKERN_EMULATION_ADDRESS
-  __asan_poison_memory_region(block.shared, grid->shared_bytes);
+  forget_barriers(block.shared, parts_taken ? kRoom : grid->shared_bytes);
+  close(block, grid->shared_bytes);
 #else
+  forget_barriers(block.shared, grid->shared_bytes);
   std::free(block.shared);
 #endif
   block.shared = nullptr;
@@ -97,11 +124,31 @@ void* shared_memory(size_t bytes) {
   return current->block->shared;
 }
 
+void* shared_part(size_t begin, [[maybe_unused]] unsigned number, size_t bytes, Site site) {
+  if (begin + bytes > grid->shared_bytes)
+    fail(site, "the kernel takes %zu bytes of shared memory so far, its launch gives %zu", begin + bytes,
+         grid->shared_bytes);
+  char* const shared = current->block->shared;
+#ifdef HETKERN_EMULATION_ADDRESS
+  if (number >= kParts) fail(site, "the emulation tells at most %zu parts of shared memory apart", kParts);
+  char* const apart = shared + kMost + (begin + 15) / 16 * 16 + number * kGap;
+  if (bytes && __asan_address_is_poisoned(apart)) {  // whoever comes first makes it one
+    __asan_poison_memory_region(shared + begin, bytes);
+    __asan_unpoison_memory_region(apart, bytes);
+    fill(apart, bytes);
+    parts_taken = true;
+  }
+  return apart;
+#else
+  return shared + begin;
+#endif
+}
+
 void* map_shared(const void* mine, unsigned rank, Site site) {
   const Block* const peer = block_of_rank(rank);
   if (!peer) fail(site, "map_shared: the cluster has %u blocks, and none of rank %u", grid->cluster, rank);
   const auto offset = static_cast<size_t>(static_cast<const char*>(mine) - current->block->shared);
-  if (offset >= grid->shared_bytes) fail(site, "map_shared: the address is not in this block's dynamic shared memory");
+  if (!is_shared(mine, 1)) fail(site, "map_shared: the address is not in this block's dynamic shared memory");
   if (peer == current->block) return peer->shared + offset;
   if (clusters_passed() == 0)
     fail(site, "map_shared: shared memory of block %u before the first cluster barrier: it may not have started", rank);
@@ -173,9 +220,7 @@ void check_aligned(const void* p, unsigned bytes, Site site) {
 }
 
 void check_shared(const void* p, unsigned bytes, const char* what, Site site) {
-  const auto offset = static_cast<size_t>(static_cast<const char*>(p) - current->block->shared);
-  if (offset > grid->shared_bytes || offset + bytes > grid->shared_bytes)
-    fail(site, "%s: %u bytes at %p are not in this block's shared memory", what, bytes, p);
+  if (!is_shared(p, bytes)) fail(site, "%s: %u bytes at %p are not in this block's shared memory", what, bytes, p);
 }
 
 void forget_copies(unsigned first, unsigned count) {

@@ -12,6 +12,9 @@ namespace hetkern::emulation {
 // This block's dynamic shared memory, at least that much.
 void* shared_memory(size_t bytes);
 
+// A part of it, which begins after `begin` bytes of others; under AddressSanitizer with a gap of its own behind it.
+void* shared_part(size_t begin, unsigned number, size_t bytes, Site site);
+
 // The same place in the shared memory of the block of that rank in the cluster.
 void* map_shared(const void* mine, unsigned rank, Site site);
 

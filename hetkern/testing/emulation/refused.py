@@ -42,6 +42,7 @@ _HEADERS = (
     r"#\s*include\s*<(cub/|thrust/|cooperative_groups/(?!reduce\.h|scan\.h)|mma\.h"
     r"|cuda/(?!device/|emulation/))[^>]*>"
 )
+_DEFINING = ("ptx.cuh", "launch.cuh", "shared_parts.cuh")
 _NOISE = re.compile(r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"', re.S)
 
 
@@ -69,8 +70,8 @@ def unbounded_kernels(text: str, name: str) -> Iterator[str]:
 
 
 def main() -> None:
-    """Look at the files named; the two that define the words for nvcc are not asked."""
-    files = [Path(f) for f in sys.argv[1:] if Path(f).name not in ("ptx.cuh", "launch.cuh")]
+    """Look at the files named; those that define the words for nvcc are not asked."""
+    files = [Path(f) for f in sys.argv[1:] if Path(f).name not in _DEFINING]
     checks = (refusals, unbounded_kernels)
     found = [line for f in files for check in checks for line in check(f.read_text(), str(f))]
     sys.exit("\n".join(found) or None)

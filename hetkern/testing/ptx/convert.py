@@ -129,12 +129,12 @@ def _eight_bits(i: Instruction, words: list[str], to: str, have: str, source: So
         low = to_float(pair & mask(16), "f16").astype(np.float32)
     else:
         raise PtxError(f"ptx: {i.text} is not known")
-    first, second = (_code(part, to) for part in (low, high))
+    first, second = (to_eight_bits(part, _EIGHT_BITS[to]) for part in (low, high))
     return second << np.uint64(8) | first
 
 
-def _code(values: Array, to: str) -> Array:
-    dtype = _EIGHT_BITS[to]
+def to_eight_bits(values: Array, dtype: torch.dtype) -> Array:
+    """The codes of 8-bit floats, to nearest even; what is out of range becomes the largest."""
     largest = torch.finfo(dtype).max
     clipped = np.where(np.isnan(values), values, np.clip(values, -largest, largest))
     codes = torch.from_numpy(np.ascontiguousarray(clipped)).to(dtype).view(torch.uint8).numpy()

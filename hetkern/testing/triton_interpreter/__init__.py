@@ -43,7 +43,12 @@ import numpy
 import hetkern.impl
 from hetkern.testing.traffic.table import Traffic
 from hetkern.testing.triton_interpreter.approximation import approximate, begin
-from hetkern.testing.triton_interpreter.checked_memory import Counter, KernelError, memory
+from hetkern.testing.triton_interpreter.checked_memory import (
+    Counter,
+    KernelError,
+    memory,
+    source_line,
+)
 from hetkern.testing.triton_interpreter.compiled import MODES, check, compiled
 
 __all__ = [
@@ -95,9 +100,11 @@ def activate() -> None:
         libdevice,
         numbers,
         reductions,
+        speed,
         suspicion,
     )
 
+    speed.repair(interpreter, language)
     _patch_language_once(interpreter, language)
     numbers.repair(interpreter, language)
     reductions.repair(interpreter, language)
@@ -111,7 +118,7 @@ def activate() -> None:
     atomics.repair(interpreter, language)
     _check_memory(interpreter, language)
     _run_first_configuration()
-    _refuse(interpreter)
+    _refuse(interpreter, language)
     hetkern.impl.triton_interprets = True
     done = True
 
@@ -161,6 +168,8 @@ def _patch_language_once(interpreter: Any, language: Any) -> None:
     interpreter._patch_lang = lambda fn: NothingToRestore()
     language.tensor.__bool__ = lambda self: True  # Triton's own code asks whether there is one
     language.static_assert = language.core.static_assert = control.static_assert
+    interpreter.interpreter_semantic.device_assert = control.device_assert
+    interpreter.interpreter_semantic.assume = control.assume
     language.range = language.core.range = control.counting
     language.static_range = language.core.static_range = control.unrolled
 
@@ -218,7 +227,7 @@ def _run_first_configuration() -> None:
     autotuner.Autotuner.run = run
 
 
-def _refuse(interpreter: Any) -> None:
+def _refuse(interpreter: Any, language: Any) -> None:
     """Name what would run wrongly, or fail in an obscure place."""
     builder = interpreter.InterpreterBuilder
 
@@ -236,7 +245,17 @@ def _refuse(interpreter: Any) -> None:
             raise KernelError(f"a histogram of {data.dtype} does not compile: cast to int32 first")
         return histogram(self, data, *rest)
 
-    builder.create_histogram = create_histogram
+    gather = builder.create_gather
+
+    def create_gather(self: Any, source: Any, indices: Any, axis: Any) -> Any:
+        at, extent = indices.data, source.data.shape[axis]
+        if (outside := (at < 0) | (at >= extent)).any():
+            what = f"tl.gather of element {at[outside].flat[0]} of an axis of {extent}"
+            raise KernelError(f"{source_line()}: {what}: a GPU gives any ({memory.where()})")
+        return gather(self, source, indices, axis)
+
+    language.dot_scaled = language.core.dot_scaled = refusal("tl.dot_scaled")
+    builder.create_histogram, builder.create_gather = create_histogram, create_gather
     builder.create_map_elementwise = refusal("map_elementwise")
 
 

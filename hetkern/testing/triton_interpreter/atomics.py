@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hetkern.testing.ptx.rounding import flushed
-from hetkern.testing.triton_interpreter.checked_memory import memory
+from hetkern.testing.triton_interpreter.checked_memory import KernelError, memory, source_line
 from hetkern.testing.triton_interpreter.numbers import bfloat16_to_float32, float32_to_bfloat16
 
 _TINY = np.finfo(np.float32).tiny
@@ -40,6 +40,9 @@ def repair(interpreter: Any, tl: Any) -> None:
         return rmw(self, op, pointers, value, mask, *rest)
 
     def checked_rmw(self: Any, op: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
+        if pointers.data.size == 1 and max(value.data.size, mask.data.size) > 1:
+            what = "an atomic of a block at one pointer: reduce it, or broadcast the pointer"
+            raise KernelError(f"{source_line()} does not compile: {what} ({memory.where()})")
         memory.access("atomic", pointers.data, mask.data, width(pointers), self)
         memory.order.barrier()
         result = update(self, op, pointers, value, mask, *rest)

@@ -160,6 +160,23 @@ def claim(test: Any, message: _Later) -> None:
         raise KernelError(f"{source_line()} assertion failed: {message()} ({memory.where()})")
 
 
+def device_assert(test: Any, message: Any, mask: Any = None) -> None:
+    """``tl.device_assert``, which a GPU checks in debug mode only, of the lanes of ``mask``."""
+    holds = test.handle.data.astype(bool)
+    if mask is not None:
+        holds = holds | ~mask.handle.data.astype(bool)
+    if not holds.all():
+        raise KernelError(f"{source_line()} assertion failed: {message} ({memory.where()})")
+
+
+def assume(test: Any) -> Any:
+    """``tl.assume``: the compiler takes it for granted."""
+    if not test.handle.data.all():
+        what = "tl.assume of what is false: the compiler takes it for granted"
+        raise KernelError(f"{source_line()}: {what} ({memory.where()})")
+    return test
+
+
 def static_assert(test: Any, message: Any = "") -> None:
     """``tl.static_assert``: of constants."""
     test = _plain(test)

@@ -235,8 +235,9 @@ def _explained(error: BaseException) -> tuple[BaseException, BaseException | Non
     if isinstance(error, AttributeError) and isinstance(error.obj, bool | int | float):
         what = f"{error.obj} is a constant (a literal, a tl.constexpr or an argument that equals 1)"
         return KernelError(f"{does_not} {what} and has no {error.name!r} ({where})"), error
-    if _raised_by_triton(error):
-        return KernelError(f"{does_not} {error} ({where})"), error
+    if _raised_by_triton(error) or str(error).startswith("unsupported operand type"):
+        text = " ".join(str(error).split())  # some have the values of a block in them
+        return KernelError(f"{does_not} {text[:300]} ({where})"), error
     return interpreter.InterpreterError(f"{line}: {error!r} ({where})"), error
 
 

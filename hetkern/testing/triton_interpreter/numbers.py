@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from hetkern.testing.ptx.convert import to_eight_bits
 from hetkern.testing.ptx.rounding import float32_to_odd, flushed, fma, sum_to_odd
 from hetkern.testing.triton_interpreter.checked_memory import KernelError, memory, source_line
 
@@ -270,15 +271,15 @@ def _to_float64_odd(values: np.ndarray) -> np.ndarray:
 
 def _conversions(interpreter: Any, tl: Any) -> None:
     builder, handle = interpreter.InterpreterBuilder, interpreter.TensorHandle
-    cast, between_floats = builder.cast_impl, builder.create_fp_to_fp
+    cast = builder.cast_impl
     toward_zero = interpreter._ir.ROUNDING_MODE.RTZ
 
     def cast_impl(self: Any, source: Any, to: Any) -> Any:
         have, want = source.dtype.scalar, to.scalar
         if have == want:
             return source
-        if _is_8_bit_float(want) and not _is_8_bit_float(have):
-            raise _not_interpreted(f"rounding to {want}")
+        if _is_8_bit_float(want) or _is_8_bit_float(have):
+            return between_8_bits(self, source, to)
         if have == tl.bfloat16:
             source = handle(bfloat16_to_float32(source.data), tl.float32)
         if want.is_int() and not want.is_int1() and source.data.dtype.kind == "f":
@@ -295,14 +296,31 @@ def _conversions(interpreter: Any, tl: Any) -> None:
             return handle(_to_float64_odd(source.data).astype(np.float16), tl.float16)
         return cast(self, source, to)
 
+    def between_8_bits(self: Any, source: Any, to: Any) -> Any:
+        """Reading is exact; rounding is to nearest even and saturates (cvt.rn.satfinite)."""
+        have, want = source.dtype.scalar, to.scalar
+        for dtype in (have, want):
+            if _is_8_bit_float(dtype) and str(dtype) not in _8_BIT_FLOATS:
+                raise _not_interpreted(f"a cast of {dtype}, which an H100 has not: it")
+        if _is_8_bit_float(have):
+            source = handle(_decoded(source.data, have), tl.float32)
+        if not _is_8_bit_float(want):
+            return cast_impl(self, source, to)
+        if have == tl.float64 or _is_8_bit_float(have):
+            what = (
+                f"{source_line()} does not compile: a cast of {have} to {want}: by way of float32"
+            )
+            raise KernelError(f"{what} ({memory.where()})")
+        rounded = cast_impl(self, source, tl.float32).data
+        codes = to_eight_bits(rounded, _8_BIT_FLOATS[str(want)])
+        return handle(codes.astype(interpreter._get_np_dtype(want)), want)
+
     def create_fp_to_fp(self: Any, source: Any, to: Any, rounding: Any) -> Any:
         have, want = source.dtype.scalar, to.scalar
         if _is_8_bit_float(have) or _is_8_bit_float(want):
-            if _is_8_bit_float(want):
-                raise _not_interpreted(f"rounding to {want}")
-            if str(have) not in _8_BIT_FLOATS:
-                return between_floats(self, source, to, rounding)
-            return cast_impl(self, handle(_decoded(source.data, have), tl.float32), to)
+            if rounding == toward_zero and _is_8_bit_float(want):
+                raise _not_interpreted(f"rounding to {want} toward zero")
+            return between_8_bits(self, source, to)
         if rounding == toward_zero and want.primitive_bitwidth < have.primitive_bitwidth:
             if (have, want) != (tl.float32, tl.bfloat16):
                 raise _not_interpreted(f"rounding {have} to {want} toward zero")

@@ -13,6 +13,10 @@ from hetkern.testing.values.budget import Dims, assert_within_budget, error_of
 from hetkern.testing.values.calls import Call, Op, random_upstream, run, same_bits
 
 DRAWS = (1, 4, 32)  #: in which torch's error is sampled, as long as a result is over its budget
+_FINER = (  # beside the repro of a failure without a baseline
+    "\nThe result is {0}, the arguments {1}: torch's error in {1} counts in units of {0}. If the "
+    "operation rounds to {1} in between by design, give baseline=, torch's way to do the same."
+)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -187,7 +191,12 @@ def _check(
             measured = [run_by_torch[name] for run_by_torch in by_torch]
             for part in _parts(name, call, case):
                 rows = _rows(name, value, call.args[0].shape, case)
-                told = {"name": f"{where}: {name}", "seed": seed, "repro": repro}
+                hint = _FINER.format(value.dtype, dtype) if _is_finer(value, dtype) else ""
+                told = {
+                    "name": f"{where}: {name}",
+                    "seed": seed,
+                    "repro": repro + hint * (not baseline),
+                }
                 yield f"{where}: {name}", _judged(value, wanted, measured, part, rows, told)
 
     for draws in DRAWS:
@@ -257,6 +266,12 @@ def _rows(name: str, value: Tensor, shape: torch.Size, case: Case) -> Dims:
     if value.shape == shape:
         return case.dim
     return tuple(range(value.dim())) if name.startswith("gradient") else ()
+
+
+def _is_finer(value: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a result has more digits than what it was computed from."""
+    floating = value.is_floating_point()
+    return floating and torch.finfo(value.dtype).eps < torch.finfo(dtype).eps
 
 
 def _scaled(factor: float) -> Callable[[Tensor], Tensor]:
