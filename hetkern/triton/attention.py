@@ -14,7 +14,8 @@ from .attention_backward import attention_backward
 from .attention_call import Call
 from .attention_checks import ACCUMULATOR, Scores, checked
 from .attention_kernels import attention_forward_kernel
-from .attention_tiles import plan
+from .attention_parts_kernel import attention_parts_kernel
+from .attention_tiles import FEW_QUERIES, PART, plan
 from .views import on_device
 
 __all__ = ["attention", "attention_backward", "plan"]
@@ -46,17 +47,35 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *scores: Any) -> tuple[Tensor, Te
     with on_device(q):
         call.check_lengths()
         tiles = plan(sizes.D, sizes.Dv, q.dtype)["forward"]
+        few = sizes.Lq <= FEW_QUERIES
+        group = sizes.Hq // sizes.Hkv if few else 1
+        parts = max(1, -(-sizes.Lk // PART)) if few else 1
+        aside = _aside(row_max, parts, sizes.Dv) if parts > 1 else None
+        over = tiles, group * sizes.Lq, sizes.Hq // group
+        results = call.operand(out), call.stats(row_max, log_sum)
         call.launch(
             attention_forward_kernel,
-            tiles,
-            sizes.Lq,
-            sizes.Hq,
+            *over,
             call.operand(q),
             call.operand(k),
             call.operand(v),
-            call.operand(out),
-            call.stats(row_max, log_sum),
+            *results,
             call.features,
             call.sink,
+            aside,
+            GROUP=group,
+            PART=PART,
+            parts=parts,
         )
+        if aside is not None:
+            call.launch(
+                attention_parts_kernel, *over, *results, call.sink, aside, GROUP=group, PART=PART
+            )
     return out, row_max, log_sum
+
+
+def _aside(row_max: Tensor, parts: int, Dv: int) -> tuple[Any, ...]:
+    """Each part's sums, maxima and weights, and how many rows a part has."""
+    rows = row_max.numel()
+    sums = row_max.new_empty((parts, rows, Dv))
+    return sums, row_max.new_empty((parts, rows)), row_max.new_empty((parts, rows)), rows

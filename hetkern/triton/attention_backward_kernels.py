@@ -90,7 +90,7 @@ def deltas_by_products(
         )
         kept = seen
         if DROPOUT:
-            kept = kept_by_dropout(seed, numbers[3], i0, j0, row, ROWS, COLUMNS, False)
+            kept = kept_by_dropout(seed, numbers[3], i, j0, row, ROWS, COLUMNS, False)
         _, dz, _ = weights_and_gradients(
             z, t, seen, dp, kept, m[:, None], s[:, None], 0.0, numbers, False, CAPPED, DROPOUT, True
         )
@@ -240,7 +240,7 @@ def queries_step(
     )
     kept = seen
     if DROPOUT:
-        kept = kept_by_dropout(seed, numbers[3], i0, j0, row, ROWS, COLUMNS, False)
+        kept = kept_by_dropout(seed, numbers[3], i, j0, row, ROWS, COLUMNS, False)
     _, dz, dr = weights_and_gradients(
         z, t, seen, dp, kept, m, s, d, numbers, exact, CAPPED, DROPOUT, CUT
     )

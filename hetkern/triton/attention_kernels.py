@@ -5,16 +5,23 @@
 q, k, v, out: float32, float16 or bfloat16, up to 256 columns; scores, sums, row_max and log_sum are
 float32.
 Work:    a program takes some queries of a head and the keys that they see, a block after another;
-         a row's maximum and sum go along (Milakov & Gimelshein 2018, Alg. 3; Dao et al. 2022).
-Traffic: q is read once, k and v once a block of queries; out and the statistics are written once.
+         a row's maximum and sum go along (Milakov & Gimelshein 2018, Alg. 3; Dao et al. 2022). Few
+         queries are folded: a tile's rows are those of all heads of a group, and programs take
+         1024 keys each, which another kernel puts together.
+Traffic: q is read once, k and v once a block of queries, folded so once a group; out and the
+         statistics are written once, between parts of the keys the sums once.
 Edges:   an emptied row gives 0; NaN stays with the rows that see it.
 """
 
 import triton
 import triton.language as tl
 
+from .attention_parts_kernel import finish, place_aside, rows_of_program
 from .attention_scores import (
+    at_folded,
     band_of,
+    clamp,
+    folded,
     kept_by_dropout,
     only_finite,
     power,
@@ -23,10 +30,9 @@ from .attention_scores import (
     sees,
     sequence_of,
     slope_of,
-    store_tile,
     tile,
 )
-from .rows import finite, log1p
+from .rows import finite
 
 # ---- Lengths. ------------------------------------------------------------------------------------
 
@@ -60,7 +66,7 @@ def forward_step(
     s,
     bad,
     q_tile,
-    i0,
+    i,
     j0,
     k,
     v,
@@ -89,14 +95,14 @@ def forward_step(
     exact: tl.constexpr = q_tile.dtype == tl.float32
     k_tile = tile(k, b, h_k, k0 + j0, Lk - j0, D, COLUMNS, WIDTH, CUT)
     qk = product(q_tile, tl.trans(k_tile), tl.zeros([ROWS, COLUMNS], tl.float32), PRECISION)
-    i, j = (i0 + tl.arange(0, ROWS))[:, None], (j0 + tl.arange(0, COLUMNS))[None, :]
+    j = (j0 + tl.arange(0, COLUMNS))[None, :]
     z, _, _ = scores(qk, i, j, b, h, sequence, features, slope, numbers, BEFORE, AFTER, CAPPED, CUT)
     top = tl.maximum(m, tl.max(z, 1))
     p = power(z - finite(top)[:, None], exact)
     before = power(m - finite(top), exact)
     s = s * before + tl.sum(p, 1)
     if DROPOUT:
-        kept = kept_by_dropout(seed, numbers[3], i0, j0, row, ROWS, COLUMNS, False)
+        kept = kept_by_dropout(seed, numbers[3], i, j0, row, ROWS, COLUMNS, False)
         p = tl.where(kept, p, 0.0)
     v_tile = tile(v, b, h_k, k0 + j0, Lk - j0, DV, COLUMNS, WIDTH_V, CUT)
     o = o * before[:, None]
@@ -110,7 +116,7 @@ def forward_step(
 @triton.jit
 def reached_by_bad_values(
     o,
-    i0,
+    i,
     begin,
     end,
     v,
@@ -131,7 +137,7 @@ def reached_by_bad_values(
     zeros = tl.zeros([ROWS, WIDTH_V], tl.float32)
     for j0 in range(begin, end, COLUMNS):
         x = tile(v, b, h_k, k0 + j0, Lk - j0, DV, COLUMNS, WIDTH_V, True).to(tl.float32)
-        i, j = (i0 + tl.arange(0, ROWS))[:, None], (j0 + tl.arange(0, COLUMNS))[None, :]
+        j = (j0 + tl.arange(0, COLUMNS))[None, :]
         seen = sees(i, j, b, h, sequence, mask, BEFORE, AFTER)
         one = tl.broadcast_to(seen, [ROWS, COLUMNS]).to(tl.float16)
         nan = x != x
@@ -151,6 +157,7 @@ def attention_forward_kernel(
     stats,
     features,
     sink,
+    aside,
     seed,
     lengths,
     sizes,
@@ -167,34 +174,43 @@ def attention_forward_kernel(
     CAPPED: tl.constexpr,
     DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
+    GROUP: tl.constexpr,
+    PART: tl.constexpr,
 ):
-    """Some queries of a head.
+    """Some queries of a head, or of the GROUP heads that share their keys, and all their keys.
 
-    sizes: Hq, Hq / Hkv, Lq, Lk (packed: the longest), blocks of queries; numbers: scale, softcap,
-    1 / softcap, dropout's threshold, 1 / (1 - dropout_p).
+    sizes: Hq, Hq / Hkv, Lq, Lk (packed: the longest), blocks of rows; numbers: scale, softcap,
+    1 / softcap, dropout's threshold, 1 / (1 - dropout_p); aside: None, or where a program puts what
+    its part of PART keys gave: sums, their rows' maxima and weights, rows of all heads.
     """
-    # 1. Which queries; a causal head's longest rows come first.
-    program, blocks = tl.program_id(0), sizes[4]
-    row = program // blocks
-    i0 = (blocks - 1 - program % blocks) * ROWS
-    b, h = row // sizes[0], row % sizes[0]
-    h_k = h // sizes[1]
+    # 1. Which queries.
+    b, h, h_k, x0 = rows_of_program(sizes, ROWS, GROUP)
     q0, k0, Lq, Lk = sequence_of(b, lengths, sizes)
-    if i0 < Lq:
+    if x0 < Lq * GROUP:
         before, after = window
         sequence = (Lq, Lk, before, after)
-        place = (b, h, h_k, k0, row)
-        slope = slope_of(features[0], b, h)
-        q_tile = tile(q, b, h, q0 + i0, Lq - i0, D, ROWS, WIDTH, True)
+        i, heads = folded(x0, h, ROWS, GROUP)
+        place = (b, heads, h_k, k0, b * sizes[0] + heads)
+        slope = slope_of(features[0], b, heads)
+        q_at = at_folded(q, b, h, q0, x0, WIDTH, ROWS, GROUP)
+        inside = (x0 + tl.arange(0, ROWS) < Lq * GROUP)[:, None]
+        inside = inside & (tl.arange(0, WIDTH) < D)[None, :]
+        q_tile = tl.load(q_at, mask=inside, other=0.0)
 
         # 2. The keys that they see, in blocks.
+        queries: tl.constexpr = (ROWS - 1) // GROUP + (1 if GROUP == 1 else 2)
         begin, end, inner_begin, inner_end = band_of(
-            i0, Lk - Lq, before, after, Lq, Lk, BEFORE, AFTER, ROWS, COLUMNS
+            x0 // GROUP, Lk - Lq, before, after, Lq, Lk, BEFORE, AFTER, queries, COLUMNS
         )
         if features[1] is not None:  # a bias is read inside its bounds alone
-            inner_end = tl.where(i0 + ROWS <= Lq, inner_end, inner_begin)
+            inner_end = tl.where(x0 + ROWS <= Lq * GROUP, inner_end, inner_begin)
         if features[2] is not None:  # a mask: no block is known to be whole
             inner_begin, inner_end = begin, begin
+        if aside is not None:
+            low = tl.program_id(1) * PART
+            begin, end = tl.maximum(begin, low), tl.minimum(end, low + PART)
+            inner_begin = clamp(inner_begin, low, low + PART)
+            inner_end = clamp(inner_end, low, low + PART)
         o = tl.zeros([ROWS, WIDTH_V], tl.float32)
         m = tl.full([ROWS], float("-inf"), tl.float32)
         s = tl.zeros([ROWS], tl.float32)
@@ -210,7 +226,7 @@ def attention_forward_kernel(
                         s,
                         bad,
                         q_tile,
-                        i0,
+                        i,
                         j0,
                         k,
                         v,
@@ -237,7 +253,7 @@ def attention_forward_kernel(
         if bad > 0:
             o = reached_by_bad_values(
                 o,
-                i0,
+                i,
                 begin,
                 end,
                 v,
@@ -253,21 +269,30 @@ def attention_forward_kernel(
                 PRECISION,
             )
 
-        # 3. The sink, and the results.
-        if sink is not None:
-            last = tl.load(sink + h).to(tl.float32)
-            top = tl.maximum(m, last)
-            shrunk = power(m - finite(top), True)
-            s = s * shrunk + power(last - finite(top), True)
-            o, m = o * shrunk[:, None], top
-        nothing = s == 0.0
-        part = tl.where(nothing, 0.0, tl.div_rn(1.0, s))
-        if DROPOUT:
-            part *= numbers[4]
-        o = tl.where(nothing[:, None], 0.0, o * part[:, None])
-        store_tile(out, b, h, q0 + i0, Lq - i0, o, DV, ROWS, WIDTH_V)
-        rows = tl.arange(0, ROWS)
-        at = b.to(tl.int64) * stats[2] + h.to(tl.int64) * stats[3] + (q0 + i0) + rows
-        tl.store(stats[0] + at, m, mask=rows < Lq - i0)
-        log_sum = tl.where(nothing, 0.0, log1p(s - 1.0))
-        tl.store(stats[1] + at, log_sum, mask=rows < Lq - i0)
+        # 3. The results.
+        if aside is None:
+            finish(
+                o,
+                m,
+                s,
+                x0,
+                out,
+                stats,
+                (b, h, q0),
+                Lq,
+                sink,
+                numbers,
+                DV,
+                ROWS,
+                WIDTH_V,
+                GROUP,
+                DROPOUT,
+            )
+        else:
+            rows, columns = x0 + tl.arange(0, ROWS), tl.arange(0, WIDTH_V)
+            at = place_aside(aside, tl.program_id(1), b, h, q0, Lq, sizes, lengths) + rows
+            here = rows < Lq * GROUP
+            inside = here[:, None] & (columns < DV)[None, :]
+            tl.store(aside[0] + (at[:, None] * DV + columns[None, :]), o, mask=inside)
+            tl.store(aside[1] + at, m, mask=here)
+            tl.store(aside[2] + at, s, mask=here)

@@ -2,7 +2,8 @@
 
 An operand is a tuple: pointer, strides of batch, head, row and column (0 where it is broadcast);
 absent ones are None. ``i`` numbers queries and ``j`` keys within their sequence, as blocks of two
-dimensions that broadcast, so that the same functions serve a tile whose rows are keys.
+dimensions that broadcast, so that the same functions serve a tile whose rows are keys. ``h`` is a
+head, or where a tile's rows are of several (attention_kernels.py: ``folded``) a block beside ``i``.
 """
 
 import triton
@@ -118,6 +119,24 @@ def store_tile(
 
 
 @triton.jit
+def folded(x0, h, ROWS: tl.constexpr, GROUP: tl.constexpr):
+    """A tile's queries and their heads: of a group from ``h`` on, those of a query side by side."""
+    x = (x0 + tl.arange(0, ROWS))[:, None]
+    i, heads = x, h
+    if GROUP > 1:
+        i, heads = x // GROUP, h + x % GROUP
+    return i, heads
+
+
+@triton.jit
+def at_folded(operand, b, h, q0, x0, WIDTH: tl.constexpr, ROWS: tl.constexpr, GROUP: tl.constexpr):
+    """Where the elements of a tile of queries are."""
+    i, heads = folded(x0, h, ROWS, GROUP)
+    at = element(operand, b, heads, q0 + i)
+    return at + tl.arange(0, WIDTH).to(tl.int64)[None, :] * operand[4]
+
+
+@triton.jit
 def only_finite(x):
     """``x``, 0 where it is NaN or infinite, and whether it is so anywhere.
 
@@ -230,17 +249,20 @@ def scores(
 def kept_by_dropout(
     seed,
     threshold,
-    i0,
+    i,
     j0,
     row,
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
     KEYS_FIRST: tl.constexpr,
 ):
-    """Which weights stay: word j mod 4 of Philox's numbers for (j // 4, i, b Hq + h)."""
+    """Which weights stay: word j mod 4 of Philox's numbers for (j // 4, i, b Hq + h = row).
+
+    ``i``: the queries, one below another.
+    """
     zeros = tl.full([QUERIES, KEYS // 4], 0, tl.int32)
     fours = zeros + (j0 // 4 + tl.arange(0, KEYS // 4))[None, :]
-    queries = zeros + (i0 + tl.arange(0, QUERIES))[:, None]
+    queries = zeros + i
     w0, w1, w2, w3 = tl.philox(tl.load(seed), fours, queries, zeros + row, zeros)
     words = tl.interleave(tl.interleave(w0, w2), tl.interleave(w1, w3))
     kept = words.to(tl.int64) >= threshold

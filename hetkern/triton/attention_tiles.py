@@ -38,6 +38,11 @@ def plan(D: int, Dv: int, dtype: torch.dtype) -> dict[str, dict[str, int]]:
     return plans | {"delta": _tiles(4096 // wide, 16, 4, 1)}
 
 
+# At most so many queries have the heads of a group in one tile, and programs take so many keys
+# each: a rule of the queries' number alone, so that a batch changes no bits.
+FEW_QUERIES, PART = 16, 1024
+
+
 def together(D: int, Dv: int, dtype: torch.dtype) -> bool:
     """Whether one pass over keys has room for the sums of dk and of dv."""
     return dtype == torch.float32 or max(D, Dv) <= 64
