@@ -5,27 +5,30 @@
 q, k, v, out: float32, float16 or bfloat16, up to 256 columns; scores, sums, row_max and log_sum are
 float32.
 Work:    a program takes some queries of a head and the keys that they see, a block after another;
-         a row's maximum and sum go along (Milakov & Gimelshein 2018, Alg. 3; Dao et al. 2022). Few
-         queries are folded: a tile's rows are those of all heads of a group, and programs take
-         1024 keys each, which another kernel puts together.
-Traffic: q is read once, k and v once a block of queries, folded so once a group; out and the
-         statistics are written once, between parts of the keys the sums once.
+         a row's maximum and sum go along (Milakov & Gimelshein 2018, Alg. 3; Dao et al. 2022).
+         Every 1024 keys are a launch of their own, on top of what those before put aside. Few
+         queries are folded, a tile's rows being those of all heads of a group, and programs of one
+         launch take the parts, which another kernel puts together in the same order: the bits are
+         the same.
+Traffic: q is read once a part, k and v once a block of queries, folded so once a group; out and the
+         statistics are written once; beyond 1024 keys sums go aside and come back once a part.
 Edges:   an emptied row gives 0; NaN stays with the rows that see it.
 """
 
 import triton
 import triton.language as tl
 
-from .attention_parts_kernel import finish, place_aside, rows_of_program
+from .attention_parts_kernel import finish, place_aside, put_aside, put_back, put_together
 from .attention_scores import (
     at_folded,
-    band_of,
     clamp,
     folded,
     kept_by_dropout,
+    keys_of_rows,
     only_finite,
     power,
     product,
+    queries_of_program,
     scores,
     sees,
     sequence_of,
@@ -149,6 +152,95 @@ def reached_by_bad_values(
 
 
 @triton.jit
+def over_keys(
+    q_tile,
+    i,
+    keys,
+    operands,
+    D: tl.constexpr,
+    DV: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    WIDTH_V: tl.constexpr,
+    BEFORE: tl.constexpr,
+    AFTER: tl.constexpr,
+    CAPPED: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Sums of values, largest scores and sums of weights over some keys, block by block."""
+    k, v, place, sequence, features, slope, seed, numbers = operands
+    begin, end, inner_begin, inner_end = keys
+    o = tl.zeros([ROWS, WIDTH_V], tl.float32)
+    m = tl.full([ROWS], float("-inf"), tl.float32)
+    s = tl.zeros([ROWS], tl.float32)
+    bad = tl.full([], 0, tl.int32)
+    starts = (begin, inner_begin, tl.maximum(inner_begin, inner_end))
+    ends = (tl.minimum(inner_begin, end), inner_end, end)
+    for part in tl.static_range(3):  # before, within and behind the blocks that all rows see
+        if (part == 0 and BEFORE) or part == 2 or (part == 1 and features[2] is None):
+            for j0 in range(starts[part], ends[part], COLUMNS):
+                o, m, s, bad = forward_step(
+                    o,
+                    m,
+                    s,
+                    bad,
+                    q_tile,
+                    i,
+                    j0,
+                    k,
+                    v,
+                    place,
+                    sequence,
+                    features,
+                    slope,
+                    seed,
+                    numbers,
+                    D,
+                    DV,
+                    ROWS,
+                    COLUMNS,
+                    WIDTH,
+                    WIDTH_V,
+                    BEFORE,
+                    AFTER,
+                    CAPPED,
+                    DROPOUT,
+                    PRECISION,
+                    part != 1,
+                )
+    if bad > 0:
+        o = reached_by_bad_values(
+            o,
+            i,
+            begin,
+            end,
+            v,
+            place,
+            sequence,
+            features[2],
+            DV,
+            ROWS,
+            COLUMNS,
+            WIDTH_V,
+            BEFORE,
+            AFTER,
+            PRECISION,
+        )
+    return o, m, s
+
+
+@triton.jit
+def part_of(keys, low, PART: tl.constexpr):
+    """Of a range of keys, what lies among the PART from ``low`` on."""
+    begin, end, inner_begin, inner_end = keys
+    high = low + PART
+    inner_begin, inner_end = clamp(inner_begin, low, high), clamp(inner_end, low, high)
+    return tl.maximum(begin, low), tl.minimum(end, high), inner_begin, inner_end
+
+
+@triton.jit
 def attention_forward_kernel(
     q,
     k,
@@ -158,6 +250,7 @@ def attention_forward_kernel(
     features,
     sink,
     aside,
+    low,
     seed,
     lengths,
     sizes,
@@ -176,123 +269,73 @@ def attention_forward_kernel(
     PRECISION: tl.constexpr,
     GROUP: tl.constexpr,
     PART: tl.constexpr,
+    SPLIT: tl.constexpr,
 ):
-    """Some queries of a head, or of the GROUP heads that share their keys, and all their keys.
+    """Some queries of a head, or of the GROUP heads that share their keys.
 
     sizes: Hq, Hq / Hkv, Lq, Lk (packed: the longest), blocks of rows; numbers: scale, softcap,
-    1 / softcap, dropout's threshold, 1 / (1 - dropout_p); aside: None, or where a program puts what
-    its part of PART keys gave: sums, their rows' maxima and weights, rows of all heads.
+    1 / softcap, dropout's threshold, 1 / (1 - dropout_p); aside: None where there are at most PART
+    keys, else room for what a part of them gives: sums, their rows' maxima and weights, rows of all
+    heads; low: where the part of this launch begins; SPLIT: a program takes one, which has room of
+    its own.
     """
     # 1. Which queries.
-    b, h, h_k, x0 = rows_of_program(sizes, ROWS, GROUP)
+    b, h, h_k, x0 = queries_of_program(sizes, ROWS, GROUP)
     q0, k0, Lq, Lk = sequence_of(b, lengths, sizes)
     if x0 < Lq * GROUP:
-        before, after = window
-        sequence = (Lq, Lk, before, after)
-        i, heads = folded(x0, h, ROWS, GROUP)
-        place = (b, heads, h_k, k0, b * sizes[0] + heads)
-        slope = slope_of(features[0], b, heads)
-        q_at = at_folded(q, b, h, q0, x0, WIDTH, ROWS, GROUP)
-        inside = (x0 + tl.arange(0, ROWS) < Lq * GROUP)[:, None]
-        inside = inside & (tl.arange(0, WIDTH) < D)[None, :]
-        q_tile = tl.load(q_at, mask=inside, other=0.0)
-
-        # 2. The keys that they see, in blocks.
-        queries: tl.constexpr = (ROWS - 1) // GROUP + (1 if GROUP == 1 else 2)
-        begin, end, inner_begin, inner_end = band_of(
-            x0 // GROUP, Lk - Lq, before, after, Lq, Lk, BEFORE, AFTER, queries, COLUMNS
-        )
-        if features[1] is not None:  # a bias is read inside its bounds alone
-            inner_end = tl.where(x0 + ROWS <= Lq * GROUP, inner_end, inner_begin)
-        if features[2] is not None:  # a mask: no block is known to be whole
-            inner_begin, inner_end = begin, begin
+        sequence = (Lq, Lk, window[0], window[1])
+        keys = keys_of_rows(x0, sequence, features, BEFORE, AFTER, ROWS, COLUMNS, GROUP)
+        wanted, begin, end = True, keys[0], keys[1]
         if aside is not None:
-            low = tl.program_id(1) * PART
-            begin, end = tl.maximum(begin, low), tl.minimum(end, low + PART)
-            inner_begin = clamp(inner_begin, low, low + PART)
-            inner_end = clamp(inner_end, low, low + PART)
-        o = tl.zeros([ROWS, WIDTH_V], tl.float32)
-        m = tl.full([ROWS], float("-inf"), tl.float32)
-        s = tl.zeros([ROWS], tl.float32)
-        bad = tl.full([], 0, tl.int32)
-        starts = (begin, inner_begin, tl.maximum(inner_begin, inner_end))
-        ends = (tl.minimum(inner_begin, end), inner_end, end)
-        for part in tl.static_range(3):  # before, within and behind the blocks that all rows see
-            if (part == 0 and BEFORE) or part == 2 or (part == 1 and features[2] is None):
-                for j0 in range(starts[part], ends[part], COLUMNS):
-                    o, m, s, bad = forward_step(
-                        o,
-                        m,
-                        s,
-                        bad,
-                        q_tile,
-                        i,
-                        j0,
-                        k,
-                        v,
-                        place,
-                        sequence,
-                        features,
-                        slope,
-                        seed,
-                        numbers,
-                        D,
-                        DV,
-                        ROWS,
-                        COLUMNS,
-                        WIDTH,
-                        WIDTH_V,
-                        BEFORE,
-                        AFTER,
-                        CAPPED,
-                        DROPOUT,
-                        PRECISION,
-                        part != 1,
-                    )
+            if SPLIT:
+                low = tl.program_id(1) * PART
+            elif begin >= end:  # rows that see nothing have the first part
+                begin, end = begin * 0, begin * 0 + 1
+            wanted = (begin < low + PART) & (low < end)  # what is split is not looked at elsewhere
+            keys = part_of(keys, low, PART)
+        if wanted:
+            i, heads = folded(x0, h, ROWS, GROUP)
+            place = (b, heads, h_k, k0, b * sizes[0] + heads)
+            slope = slope_of(features[0], b, heads)
+            have = Lq * GROUP - x0
+            inside = (tl.arange(0, ROWS) < have)[:, None] & (tl.arange(0, WIDTH) < D)[None, :]
+            q_tile = tl.load(at_folded(q, b, h, q0, x0, WIDTH, ROWS, GROUP), mask=inside, other=0.0)
 
-        if bad > 0:
-            o = reached_by_bad_values(
-                o,
+            # 2. The keys that they see.
+            operands = (k, v, place, sequence, features, slope, seed, numbers)
+            o, m, s = over_keys(
+                q_tile,
                 i,
-                begin,
-                end,
-                v,
-                place,
-                sequence,
-                features[2],
+                keys,
+                operands,
+                D,
                 DV,
                 ROWS,
                 COLUMNS,
+                WIDTH,
                 WIDTH_V,
                 BEFORE,
                 AFTER,
+                CAPPED,
+                DROPOUT,
                 PRECISION,
             )
 
-        # 3. The results.
-        if aside is None:
-            finish(
-                o,
-                m,
-                s,
-                x0,
-                out,
-                stats,
-                (b, h, q0),
-                Lq,
-                sink,
-                numbers,
-                DV,
-                ROWS,
-                WIDTH_V,
-                GROUP,
-                DROPOUT,
-            )
-        else:
-            rows, columns = x0 + tl.arange(0, ROWS), tl.arange(0, WIDTH_V)
-            at = place_aside(aside, tl.program_id(1), b, h, q0, Lq, sizes, lengths) + rows
-            here = rows < Lq * GROUP
-            inside = here[:, None] & (columns < DV)[None, :]
-            tl.store(aside[0] + (at[:, None] * DV + columns[None, :]), o, mask=inside)
-            tl.store(aside[1] + at, m, mask=here)
-            tl.store(aside[2] + at, s, mask=here)
+            # 3. The results, or what the next part is put on top of.
+            last = True
+            if aside is not None:
+                exact: tl.constexpr = q_tile.dtype == tl.float32
+                part = low // PART if SPLIT else low * 0
+                at = place_aside(aside, part, b, h, q0, x0, Lq, sizes, lengths)
+                if SPLIT:
+                    last = False
+                else:
+                    last = end <= low + PART
+                    if begin < low:
+                        o_before, m_before, s_before = put_back(aside, at, have, DV, ROWS, WIDTH_V)
+                        o, m, s = put_together(o_before, m_before, s_before, o, m, s, exact)
+                if SPLIT or not last:
+                    put_aside(aside, at, have, o, m, s, DV, ROWS, WIDTH_V)
+            if not SPLIT and last:
+                to = (out, stats, sink, numbers)
+                finish(o, m, s, x0, (b, h, q0), Lq, to, DV, ROWS, WIDTH_V, GROUP, DROPOUT)

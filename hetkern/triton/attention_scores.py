@@ -75,6 +75,52 @@ def band_of(
 
 
 @triton.jit
+def queries_of_program(sizes, ROWS: tl.constexpr, GROUP: tl.constexpr):
+    """A program's sequence, its head or the first of its group, that one's keys' head, its rows.
+
+    A causal head's longest rows come first.
+    """
+    program, blocks = tl.program_id(0), sizes[4]
+    row = program // blocks
+    x0 = (blocks - 1 - program % blocks) * ROWS
+    if GROUP > 1:
+        heads = sizes[0] // GROUP
+        b, h_k = row // heads, row % heads
+        h = h_k * GROUP
+    else:
+        b, h = row // sizes[0], row % sizes[0]
+        h_k = h // sizes[1]
+    return b, h, h_k, x0
+
+
+@triton.jit
+def keys_of_rows(
+    x0,
+    sequence,
+    features,
+    BEFORE: tl.constexpr,
+    AFTER: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """The keys that a tile's rows see, as ``band_of``: between the inner two nothing is looked up.
+
+    A row is one of the GROUP heads of a query (``folded``).
+    """
+    Lq, Lk, before, after = sequence
+    queries: tl.constexpr = (ROWS - 1) // GROUP + (1 if GROUP == 1 else 2)
+    begin, end, inner_begin, inner_end = band_of(
+        x0 // GROUP, Lk - Lq, before, after, Lq, Lk, BEFORE, AFTER, queries, COLUMNS
+    )
+    if features[1] is not None:  # a bias is read inside its bounds alone
+        inner_end = tl.where(x0 + ROWS <= Lq * GROUP, inner_end, inner_begin)
+    if features[2] is not None:  # a mask: no block is known to be whole
+        inner_begin, inner_end = begin, begin
+    return begin, end, inner_begin, inner_end
+
+
+@triton.jit
 def element(operand, b, h, row):
     """Where a row begins."""
     at = b.to(tl.int64) * operand[1] + h.to(tl.int64) * operand[2]
@@ -225,13 +271,14 @@ def scores(
     slopes, bias, mask = features
     diagonal = Lk - Lq
     inside = (i < Lq) & (j < Lk)
-    z = qk * numbers[0]
+    # Sums of products that nothing else is fused with: a row has the same bits with CUT.
+    z = tl.fma(qk, numbers[0], 0.0)
     t = z
     if CAPPED:
         t = tanh(z * numbers[2])
-        z = t * numbers[1]
+        z = tl.fma(t, numbers[1], 0.0)
     if slopes is not None:
-        z -= slope * distance(i, j, diagonal)
+        z = tl.fma(distance(i, j, diagonal), -slope, z)
     if bias is not None:
         at = at_cells(bias, b, h, i, j)
         if CUT:
