@@ -270,13 +270,64 @@ def test_few_queries_are_within_budget_with_what_their_heads_do_not_share(impl, 
     check_attention(impl.name, dense_case(2, (6, 2), 3, 37, 16, **OF_HEADS[feature]), dtypes=BOTH)
 
 
+@pytest.fixture
+def keys_of_a_part(impl, monkeypatch):
+    """After how many keys sums begin anew: Triton's number is none of its kernels' shape."""
+    if impl.name != "triton":
+        return 1024
+    monkeypatch.setattr("hetkern.triton.attention_tiles.PART", 32)
+    return 32
+
+
+OVER_PARTS = {
+    "window and sink": {"causal": True, "sink": spread(2), "return_lse": True},
+    "slopes and cap": {"softcap": 3.0, "alibi_slopes": spread(2).abs()},
+    "bias and mask": {"dropout_p": 0.3},
+}
+
+
 @pytest.mark.sample(1, simulated=2)
 @pytest.mark.parametrize("dtype", BOTH, ids=str)
 @pytest.mark.parametrize("Lq", [2, 18])
-def test_attention_is_within_budget_over_parts_of_the_keys(impl, Lq, dtype):
+@pytest.mark.parametrize("feature", OVER_PARTS)
+def test_attention_is_within_budget_over_parts_of_the_keys(
+    impl, keys_of_a_part, feature, Lq, dtype
+):
     """Some queries are alone with the keys, others take their parts one after another."""
-    options = {"causal": True, "window": (1500, 0), "sink": spread(2), "return_lse": True}
-    check_attention(impl.name, dense_case(1, (2, 1), Lq, 2100, 16, **options), dtypes=[dtype])
+    part, options = keys_of_a_part, dict(OVER_PARTS[feature])
+    Lk = 2 * part + 20
+    if feature == "window and sink":
+        options["window"] = (3 * part // 2, 0)
+    if feature == "bias and mask":
+        options["bias"] = 2 * spread(1, 2, 1, Lk)
+        options["mask"] = (torch.arange(Lk) < part - 5) | (torch.arange(Lk) >= 2 * part)
+    check_attention(impl.name, dense_case(1, (2, 1), Lq, Lk, 16, 24, **options), dtypes=[dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_lengths_of_a_cache_end_in_any_part_of_the_keys(impl, keys_of_a_part, dtype):
+    Lk = 2 * keys_of_a_part + 20
+    lengths = torch.tensor([0, 5, keys_of_a_part, Lk])
+    case = dense_case(4, (2, 1), 1, Lk, 8, cache_seqlens=lengths, return_lse=True)
+    check_attention(impl.name, case, dtypes=[dtype])
+
+
+def test_what_parts_of_the_keys_put_aside_is_small_beside_the_cache(native, monkeypatch):
+    """Little more than a number a thousand of the cache's, and a result's size for a prompt."""
+    if native.name != "triton":
+        pytest.skip("a claim about the Triton launcher")
+    from hetkern.triton import attention as family
+
+    made, aside = [], family._aside
+    monkeypatch.setattr(family, "_aside", lambda *a: made.append(aside(*a)) or made[-1])
+    monkeypatch.setattr(family.Call, "launch", lambda *a, **b: None)
+    for Lq, most in ((1, 0.01), (64, 2.2)):
+        q, k = torch.empty(2, 8, Lq, 64), torch.empty(2, 2, 5000, 64)
+        family.attention(
+            q, k, k, 1.0, 0.0, False, -1, -1, *[None] * 4, 0.0, *[None] * 3, 0, 0, None
+        )
+        beside = k if Lq == 1 else q
+        assert sum(t.numel() for t in made[-1][:3]) < most * beside.numel()
 
 
 @pytest.mark.large

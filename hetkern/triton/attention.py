@@ -15,7 +15,7 @@ from .attention_call import Call
 from .attention_checks import ACCUMULATOR, Scores, checked
 from .attention_kernels import attention_forward_kernel
 from .attention_parts_kernel import attention_parts_kernel
-from .attention_tiles import FEW_QUERIES, PART, plan
+from .attention_tiles import plan, share
 from .views import on_device
 
 __all__ = ["attention", "attention_backward", "plan"]
@@ -47,115 +47,28 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *scores: Any) -> tuple[Tensor, Te
     with on_device(q):
         call.check_lengths()
         tiles = plan(sizes.D, sizes.Dv, q.dtype)["forward"]
-        few, parts = sizes.Lq <= FEW_QUERIES, -(-sizes.Lk // PART)
-        split = few and parts > 1
-        group = sizes.Hq // sizes.Hkv if few else 1
+        chosen = share(sizes.Hq, sizes.Hkv, sizes.Lq, sizes.Lk)
+        parts, split = chosen["parts"], chosen["path"] == "split_keys"
+        group = sizes.Hq // sizes.Hkv if chosen["fold"] else 1
         aside = _aside(row_max, parts if split else 1, sizes.Dv) if parts > 1 else None
         over = tiles, group * sizes.Lq, sizes.Hq // group
         results = call.operand(out), call.stats(row_max, log_sum)
         rest = call.features, call.sink, aside
-        constants = {"GROUP": group, "PART": PART}
-        for part in range(1 if split else max(parts, 1)):
+        constants = {"GROUP": group, "PART": chosen["part"]}
+        for part in range(1 if split else parts):
             call.launch(
                 attention_forward_kernel,
                 *over,
                 *map(call.operand, (q, k, v)),
                 *results,
                 *rest,
-                part * PART,
+                part * chosen["part"],
                 parts=parts if split else 1,
                 SPLIT=split,
                 **constants,
             )
         if split:
             call.launch(attention_parts_kernel, *over, *results, *rest, **constants)
-    return out, row_max, log_sum
-
-    # Plan and launch.
-    call = Call(q, k, v, sizes, s)
-    with on_device(q):
-        call.check_lengths()
-        tiles = plan(sizes.D, sizes.Dv, q.dtype)["forward"]
-        few, parts = sizes.Lq <= FEW_QUERIES, -(-sizes.Lk // PART)
-        split = few and parts > 1
-        group = sizes.Hq // sizes.Hkv if few else 1
-        aside = _aside(row_max, parts if split else 1, sizes.Dv) if parts > 1 else None
-        over = tiles, group * sizes.Lq, sizes.Hq // group
-        results = call.operand(out), call.stats(row_max, log_sum)
-        rest = call.features, call.sink, aside
-        constants = {"GROUP": group, "PART": PART}
-        call.launch(
-            attention_forward_kernel,
-            *over,
-            *map(call.operand, (q, k, v)),
-            *results,
-            *rest,
-            parts=parts if split else 1,
-            SPLIT=split,
-            **constants,
-        )
-        if split:
-            call.launch(attention_parts_kernel, *over, *results, *rest, **constants)
-    return out, row_max, log_sum
-
-    # Plan and launch.
-    call = Call(q, k, v, sizes, s)
-    with on_device(q):
-        call.check_lengths()
-        tiles = plan(sizes.D, sizes.Dv, q.dtype)["forward"]
-        few, long = sizes.Lq <= FEW_QUERIES, sizes.Lk > PART
-        group = sizes.Hq // sizes.Hkv if few else 1
-        parts = -(-sizes.Lk // PART) if few and long else 1
-        aside = _aside(row_max, parts, sizes.Dv) if parts > 1 else None
-        over = tiles, group * sizes.Lq, sizes.Hq // group
-        results = call.operand(out), call.stats(row_max, log_sum)
-        constants = {"GROUP": group, "PART": PART}
-        call.launch(
-            attention_forward_kernel,
-            *over,
-            *map(call.operand, (q, k, v)),
-            *results,
-            call.features,
-            call.sink,
-            aside,
-            parts=parts,
-            LONG=long,
-            **constants,
-        )
-        if aside is not None:
-            rest = call.features, call.sink, aside
-            call.launch(attention_parts_kernel, *over, *results, *rest, **constants)
-    return out, row_max, log_sum
-
-    # Plan and launch.
-    call = Call(q, k, v, sizes, s)
-    with on_device(q):
-        call.check_lengths()
-        tiles = plan(sizes.D, sizes.Dv, q.dtype)["forward"]
-        few = sizes.Lq <= FEW_QUERIES
-        group = sizes.Hq // sizes.Hkv if few else 1
-        parts = max(1, -(-sizes.Lk // PART)) if few else 1
-        aside = _aside(row_max, parts, sizes.Dv) if parts > 1 else None
-        over = tiles, group * sizes.Lq, sizes.Hq // group
-        results = call.operand(out), call.stats(row_max, log_sum)
-        call.launch(
-            attention_forward_kernel,
-            *over,
-            call.operand(q),
-            call.operand(k),
-            call.operand(v),
-            *results,
-            call.features,
-            call.sink,
-            aside,
-            GROUP=group,
-            PART=PART,
-            parts=parts,
-        )
-        if aside is not None:
-            call.launch(
-                attention_parts_kernel, *over, *results, call.sink, aside, GROUP=group, PART=PART
-            )
     return out, row_max, log_sum
 
 
