@@ -49,7 +49,9 @@ def test_nan_in_a_query_stays_in_its_row_at_every_length(impl, Lq, Lk, causal, d
 @pytest.mark.parametrize("Lq, Lk", LENGTHS)
 def test_a_poisoned_key_reaches_the_rows_that_see_it_and_no_other(impl, Lq, Lk, poison, which):
     """Forward and backward; the rest has the very bits of a clean call."""
-    q, k, v = drawn(Lq, Lk)
+    if impl.name == "triton" and Lk > 100:  # still more than a block of its kernels has
+        Lq, Lk = Lq // 2, Lk // 2
+    q, k, v = drawn(Lq, Lk, B=1 if impl.simulated else 2)
     j = (2 * Lk) // 3
     sees = torch.arange(Lq) + Lk - Lq >= j
     clean = results(q, k, v, causal=True)
@@ -211,21 +213,26 @@ def test_a_sequence_does_not_see_its_neighbours(impl):
 
 def test_attention_writes_no_input_and_reads_nothing_outside(native):
     H, Lq, Lk, D = 2, 9, 19, 17
+    B = 1 if native.simulated else 2
     offsets = (0, 16) if native.name == "triton" else (0, 1)  # its sums' order follows alignment
     features = {
-        "bias": normal(2, 1, Lq, Lk, seed=3),
-        "mask": normal(2, H, 1, Lk, seed=4) > -1,
+        "bias": normal(B, 1, Lq, Lk, seed=3),
+        "mask": normal(B, H, 1, Lk, seed=4) > -1,
         "sink": normal(H, seed=5),
-        "alibi_slopes": normal(2, H, seed=6).abs(),
+        "alibi_slopes": normal(B, H, seed=6).abs(),
     }
+    kinds = {"causal": True}, {"softcap": 2.0, "return_lse": True, **features}
     for dtype in [torch.float32, torch.bfloat16] if native.simulated else DTYPES:
-        q, k, v = drawn(Lq, Lk, D, dtype)
-        for options in ({"causal": True}, {"softcap": 2.0, "return_lse": True, **features}):
+        q, k, v = drawn(Lq, Lk, D, dtype, B)
+        in_turn = kinds[1:] if dtype == torch.float32 else kinds[:1]
+        for options in in_turn if native.name == "triton" else kinds:
             cast = {
                 name: t.to(dtype) if torch.is_tensor(t) and t.is_floating_point() else t
                 for name, t in options.items()
             }
             assert_stays_inside(attention_op(native.name), q, k, v, offsets=offsets, **cast)
+        if native.name == "triton" and dtype == torch.bfloat16:
+            continue  # its kernels ask no dtype where they read
         ends = cumulated([4, 0, 15])
         q, k, v = (normal(19, H, D, seed=s).to(dtype) for s in range(3))
         packed = {

@@ -94,6 +94,17 @@ def test_explain_shows_the_plan_of_attention():
     assert step.plan["fold"]  # one query: the heads of a group stand together
 
 
+def test_explain_shows_where_triton_splits_the_keys():
+    from hetkern.ops.attention import plan
+
+    q, k = torch.empty(2, 4, 1, 16), torch.empty(2, 2, 2100, 16)
+    one, short = plan("triton", q, k=k, v=k), plan("triton", q, k=k[:, :, :70], v=k[:, :, :70])
+    assert (one["path"], one["parts"], one["fold"]) == ("split_keys", 3, True)
+    assert (short["path"], short["parts"], short["fold"]) == ("split_queries", 1, True)
+    many = plan("triton", q.expand(2, 4, 17, 16), k_cache=k, v_cache=k)
+    assert (many["path"], many["parts"], many["fold"]) == ("split_queries", 3, False)
+
+
 @needs_library
 @pytest.mark.parametrize(
     ("given", "dtype", "read", "written"),

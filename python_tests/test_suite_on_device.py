@@ -82,7 +82,8 @@ LEFT_BEHIND = {
 def test_a_test_that_leaves_a_tensor_behind_fails(tmp_path):
     """One file with an honest test, a moved constant, and all that may be left behind."""
     planted = [
-        f"def test_planted_{i}(impl):\n    {code}\n" for i, (code, _) in enumerate(LEFT_BEHIND.values())
+        f"def test_planted_{i}(impl):\n    {code}\n"
+        for i, (code, _) in enumerate(LEFT_BEHIND.values())
     ]
     moved = "hetkern.cross_entropy(torch.zeros(2, 3), given)"
     file = tmp_path / "test_planted.py"

@@ -98,6 +98,15 @@ def attention(D, dtype, everything):
     family.attention_backward(out, dlse, q, k, v, out, row_max, log_sum, *scores, needs)
 
 
+def decode(D, dtype):
+    """One query a sequence over a cache: heads of a group in a tile, keys in parts."""
+    from hetkern.triton import attention as family
+
+    q, k = meta(4, 32, 1, D, dtype=dtype), meta(4, 8, 4096, D, dtype=dtype)
+    lengths = meta(4, dtype=torch.int32)
+    family.attention(q, k, k, 0.1, 0.0, True, -1, -1, *[None] * 4, 0.0, *[None] * 3, 0, 0, lengths)
+
+
 CASES = {
     "softmax bfloat16 N=1024": lambda: softmax(1024, torch.bfloat16, False),
     "softmax float32 N=16384": lambda: softmax(16384, torch.float32, False),
@@ -115,12 +124,14 @@ CASES = {
     "attention bfloat16 D=128, everything": lambda: attention(128, torch.bfloat16, True),
     "attention float32 D=64, everything": lambda: attention(64, torch.float32, True),
     "attention bfloat16 D=256": lambda: attention(256, torch.bfloat16, False),
+    "attention bfloat16 D=128, decode": lambda: decode(128, torch.bfloat16),
 }
 # Attention's kernels take the compiler a minute a GPU: a few for some.
 SOME = {
     "attention bfloat16 D=128, everything": (80, 90),
     "attention float32 D=64, everything": (90,),
     "attention bfloat16 D=256": (90, 120),
+    "attention bfloat16 D=128, decode": (80, 90),
 }
 EVERYDAY = ("attention bfloat16 D=64", 90)
 
@@ -141,7 +152,8 @@ EVERY = [
 def built(name, architecture):
     with triton_aot.launches() as launched:
         CASES[name]()
-    return {_label(launch): launch.compile(architecture) for launch in launched}
+    kernels = {_label(launch): launch for launch in launched}  # a part of the keys as another
+    return {label: launch.compile(architecture) for label, launch in kernels.items()}
 
 
 def _label(launch):

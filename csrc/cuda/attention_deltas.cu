@@ -92,7 +92,6 @@ __global__ void __launch_bounds__(kThreads, 1)
   Scores<T, false> scores(p, tiles, seq);
   scores.take_head(h);
   const int D = static_cast<int>(p.D), Dv = static_cast<int>(p.Dv);
-  const int depth = (D + 15) / 16 * 16, depth_v = (Dv + 15) / 16 * 16;
   T* const q_tile = memory.of;
   T* const dout_tile = q_tile + rows * tiles.ld_d;
   T* const k_tile = dout_tile + rows * tiles.ld_v;
@@ -108,18 +107,9 @@ __global__ void __launch_bounds__(kThreads, 1)
     load_tile(v_tile, tiles.ld_v, rows_of<const T>(p.v, b, key_head(p, h), seq.k0 + y0, tiles.v), kColumns, have, Dv);
     ptx::copy_async_commit(), ptx::copy_async_wait<0>();
     __syncthreads();
-    if (mine) {
-      float s[N][4], dp[N][4];
-      clear(s), clear(dp);
-      multiply_rows<T>(s, q_tile + 16 * warp * tiles.ld_d, tiles.ld_d, k_tile, tiles.ld_d, depth);
-      multiply_rows<T>(dp, dout_tile + 16 * warp * tiles.ld_v, tiles.ld_v, v_tile, tiles.ld_v, depth_v);
-      const int y = y0 + fragment_column();
-      uint32_t seen = scores.template seen<N>(x, y, scores.band.cuts(x0, rows, y0, kColumns));
-      const uint32_t stay = scores.template stays<N>(x, y);
-      scores.gradients(  // of a delta of 0: ds is p drop dP
-          s, dp, x, y, seen, stay, [&](int e, int) { return stats[e / 2]; },
-          [&](int, int e, float ds, int, int) { sum[e / 2] += ds; });
-    }
+    if (mine)  // of a delta of 0: ds is p drop dP
+      scores.template gradients_of_tiles<N>(q_tile, dout_tile, k_tile, v_tile, x0, rows, y0, stats,
+                                            [&](int, int e, float ds, int, int) { sum[e / 2] += ds; });
     __syncthreads();
   }
 #pragma unroll

@@ -37,7 +37,6 @@ __global__ void __launch_bounds__(kThreads, 1)
   HETKERN_SHARED(Memory, memory);
   const int warp = static_cast<int>(threadIdx.x) / 32, rows = 16 * tiles.warps;
   const int D = static_cast<int>(p.D), Dv = static_cast<int>(p.Dv);
-  const int depth = (D + 15) / 16 * 16, depth_v = (Dv + 15) / 16 * 16;
 
   // Which tile of the bias: what was broadcast has one of all.
   const int column_tile = static_cast<int>(blockIdx.x % column_tiles);
@@ -81,16 +80,8 @@ __global__ void __launch_bounds__(kThreads, 1)
             }
             ptx::copy_async_wait<0>();
             __syncthreads();
-            A s[N][4], dp[N][4];
-            clear(s), clear(dp);
-            multiply_rows<T>(s, q_tile + 16 * warp * tiles.ld_d, tiles.ld_d, k_tile, tiles.ld_d, depth);
-            multiply_rows<T>(dp, dout_tile + 16 * warp * tiles.ld_v, tiles.ld_v, v_tile, tiles.ld_v, depth_v);
-            const int y = y0 + fragment_column();
-            uint32_t seen = scores.template seen<N>(x, y, scores.band.cuts(x0, rows, y0, kColumns));
-            const uint32_t stay = scores.template stays<N>(x, y);
-            scores.gradients(
-                s, dp, x, y, seen, stay, [&](int e, int) { return stats[e / 2]; },
-                [&](int t, int e, A ds, int, int) { sum[t][e] += ds; });
+            scores.template gradients_of_tiles<N>(q_tile, dout_tile, k_tile, v_tile, x0, rows, y0, stats,
+                                                  [&](int t, int e, A ds, int, int) { sum[t][e] += ds; });
           }
           if (!all_j) break;
         }

@@ -86,22 +86,23 @@ OPS = register(
 def plan(impl: str, q: Tensor, **named: Any) -> dict[str, Any]:
     """Which path a call of a public function takes, as the native library says of the CPU."""
     k, v = (named[name] if name in named else named[f"{name}_cache"] for name in "kv")
+    packed = "cu_seqlens_q" in named
+    sides = ("q", q), ("k", k)
+    Lq, Lk = (named[f"max_seqlen_{name}"] if packed else t.shape[2] for name, t in sides)
     if impl == "triton":
         from ..triton.attention_tiles import plan as tiles
+        from ..triton.attention_tiles import share
 
-        return {"path": "blockwise", **tiles(q.shape[-1], v.shape[-1], q.dtype)["forward"]}
+        forward = tiles(q.shape[-1], v.shape[-1], q.dtype)["forward"]
+        return {**share(q.shape[1], k.shape[1], Lq, Lk), **forward}
     if impl != "cpu" or _impl.native is None:
         return {}
-    causal, sides = named.get("causal", False), named.get("window") or (None, None)
-    left, right = (-1 if side is None else side for side in sides)
+    causal, reach = named.get("causal", False), named.get("window") or (None, None)
+    left, right = (-1 if side is None else side for side in reach)
     if causal:
         right = 0
     dtype = str(q.dtype).removeprefix("torch.")
-    if "cu_seqlens_q" in named:
-        B, rows = named["cu_seqlens_q"].shape[0] - 1, q.shape[0]
-        Lq, Lk = named["max_seqlen_q"], named["max_seqlen_k"]
-    else:
-        (B, _, Lq, _), Lk, rows = q.shape, k.shape[2], 0
+    B, rows = (named["cu_seqlens_q"].shape[0] - 1, q.shape[0]) if packed else (q.shape[0], 0)
     sizes = B, q.shape[1], k.shape[1], Lq, Lk, q.shape[-1], v.shape[-1]
     window = left + right + 1 if left >= 0 and right >= 0 else 0
     chosen = _impl.native.attention_plan(*sizes, dtype, causal, window, rows)

@@ -14,7 +14,8 @@ from .attention_backward import attention_backward
 from .attention_call import Call
 from .attention_checks import ACCUMULATOR, Scores, checked
 from .attention_kernels import attention_forward_kernel
-from .attention_tiles import plan
+from .attention_parts_kernel import attention_parts_kernel
+from .attention_tiles import plan, share
 from .views import on_device
 
 __all__ = ["attention", "attention_backward", "plan"]
@@ -46,17 +47,33 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *scores: Any) -> tuple[Tensor, Te
     with on_device(q):
         call.check_lengths()
         tiles = plan(sizes.D, sizes.Dv, q.dtype)["forward"]
-        call.launch(
-            attention_forward_kernel,
-            tiles,
-            sizes.Lq,
-            sizes.Hq,
-            call.operand(q),
-            call.operand(k),
-            call.operand(v),
-            call.operand(out),
-            call.stats(row_max, log_sum),
-            call.features,
-            call.sink,
-        )
+        chosen = share(sizes.Hq, sizes.Hkv, sizes.Lq, sizes.Lk)
+        parts, split = chosen["parts"], chosen["path"] == "split_keys"
+        group = sizes.Hq // sizes.Hkv if chosen["fold"] else 1
+        aside = _aside(row_max, parts if split else 1, sizes.Dv) if parts > 1 else None
+        over = tiles, group * sizes.Lq, sizes.Hq // group
+        results = call.operand(out), call.stats(row_max, log_sum)
+        rest = call.features, call.sink, aside
+        constants = {"GROUP": group, "PART": chosen["part"]}
+        for part in range(1 if split else parts):
+            call.launch(
+                attention_forward_kernel,
+                *over,
+                *map(call.operand, (q, k, v)),
+                *results,
+                *rest,
+                part * chosen["part"],
+                parts=parts if split else 1,
+                SPLIT=split,
+                **constants,
+            )
+        if split:
+            call.launch(attention_parts_kernel, *over, *results, *rest, **constants)
     return out, row_max, log_sum
+
+
+def _aside(row_max: Tensor, parts: int, Dv: int) -> tuple[Any, ...]:
+    """Each part's sums, maxima and weights, and how many rows a part has."""
+    rows = row_max.numel()
+    sums = row_max.new_empty((parts, rows, Dv))
+    return sums, row_max.new_empty((parts, rows)), row_max.new_empty((parts, rows)), rows

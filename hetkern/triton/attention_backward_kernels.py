@@ -16,9 +16,11 @@ from .attention_scores import (
     band_of,
     distance,
     kept_by_dropout,
+    keys_of_rows,
     only_finite,
     power,
     product,
+    queries_of_program,
     scores,
     sequence_of,
     slope_of,
@@ -90,7 +92,7 @@ def deltas_by_products(
         )
         kept = seen
         if DROPOUT:
-            kept = kept_by_dropout(seed, numbers[3], i0, j0, row, ROWS, COLUMNS, False)
+            kept = kept_by_dropout(seed, numbers[3], i, j0, row, ROWS, COLUMNS, False)
         _, dz, _ = weights_and_gradients(
             z, t, seen, dp, kept, m[:, None], s[:, None], 0.0, numbers, False, CAPPED, DROPOUT, True
         )
@@ -240,7 +242,7 @@ def queries_step(
     )
     kept = seen
     if DROPOUT:
-        kept = kept_by_dropout(seed, numbers[3], i0, j0, row, ROWS, COLUMNS, False)
+        kept = kept_by_dropout(seed, numbers[3], i, j0, row, ROWS, COLUMNS, False)
     _, dz, dr = weights_and_gradients(
         z, t, seen, dp, kept, m, s, d, numbers, exact, CAPPED, DROPOUT, CUT
     )
@@ -282,16 +284,11 @@ def attention_dq_kernel(
 ):
     """Some queries of a head; dq and slope_sums are None where not wanted."""
     # 1. Which queries.
-    program, blocks = tl.program_id(0), sizes[4]
-    row = program // blocks
-    block = blocks - 1 - program % blocks
-    i0 = block * ROWS
-    b, h = row // sizes[0], row % sizes[0]
-    h_k = h // sizes[1]
+    b, h, h_k, i0 = queries_of_program(sizes, ROWS, 1)
+    row = b * sizes[0] + h
     q0, k0, Lq, Lk = sequence_of(b, lengths, sizes)
     if i0 < Lq:
-        before, after = window
-        sequence, place = (Lq, Lk, before, after), (b, h, h_k, k0, row)
+        sequence, place = (Lq, Lk, window[0], window[1]), (b, h, h_k, k0, row)
         slope = slope_of(features[0], b, h)
         q_tile = tile(q, b, h, q0 + i0, Lq - i0, D, ROWS, WIDTH, True)
         dout_tile = tile(dout, b, h, q0 + i0, Lq - i0, DV, ROWS, WIDTH_V, True)
@@ -303,13 +300,9 @@ def attention_dq_kernel(
         d = stat(stats[2], b, h, steps, places, here)[:, None]
 
         # 2. The keys that they see, in blocks.
-        begin, end, inner_begin, inner_end = band_of(
-            i0, Lk - Lq, before, after, Lq, Lk, BEFORE, AFTER, ROWS, COLUMNS
+        begin, end, inner_begin, inner_end = keys_of_rows(
+            i0, sequence, features, BEFORE, AFTER, ROWS, COLUMNS, 1
         )
-        if features[1] is not None:  # a bias is read inside its bounds alone
-            inner_end = tl.where(i0 + ROWS <= Lq, inner_end, inner_begin)
-        if features[2] is not None:  # a mask: no block is known to be whole
-            inner_begin, inner_end = begin, begin
         total = tl.zeros([ROWS, WIDTH], tl.float32)
         by_slope = tl.zeros([ROWS], tl.float32)
         starts = (begin, inner_begin, tl.maximum(inner_begin, inner_end))
@@ -356,4 +349,4 @@ def attention_dq_kernel(
             store_tile(dq, b, h, q0 + i0, Lq - i0, total * numbers[0], D, ROWS, WIDTH)
         if slope_sums is not None:
             share = tl.sum(tl.where(here, by_slope, 0.0), 0)
-            tl.store(slope_sums + row.to(tl.int64) * blocks + block, share)
+            tl.store(slope_sums + row.to(tl.int64) * sizes[4] + i0 // ROWS, share)

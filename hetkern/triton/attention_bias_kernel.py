@@ -100,7 +100,7 @@ def attention_dbias_kernel(
             kept = seen
             if DROPOUT:
                 row = b * sizes[0] + h
-                kept = kept_by_dropout(seed, numbers[3], i0, j0, row, ROWS, COLUMNS, False)
+                kept = kept_by_dropout(seed, numbers[3], i, j0, row, ROWS, COLUMNS, False)
             _, dz, _ = weights_and_gradients(
                 z, t, seen, dp, kept, m, s, d, numbers, exact, CAPPED, DROPOUT, True
             )

@@ -90,12 +90,24 @@ class Call:
         return sizes.Hq, sizes.Hq // max(sizes.Hkv, 1), sizes.Lq, sizes.Lk, blocks
 
     def launch(
-        self, kernel: Any, tiles: dict[str, int], rows: int, heads: int, *operands: Any
+        self,
+        kernel: Any,
+        tiles: dict[str, int],
+        rows: int,
+        heads: int,
+        *operands: Any,
+        parts: int = 1,
+        **constants: Any,
     ) -> None:
-        """A program for each block of ``rows`` of each of ``heads``, of every sequence."""
+        """A program for each block of ``rows`` of each of ``heads``, of every sequence.
+
+        Or for each of the ``parts`` of its keys.
+        """
         blocks = self.blocks(rows, tiles)
         programs = self.sizes.B * heads * blocks
-        self.launch_programs(kernel, programs, tiles, *operands, blocks=blocks)
+        self.launch_programs(
+            kernel, programs, tiles, *operands, blocks=blocks, parts=parts, **constants
+        )
 
     def launch_programs(
         self,
@@ -104,6 +116,7 @@ class Call:
         tiles: dict[str, int],
         *operands: Any,
         blocks: int = 0,
+        parts: int = 1,
         **constants: Any,
     ) -> None:
         """A kernel with those of the call's arguments that it names."""
@@ -128,7 +141,7 @@ class Call:
             **self.constants,
         }
         named = {name: value for name, value in common.items() if name in kernel.arg_names}
-        kernel[(programs,)](
+        kernel[(programs,) if parts == 1 else (programs, parts)](
             *operands,
             **named,
             **constants,

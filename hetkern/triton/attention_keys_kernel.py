@@ -79,7 +79,8 @@ def keys_step(
     )
     kept = seen
     if DROPOUT:
-        kept = kept_by_dropout(seed, numbers[3], i0, j0, row, COLUMNS, ROWS, True)
+        down = (i0 + tl.arange(0, COLUMNS))[:, None]
+        kept = kept_by_dropout(seed, numbers[3], down, j0, row, COLUMNS, ROWS, True)
     taken, _, dr = weights_and_gradients(
         z, t, seen, dp, kept, m, s, d, numbers, exact, CAPPED, DROPOUT, CUT
     )

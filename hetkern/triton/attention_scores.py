@@ -2,7 +2,8 @@
 
 An operand is a tuple: pointer, strides of batch, head, row and column (0 where it is broadcast);
 absent ones are None. ``i`` numbers queries and ``j`` keys within their sequence, as blocks of two
-dimensions that broadcast, so that the same functions serve a tile whose rows are keys.
+dimensions that broadcast, so that the same functions serve a tile whose rows are keys. ``h`` is a
+head, or where a tile's rows are of several (attention_kernels.py: ``folded``) a block beside ``i``.
 """
 
 import triton
@@ -74,6 +75,52 @@ def band_of(
 
 
 @triton.jit
+def queries_of_program(sizes, ROWS: tl.constexpr, GROUP: tl.constexpr):
+    """A program's sequence, its head or the first of its group, that one's keys' head, its rows.
+
+    A causal head's longest rows come first.
+    """
+    program, blocks = tl.program_id(0), sizes[4]
+    row = program // blocks
+    x0 = (blocks - 1 - program % blocks) * ROWS
+    if GROUP > 1:
+        heads = sizes[0] // GROUP
+        b, h_k = row // heads, row % heads
+        h = h_k * GROUP
+    else:
+        b, h = row // sizes[0], row % sizes[0]
+        h_k = h // sizes[1]
+    return b, h, h_k, x0
+
+
+@triton.jit
+def keys_of_rows(
+    x0,
+    sequence,
+    features,
+    BEFORE: tl.constexpr,
+    AFTER: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """The keys that a tile's rows see, as ``band_of``: between the inner two nothing is looked up.
+
+    A row is one of the GROUP heads of a query (``folded``).
+    """
+    Lq, Lk, before, after = sequence
+    queries: tl.constexpr = (ROWS - 1) // GROUP + (1 if GROUP == 1 else 2)
+    begin, end, inner_begin, inner_end = band_of(
+        x0 // GROUP, Lk - Lq, before, after, Lq, Lk, BEFORE, AFTER, queries, COLUMNS
+    )
+    if features[1] is not None:  # a bias is read inside its bounds alone
+        inner_end = tl.where(x0 + ROWS <= Lq * GROUP, inner_end, inner_begin)
+    if features[2] is not None:  # a mask: no block is known to be whole
+        inner_begin, inner_end = begin, begin
+    return begin, end, inner_begin, inner_end
+
+
+@triton.jit
 def element(operand, b, h, row):
     """Where a row begins."""
     at = b.to(tl.int64) * operand[1] + h.to(tl.int64) * operand[2]
@@ -115,6 +162,24 @@ def store_tile(
     at += columns.to(tl.int64)[None, :] * operand[4]
     inside = (rows < have)[:, None] & (columns < N)[None, :]
     tl.store(at, x.to(operand[0].dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def folded(x0, h, ROWS: tl.constexpr, GROUP: tl.constexpr):
+    """A tile's queries and their heads: of a group from ``h`` on, those of a query side by side."""
+    x = (x0 + tl.arange(0, ROWS))[:, None]
+    i, heads = x, h
+    if GROUP > 1:
+        i, heads = x // GROUP, h + x % GROUP
+    return i, heads
+
+
+@triton.jit
+def at_folded(operand, b, h, q0, x0, WIDTH: tl.constexpr, ROWS: tl.constexpr, GROUP: tl.constexpr):
+    """Where the elements of a tile of queries are."""
+    i, heads = folded(x0, h, ROWS, GROUP)
+    at = element(operand, b, heads, q0 + i)
+    return at + tl.arange(0, WIDTH).to(tl.int64)[None, :] * operand[4]
 
 
 @triton.jit
@@ -206,13 +271,14 @@ def scores(
     slopes, bias, mask = features
     diagonal = Lk - Lq
     inside = (i < Lq) & (j < Lk)
-    z = qk * numbers[0]
+    # Sums of products that nothing else is fused with: a row has the same bits with CUT.
+    z = tl.fma(qk, numbers[0], 0.0)
     t = z
     if CAPPED:
         t = tanh(z * numbers[2])
-        z = t * numbers[1]
+        z = tl.fma(t, numbers[1], 0.0)
     if slopes is not None:
-        z -= slope * distance(i, j, diagonal)
+        z = tl.fma(distance(i, j, diagonal), -slope, z)
     if bias is not None:
         at = at_cells(bias, b, h, i, j)
         if CUT:
@@ -230,17 +296,20 @@ def scores(
 def kept_by_dropout(
     seed,
     threshold,
-    i0,
+    i,
     j0,
     row,
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
     KEYS_FIRST: tl.constexpr,
 ):
-    """Which weights stay: word j mod 4 of Philox's numbers for (j // 4, i, b Hq + h)."""
+    """Which weights stay: word j mod 4 of Philox's numbers for (j // 4, i, b Hq + h = row).
+
+    ``i``: the queries, one below another.
+    """
     zeros = tl.full([QUERIES, KEYS // 4], 0, tl.int32)
     fours = zeros + (j0 // 4 + tl.arange(0, KEYS // 4))[None, :]
-    queries = zeros + (i0 + tl.arange(0, QUERIES))[:, None]
+    queries = zeros + i
     w0, w1, w2, w3 = tl.philox(tl.load(seed), fours, queries, zeros + row, zeros)
     words = tl.interleave(tl.interleave(w0, w2), tl.interleave(w1, w3))
     kept = words.to(tl.int64) >= threshold

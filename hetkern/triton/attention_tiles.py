@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from .views import next_power_of_2
@@ -36,6 +38,18 @@ def plan(D: int, Dv: int, dtype: torch.dtype) -> dict[str, dict[str, int]]:
     table = _FLOAT if dtype == torch.float32 else _HALF
     plans = {name: _tiles(*tiles[wide]) for name, tiles in table.items()}
     return plans | {"delta": _tiles(4096 // wide, 16, 4, 1)}
+
+
+# At most so many queries have the heads of a group in one tile, and programs take so many keys
+# each: a rule of the queries' number alone, so that a batch changes no bits.
+FEW_QUERIES, PART = 16, 1024
+
+
+def share(Hq: int, Hkv: int, Lq: int, Lk: int) -> dict[str, Any]:
+    """Who takes what: whether a tile has a group's heads, and how many parts the keys have."""
+    few, parts = Lq <= FEW_QUERIES, max(1, -(-Lk // PART))
+    path = "split_keys" if few and parts > 1 else "split_queries"
+    return {"path": path, "parts": parts, "part": PART, "fold": few and Hq > Hkv > 0}
 
 
 def together(D: int, Dv: int, dtype: torch.dtype) -> bool:

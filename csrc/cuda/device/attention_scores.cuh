@@ -233,6 +233,23 @@ struct Scores {
         if (!is_seen) bits &= ~(1u << (4 * t + e));
       }
   }
+
+  // The same from tiles in shared memory: rows x0 … of q and dout, 16 a warp, and columns y0 … of k and v.
+  template <int N, class Each>
+  __device__ __forceinline__ void gradients_of_tiles(const T* q, const T* dout, const T* k, const T* v, int x0,
+                                                     int rows, int y0, const RowStats<A> (&stats)[2],
+                                                     const Each& each) const {
+    const int first = 16 * (static_cast<int>(threadIdx.x) / 32), x = x0 + first + fragment_row();
+    const int depth = (static_cast<int>(p.D) + 15) / 16 * 16, depth_v = (static_cast<int>(p.Dv) + 15) / 16 * 16;
+    A s[N][4], dp[N][4];
+    clear(s), clear(dp);
+    multiply_rows<T>(s, q + first * tiles.ld_d, tiles.ld_d, k, tiles.ld_d, depth);
+    multiply_rows<T>(dp, dout + first * tiles.ld_v, tiles.ld_v, v, tiles.ld_v, depth_v);
+    const int y = y0 + fragment_column();
+    uint32_t bits = seen<N>(x, y, band.cuts(x0, rows, y0, 8 * N));
+    const uint32_t stay = stays<N>(x, y);
+    gradients(s, dp, x, y, bits, stay, [&](int e, int) { return stats[e / 2]; }, each);
+  }
 };
 
 }  // namespace hetkern::cuda
