@@ -149,7 +149,8 @@ def _step(
     arguments.tensor(op, "h", h)
     w_ih, w_hh, b_ih, b_hh = weights
     ops: SimpleNamespace | None = _impl.choose(op, OPS, x, impl)
-    _check_cell(op, cell, x, h, c, w_ih, w_hh)
+    if not _fits(cell, x, h, c, w_ih, w_hh):
+        _check_cell(op, cell, x, h, c, w_ih, w_hh)
     if x.dim() == 1:
         x, h = x.unsqueeze(0), h.unsqueeze(0)
         c = c if c is None else c.unsqueeze(0)
@@ -184,6 +185,22 @@ def _batched_step(ops, cell, x, h, c, w_ih, w_hh, b_ih, b_hh):
     if c is None or c_next is None:
         return h_next, None
     return h_next, c_next if c_next.dtype is dtype else c_next.to(dtype)
+
+
+def _fits(cell, x, h, c, w_ih, w_hh):
+    """Whether :func:`_check_cell` finds nothing, of a batch outside autocast: asked in a hurry."""
+    shape, wanted, dtype, device = x.shape, h.shape, x.dtype, x.device
+    if len(shape) != 2 or len(wanted) != 2 or wanted[0] != shape[0]:
+        return False
+    H = wanted[1]
+    rows = GATES[cell] * H
+    return (
+        w_ih.shape == (rows, shape[1])
+        and w_hh.shape == (rows, H)
+        and h.dtype == dtype == w_ih.dtype
+        and h.device == device
+        and (c is None or (c.shape == wanted and c.dtype == dtype and c.device == device))
+    )
 
 
 def _check_cell(op, cell, x, h, c, w_ih, w_hh):
