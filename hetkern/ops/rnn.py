@@ -163,8 +163,11 @@ def linear(x, weight, bias):
     """``F.linear``, with a column of zeros beside rows of 16 bits and odd width.
 
     Over AMX torch's product reads an even number of columns: behind an odd row it meets the next
-    number in memory, which times 0 is NaN if it is not finite (torch 2.13, bfloat16).
+    number in memory, which times 0 is NaN if it is not finite (torch 2.13, bfloat16). And the bias
+    lies side by side: to another it adds a product of 16 bits that it has rounded before.
     """
+    if bias is not None and not bias.is_contiguous():
+        bias = bias.contiguous()
     if x.shape[-1] % 2 and x.device.type == "cpu" and (x.dtype.itemsize == 2 or _in_autocast(x)):
         x, weight = F.pad(x, (0, 1)), F.pad(weight, (0, 1))
     return F.linear(x, weight, bias)
