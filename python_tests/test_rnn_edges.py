@@ -51,6 +51,20 @@ def test_padding_changes_no_bit_and_has_no_gradient_whatever_it_holds(impl, cell
             assert same_bits(a, other)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_input_product_is_rounded_once_whatever_the_strides(impl, dtype):
+    """torch's linear rounds it before the bias as well, where rows or the bias are strided."""
+    columns, state = 4, states("gru", 1, dtype=dtype)
+    w_ih, w_hh, b_ih, b_hh = weights_of(module("gru", columns, H, dtype=dtype))[0]
+    x = normal(T, B, 2 * columns).to(dtype)[..., :columns]
+    every_other = torch.stack([b_ih, b_ih], 1)[:, 0]
+    seen = [
+        call("gru", rows, state, [(w_ih, w_hh, bias, b_hh)])[0]
+        for rows, bias in ((x.contiguous(), b_ih), (x, b_ih), (x.contiguous(), every_other))
+    ]
+    assert same_bits(seen[1], seen[0]) and same_bits(seen[2], seen[0])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("cell", CELLS)
 def test_a_row_of_length_0_ends_where_it_began_and_passes_its_gradient_on(impl, cell, dtype):

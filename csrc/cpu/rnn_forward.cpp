@@ -58,8 +58,13 @@ struct Forward {
     return p.h_mask ? h * load_first<A>(static_cast<const E*>(p.h_mask) + b * p.H + j, n) : h;
   }
 
-  // All gates of block `block` for some rows: the tile's sums, then the step.
-  void epilogue(const A* tile, int64_t block, int64_t first, int rows, int64_t t, int parity) const {
+  // Blocks whose tiles precede their epilogues: of one or two rows, so that the gates' long chains of one vector overlap the
+  // next one's, which a tile between them would put out of the processor's sight.
+  static constexpr int kTogether = 4;
+
+  // All gates of some blocks for some rows: their tiles' sums, then the step.
+  void epilogue(const A* tiles, const int64_t* block, int blocks, int64_t first, int rows, int64_t t,
+                int parity) const {
     const int64_t next = w.reverse ? t - 1 : t + 1, H = p.H;
     for (int r = 0; r < rows; ++r) {
       const int64_t b = w.order[first + r];
@@ -73,14 +78,15 @@ struct Forward {
       const E* const x_soon = w.row<const E>(p.x_gates, w.soon(t, b, w.ahead, w.reverse), b);
       const bool anew = w.anew(t, b);
       const bool anew_next = w.reset && next >= 0 && next < w.length[b] && w.anew(next, b);
-      for (int u = 0; u < U; ++u) {
-        const int64_t j = (block * U + u) * W<A>, n = H - j;
-        if (n <= 0) break;
+      for (int i = 0; i < blocks * U; ++i) {
+        const A* const sums = tiles + ((i / U * rows + r) * NV + i % U) * W<A>;
+        const int64_t j = (block[i / U] * U + i % U) * W<A>, n = H - j;
+        if (n <= 0) continue;
         Vec<A> x[C::G], h[C::G], act[4];
         for (int g = 0; g < C::G; ++g) {
           prefetch_to_l2(x_soon + g * H + j);
           x[g] = load_first<A>(x_row + g * H + j, n);
-          h[g] = load<A>(tile + (r * NV + g * U + u) * W<A>);
+          h[g] = load<A>(sums + g * U * W<A>);
           if (p.b_hh) h[g] += load_first<A>(static_cast<const E*>(p.b_hh) + g * H + j, n);
         }
         Vec<A> before{}, c{};
@@ -104,16 +110,22 @@ struct Forward {
 
   // Step s of a slice's rows and some blocks of units.
   void step(Slice& slice, Share of_blocks, int64_t s) const {
-    alignas(64) A tile[kMostTileRows * 4 * W<A>];
+    alignas(64) A tiles[kMostTileRows * 4 * W<A>];
     const int64_t t = w.reverse ? p.T - 1 - s : s;
     const int parity = static_cast<int>(s & 1);
     slice.move_to(w, t);
-    for (int64_t i = of_blocks.begin; i < of_blocks.end; ++i) {
-      const int64_t block = to_and_fro(i, of_blocks.begin, of_blocks.end, s);
-      const auto* const panel = panels + block * words * NV * W<A>;
+    const int together = U == 1 && slice.rows <= 2 ? kTogether : 1;
+    for (int64_t i = of_blocks.begin; i < of_blocks.end; i += together) {
+      int64_t block[kTogether];
+      int n = 0;
+      for (; n < together && i + n < of_blocks.end; ++n)
+        block[n] = to_and_fro(i + n, of_blocks.begin, of_blocks.end, s);
       row_groups(slice.begin, slice.begin + slice.rows, most_rows<P>(NV), [&](int64_t first, int rows) {
-        kTiles<P, NV>.of[rows - 1](left + (parity * p.B + first) * stride, stride, panel, words, tile);
-        epilogue(tile, block, first, rows, t, parity);
+        const Left* const rows_left = left + (parity * p.B + first) * stride;
+        for (int k = 0; k < n; ++k)
+          kTiles<P, NV>.of[rows - 1](rows_left, stride, panels + block[k] * words * NV * W<A>, words,
+                                     tiles + k * rows * NV * W<A>);
+        epilogue(tiles, block, n, first, rows, t, parity);
       });
     }
   }

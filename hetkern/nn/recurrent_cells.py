@@ -30,23 +30,23 @@ class _Cell(Options, nn.modules.rnn.RNNCellBase):
         for argument, state in states.items():
             check_state(f"{name}: {argument}", state, (*x.shape[:-1], self.hidden_size), x)
 
-    def _fits(self, x: Any, *states: Any) -> bool:
-        """Whether all is as :meth:`_check` wants it: no message then needs its words."""
-        if not isinstance(x, Tensor):
-            return False
-        shape, dtype = x.shape, x.dtype
-        if len(shape) not in (1, 2) or shape[-1] != self.input_size:
-            return False
-        wanted, device = (*shape[:-1], self.hidden_size), x.device
-        for state in states:
-            if not isinstance(state, Tensor) or state.shape != wanted:
-                return False
-            if state.dtype != dtype or state.device != device:
-                return False
-        return dtype == self.weight_ih.dtype
+    def _step(self, op: Any, x: Any, hx: Any, *more: Any) -> Any:
+        """One step from ``hx``, which the op checks; its errors become those of :meth:`_check`."""
+        try:
+            return op(x, hx, *self._weights(), *more, impl=self.impl)
+        except Exception:
+            self._check(x, self._named(hx))
+            raise
+
+    def _named(self, hx: Any) -> dict[str, Any]:
+        return {"hx": hx}
 
     def _weights(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        return self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
+        found: Any = self._parameters  # what nn.Module finds after a search, a microsecond later
+        try:
+            return found["weight_ih"], found["weight_hh"], found["bias_ih"], found["bias_hh"]
+        except KeyError:  # one of them is computed: weight norm, pruning
+            return self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
 
     def _zeros(self, x: Tensor) -> Tensor:
         return x.new_zeros(*x.shape[:-1], self.hidden_size)
@@ -86,10 +86,10 @@ class RNNCell(_Cell, nn.RNNCell):
         if self.nonlinearity not in ("tanh", "relu"):  # torch too asks here and not before
             wanted = f"{named(self)}: nonlinearity: wanted 'tanh' or 'relu'"
             raise RuntimeError(f"{wanted}, got {self.nonlinearity!r}")
-        if hx is None or not self._fits(input, hx):
-            self._check(input, {} if hx is None else {"hx": hx})
-        h = self._zeros(input) if hx is None else hx
-        return ops.rnn_cell(input, h, *self._weights(), self.nonlinearity, impl=self.impl)
+        if hx is None:
+            self._check(input, {})
+            hx = self._zeros(input)
+        return self._step(ops.rnn_cell, input, hx, self.nonlinearity)
 
 
 class LSTMCell(_Cell, nn.LSTMCell):
@@ -124,12 +124,13 @@ class LSTMCell(_Cell, nn.LSTMCell):
         self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
         """States h and c after ``input``, ``(B, I)`` or ``(I,)``; without ``hx`` from zeros."""
-        if isinstance(hx, tuple) and len(hx) == 2 and self._fits(input, *hx):
-            return ops.lstm_cell(input, hx, *self._weights(), impl=self.impl)
-        states = () if hx is None else two(f"{named(self)}: hx", hx)
-        self._check(input, {f"hx[{i}]": state for i, state in enumerate(states)})
-        h, c = states or (self._zeros(input), self._zeros(input))
-        return ops.lstm_cell(input, (h, c), *self._weights(), impl=self.impl)
+        if hx is None:
+            self._check(input, {})
+            hx = self._zeros(input), self._zeros(input)
+        return self._step(ops.lstm_cell, input, hx)
+
+    def _named(self, hx: Any) -> dict[str, Any]:
+        return {f"hx[{i}]": state for i, state in enumerate(two(f"{named(self)}: hx", hx))}
 
 
 class GRUCell(_Cell, nn.GRUCell):
@@ -154,7 +155,7 @@ class GRUCell(_Cell, nn.GRUCell):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """The state after ``input``, ``(B, I)`` or ``(I,)``; ``hx`` is zeros if it is left out."""
-        if hx is None or not self._fits(input, hx):
-            self._check(input, {} if hx is None else {"hx": hx})
-        h = self._zeros(input) if hx is None else hx
-        return ops.gru_cell(input, h, *self._weights(), impl=self.impl)
+        if hx is None:
+            self._check(input, {})
+            hx = self._zeros(input)
+        return self._step(ops.gru_cell, input, hx)

@@ -149,7 +149,8 @@ def _step(
     arguments.tensor(op, "h", h)
     w_ih, w_hh, b_ih, b_hh = weights
     ops: SimpleNamespace | None = _impl.choose(op, OPS, x, impl)
-    _check_cell(op, cell, x, h, c, w_ih, w_hh)
+    if not _fits(cell, x, h, c, w_ih, w_hh):
+        _check_cell(op, cell, x, h, c, w_ih, w_hh)
     if x.dim() == 1:
         x, h = x.unsqueeze(0), h.unsqueeze(0)
         c = c if c is None else c.unsqueeze(0)
@@ -162,8 +163,11 @@ def linear(x, weight, bias):
     """``F.linear``, with a column of zeros beside rows of 16 bits and odd width.
 
     Over AMX torch's product reads an even number of columns: behind an odd row it meets the next
-    number in memory, which times 0 is NaN if it is not finite (torch 2.13, bfloat16).
+    number in memory, which times 0 is NaN if it is not finite (torch 2.13, bfloat16). And the bias
+    lies side by side: to another it adds a product of 16 bits that it has rounded before.
     """
+    if bias is not None and not bias.is_contiguous():
+        bias = bias.contiguous()
     if x.shape[-1] % 2 and x.device.type == "cpu" and (x.dtype.itemsize == 2 or _in_autocast(x)):
         x, weight = F.pad(x, (0, 1)), F.pad(weight, (0, 1))
     return F.linear(x, weight, bias)
@@ -184,6 +188,22 @@ def _batched_step(ops, cell, x, h, c, w_ih, w_hh, b_ih, b_hh):
     if c is None or c_next is None:
         return h_next, None
     return h_next, c_next if c_next.dtype is dtype else c_next.to(dtype)
+
+
+def _fits(cell, x, h, c, w_ih, w_hh):
+    """Whether :func:`_check_cell` finds nothing, of a batch outside autocast: asked in a hurry."""
+    shape, wanted, dtype, device = x.shape, h.shape, x.dtype, x.device
+    if len(shape) != 2 or len(wanted) != 2 or wanted[0] != shape[0]:
+        return False
+    H = wanted[1]
+    rows = GATES[cell] * H
+    return (
+        w_ih.shape == (rows, shape[1])
+        and w_hh.shape == (rows, H)
+        and h.dtype == dtype == w_ih.dtype
+        and h.device == device
+        and (c is None or (c.shape == wanted and c.dtype == dtype and c.device == device))
+    )
 
 
 def _check_cell(op, cell, x, h, c, w_ih, w_hh):

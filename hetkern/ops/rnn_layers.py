@@ -100,6 +100,8 @@ def _layers(ops, cell, x, h0, c0, weights, at, B, options):
         for direction in range(directions):
             k = layer * directions + direction
             w_ih, w_hh, b_ih, b_hh, *w_hr = weights[k]
+            if ops is not None and not w_hr:
+                b_ih, b_hh = _one_bias(cell, b_ih, b_hh)
             h_mask = None
             if options.recurrent_dropout > 0:
                 stream = 2 * k + 1
@@ -124,10 +126,29 @@ def _layers(ops, cell, x, h0, c0, weights, at, B, options):
     return x, torch.stack(h_ends), torch.stack(c_ends) if cell == "lstm" else None
 
 
+def _one_bias(cell, b_ih, b_hh):
+    """Both biases in the walk's, where a gate is a function of their sum.
+
+    Torch's product with a bias on the CPU writes the bias to every row first, and the gradients of
+    two biases are two sums over all rows. 16 bits keep them apart: their sum would be rounded once
+    more. A GRU's h'_n stands behind its reset gate.
+    """
+    if cell == "gru" or b_ih is None or b_hh is None:
+        return b_ih, b_hh
+    if b_ih.device.type != "cpu" or b_ih.dtype.itemsize < 4:
+        return b_ih, b_hh
+    return None, b_ih + b_hh
+
+
 def _project(x, w_ih, b_ih):
-    """The input product of all steps, in the order in which x lies in memory."""
-    if x.dim() == 3 and not x.is_contiguous() and x.transpose(0, 1).is_contiguous():
-        return linear(x.transpose(0, 1), w_ih, b_ih).transpose(0, 1)
+    """The input product of all steps, in the order in which x lies in memory.
+
+    Of other rows torch's linear rounds a product of 16 bits before it adds the bias.
+    """
+    if x.dim() == 3 and not x.is_contiguous():
+        if x.transpose(0, 1).is_contiguous():
+            return linear(x.transpose(0, 1), w_ih, b_ih).transpose(0, 1)
+        x = x.contiguous()
     return linear(x, w_ih, b_ih)
 
 
