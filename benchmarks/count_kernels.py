@@ -180,7 +180,8 @@ def count(
     copy = work / file.relative_to(folder)
     copy.parent.mkdir(parents=True, exist_ok=True)
     copy.write_text(f'{_HEAD}#line 1 "{file}"\n{rewritten(text)}')
-    found = errors_of(copy, ["-I", str(file.parent), *flags], work / "stubs")
+    # A header that is named with its folder is the copy, too.
+    found = errors_of(copy, ["-I", str(work.parent), "-I", str(file.parent), *flags], work / "stubs")
     for said in refused.refusals(re.sub(r"<<<|__shared__|__threadfence\w*", " ", code), str(file)):
         _, number, reason = said.split(":", 2)
         found.append((str(file), int(number), reason.strip()))
@@ -216,11 +217,12 @@ def main() -> None:
     why: collections.Counter[str] = collections.Counter()
     good = all_of_them = 0
     with tempfile.TemporaryDirectory() as name:
-        (Path(name) / "stubs").mkdir()
         folder = given.folder.resolve()
-        rewrite_headers(folder, Path(name))
+        work = Path(name) / folder.name
+        (work / "stubs").mkdir(parents=True)
+        rewrite_headers(folder, work)
         for file in sorted(folder.rglob("*.cu")):
-            ran, had = count(file, folder, flags, Path(name), why)
+            ran, had = count(file, folder, flags, work, why)
             good, all_of_them = good + ran, all_of_them + had
             if had and ran < had:
                 print(f"{file.relative_to(folder)}: {ran} of {had}", file=sys.stderr)
