@@ -181,7 +181,8 @@ def count(
     copy.parent.mkdir(parents=True, exist_ok=True)
     copy.write_text(f'{_HEAD}#line 1 "{file}"\n{rewritten(text)}')
     # A header that is named with its folder is the copy, too.
-    found = errors_of(copy, ["-I", str(work.parent), "-I", str(file.parent), *flags], work / "stubs")
+    flags = ["-I", str(work.parent), "-I", str(file.parent), *flags]
+    found = errors_of(copy, flags, work / "stubs")
     for said in refused.refusals(re.sub(r"<<<|__shared__|__threadfence\w*", " ", code), str(file)):
         _, number, reason = said.split(":", 2)
         found.append((str(file), int(number), reason.strip()))
