@@ -5,7 +5,7 @@ import torch
 
 import hetkern
 from hetkern.testing.cases.attention import attention_op, cumulated
-from hetkern.testing.devices import here, normal
+from hetkern.testing.devices import normal
 from hetkern.testing.layouts import LAYOUTS
 from hetkern.testing.values.calls import Call, random_upstream, run, same_bits
 
@@ -192,41 +192,6 @@ def test_decoding_reads_a_cache_where_it_lies_with_the_bits_of_prefill(native, h
     for layout in (lambda t: t, lambda t: t.transpose(1, 2).contiguous().transpose(1, 2)):
         one = hetkern.attention_decode(q[:, :, -1:], layout(k), layout(v), torch.full((2,), Lk))
         assert same_bits(full, one)
-
-
-MANY_KEYS = {
-    "plain": lambda part: {},
-    "window": lambda part: {"window": (3 * part // 2, 0)},
-    # A part of none.
-    "mask": lambda part: {
-        "mask": (torch.arange(2 * part + 52) < part - 9) | (torch.arange(2 * part + 52) > 2 * part)
-    },
-    "sink": lambda part: {"sink": torch.tensor([1.0, -1.0])},
-    "slopes": lambda part: {"alibi_slopes": torch.tensor([0.3, 0.1]), "softcap": 5.0},
-}
-
-
-@pytest.mark.sample(1, simulated=4)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("feature", MANY_KEYS)
-def test_a_query_alone_has_the_bits_that_it_has_among_others(native, feature, dtype, monkeypatch):
-    """Parts of the keys are put together in one way, whoever takes them."""
-    part = 1024
-    if native.name == "triton":  # whose kernels take any number for what it is
-        part = 64
-        monkeypatch.setattr("hetkern.triton.attention_tiles.PART", part)
-    options = {"causal": True, "return_lse": True}
-    made = MANY_KEYS[feature](part)
-    options |= {n: here(x) if torch.is_tensor(x) else x for n, x in made.items()}
-    if feature == "sink":
-        options["sink"] = options["sink"].to(dtype)
-    Lk = 2 * part + 52
-    q = normal(1, 2, 20, 24).to(dtype)
-    k, v = (normal(1, 1, Lk, 24, seed=s).to(dtype) for s in (1, 2))
-    many = hetkern.attention(q, k, v, **options)
-    alone = hetkern.attention(q[:, :, -1:], k, v, **options)
-    for whole, one in zip(many, alone, strict=True):
-        assert same_bits(whole[:, :, -1:], one)
 
 
 def test_attention_bits_repeat(native):

@@ -289,86 +289,6 @@ def test_attention_over_a_cache_is_within_budget_with_each_feature(impl, feature
     check_attention(impl.name, case, dtypes=BOTH)
 
 
-OF_HEADS = {
-    "bias": {"bias": 2 * spread(2, 6, 3, 37), "causal": True},
-    "mask": {"mask": spread(2, 6, 3, 37) > -0.4},
-    "slopes": {"alibi_slopes": spread(2, 6).abs(), "sink": 3 * spread(6)},
-    "dropout": {"dropout_p": 0.3, "window": (9, 0)},
-}
-
-
-@pytest.mark.sample(1, simulated=2)
-@pytest.mark.parametrize("feature", OF_HEADS)
-def test_few_queries_are_within_budget_with_what_their_heads_do_not_share(impl, feature):
-    """The heads of a group stand together where they read the same keys."""
-    B, options, dtypes = 2, OF_HEADS[feature], BOTH
-    if impl.name == "triton":  # in less time: a sequence, a dtype
-        B, dtypes = 1, [torch.float32 if feature == "bias" else torch.bfloat16]
-        own = ("bias", "mask", "alibi_slopes")
-        options = {name: t[:1] if name in own else t for name, t in options.items()}
-    check_attention(impl.name, dense_case(B, (6, 2), 3, 37, 16, **options), dtypes=dtypes)
-
-
-@pytest.fixture
-def keys_of_a_part(impl, monkeypatch):
-    """After how many keys sums begin anew: Triton's number is none of its kernels' shape."""
-    if impl.name != "triton":
-        return 1024
-    monkeypatch.setattr("hetkern.triton.attention_tiles.PART", 32)
-    return 32
-
-
-OVER_PARTS = {
-    "window and sink": {"causal": True, "sink": spread(2), "return_lse": True},
-    "slopes and cap": {"softcap": 3.0, "alibi_slopes": spread(2).abs()},
-    "bias and mask": {"dropout_p": 0.3},
-}
-
-
-@pytest.mark.sample(1, simulated=3)
-@pytest.mark.parametrize("dtype", BOTH, ids=str)
-@pytest.mark.parametrize("Lq", [2, 18])
-@pytest.mark.parametrize("feature", OVER_PARTS)
-def test_attention_is_within_budget_over_parts_of_the_keys(
-    impl, keys_of_a_part, feature, Lq, dtype
-):
-    """Some queries are alone with the keys, others take their parts one after another."""
-    part, options = keys_of_a_part, dict(OVER_PARTS[feature])
-    Lk = 2 * part + 20
-    if feature == "window and sink":
-        options["window"] = (3 * part // 2, 0)
-    if feature == "bias and mask":
-        options["bias"] = 2 * spread(1, 2, 1, Lk)
-        options["mask"] = (torch.arange(Lk) < part - 5) | (torch.arange(Lk) >= 2 * part)
-    check_attention(impl.name, dense_case(1, (2, 1), Lq, Lk, 16, 24, **options), dtypes=[dtype])
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def test_lengths_of_a_cache_end_in_any_part_of_the_keys(impl, keys_of_a_part, dtype):
-    Lk = 2 * keys_of_a_part + 20
-    lengths = torch.tensor([0, 5, keys_of_a_part, Lk])
-    case = dense_case(4, (2, 1), 1, Lk, 8, cache_seqlens=lengths, return_lse=True)
-    check_attention(impl.name, case, dtypes=[dtype])
-
-
-def test_what_parts_of_the_keys_put_aside_is_small_beside_the_cache(native, monkeypatch):
-    """Little more than a number a thousand of the cache's, and a result's size for a prompt."""
-    if native.name != "triton":
-        pytest.skip("a claim about the Triton launcher")
-    from hetkern.triton import attention as family
-
-    made, aside = [], family._aside
-    monkeypatch.setattr(family, "_aside", lambda *a: made.append(aside(*a)) or made[-1])
-    monkeypatch.setattr(family.Call, "launch", lambda *a, **b: None)
-    for Lq, most in ((1, 0.01), (64, 2.2)):
-        q, k = torch.empty(2, 8, Lq, 64), torch.empty(2, 2, 5000, 64)
-        family.attention(
-            q, k, k, 1.0, 0.0, False, -1, -1, *[None] * 4, 0.0, *[None] * 3, 0, 0, None
-        )
-        beside = k if Lq == 1 else q
-        assert sum(t.numel() for t in made[-1][:3]) < most * beside.numel()
-
-
 @pytest.mark.large
 @pytest.mark.parametrize("lengths", PAIRS, ids=str)
 @pytest.mark.parametrize("D", [32, 59, 111, 128])
@@ -475,12 +395,3 @@ def test_lse_is_that_of_the_scores(impl):
     assert lse.dtype == torch.float32 and out.shape == q.shape
     _, lse = hetkern.attention(*(t.bfloat16() for t in (q, k, v)), return_lse=True)
     assert lse.dtype == torch.float32
-
-
-@pytest.mark.parametrize("layout", ["heads outside", "heads inside"])
-def test_the_result_is_laid_out_as_the_queries_are(native, layout):
-    if layout == "heads outside":
-        q, strides = normal(2, 3, 5, 8), (120, 40, 8, 1)
-    else:
-        q, strides = normal(2, 5, 3, 8).transpose(1, 2), (120, 8, 24, 1)
-    assert hetkern.attention(q, q, q).stride() == strides

@@ -228,3 +228,12 @@ def test_explain_and_record_tell_what_runs(impl):
     names = ["attention", "attention_varlen", "attention_decode"]
     assert [entry.op for entry in log] == [f"hetkern.{name}" for name in names]
     assert log[0].plan == told.plan
+
+
+@pytest.mark.parametrize("layout", ["heads outside", "heads inside"])
+def test_the_result_is_laid_out_as_the_queries_are(native, layout):
+    if layout == "heads outside":
+        q, strides = normal(2, 3, 5, 8), (120, 40, 8, 1)
+    else:
+        q, strides = normal(2, 5, 3, 8).transpose(1, 2), (120, 8, 24, 1)
+    assert hetkern.attention(q, q, q).stride() == strides
