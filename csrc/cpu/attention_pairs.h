@@ -11,7 +11,7 @@
 //
 // Rows come in sixteens and numbers in thirty-twos, filled up with zeros: what is not finite in k, v, q, dout would reach rows
 // that do not see it, so it is left out where numbers are summed over keys or queries, and added for those that do.
-// With simd.h, simd_math.h, gemm.h and amx.h the files that have instruction-set intrinsics.
+// With attention_pair_weights.h, simd.h, simd_math.h, gemm.h and amx.h the files that have instruction-set intrinsics.
 #pragma once
 #include "amx.h"
 #include "attention_scores.h"
