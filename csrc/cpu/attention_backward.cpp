@@ -4,10 +4,11 @@
 //   dq_i  = scale sum_j dr_ij k_j                    dk_j = scale sum_i dr_ij q_i          (dr: ds past the softcap)
 //
 // Work:    one pass over panels of queries and blocks of keys, five products each; queries lie in the lanes, as in forward. A task
-//          takes a key head and one of a fixed number of parts of its keys, interleaved by blocks, so that causal parts weigh the
-//          same and one head keeps several cores busy. A part has a dq of its own; they are added in their order.
+//          takes a key head and one of a fixed number of parts of its keys, so that one head keeps several cores busy; interleaved
+//          by blocks, so that causal parts weigh the same, but beside a narrow window, where a part together has few queries.
+//          A part has a dq of its own; they are added in their order.
 // Traffic: a chunk of 1024 queries is packed once a part and head; a part's dk and dv are kept in A until they are complete.
-// Bits:    parts depend on the sequence's keys alone. Sums over a block begin at 0.
+// Bits:    parts depend on the sequence's keys and the window alone. Sums over a block begin at 0.
 // Edges:   as forward; a row that is emptied, or a score of -inf, has no gradient. Bias and sink: attention_bias.cpp.
 #include "attention_deltas.h"
 #include "parallel.h"
@@ -147,9 +148,10 @@ struct Backward : Gradients<A, pairs> {
   // One part of one key head's keys, against all queries of its group.
   void part(int task, int64_t b, int64_t kv_head, int64_t number) const {
     const Sequence q = sequence_of(p, b);
-    const int64_t parts = backward_parts(q.Lk), blocks = ceil_div(q.Lk, kBlock), group = p.Hq / p.Hkv;
-    if (number >= parts) return;
-    const int64_t own = blocks > number ? (blocks - number - 1) / parts + 1 : 0;  // blocks number, number + parts, …
+    const int64_t group = p.Hq / p.Hkv;
+    const KeyParts parts(p, q);
+    if (number >= parts.count) return;
+    const int64_t own = parts.blocks_of(number);
     Carver carver{static_cast<char*>(p.workspace) +
                   static_cast<int64_t>(sizeof(A)) * task * backward_scratch(p.Lq, p.Lk, p.D, p.Dv)};
     const int64_t panels = ceil_div(p.Lq, kPanel), most = panels < kPanelsOfChunk ? panels : kPanelsOfChunk;
@@ -174,19 +176,30 @@ struct Backward : Gradients<A, pairs> {
       for (int64_t first = 0; first < q.Lq; first += kPanelsOfChunk * kPanel) {
         const int n = static_cast<int>(ceil_div(q.Lq - first, kPanel) < most ? ceil_div(q.Lq - first, kPanel) : most);
         for (int i = 0; i < n; ++i) {
-          this->read_panel(chunk[i], q, head, first + i * kPanel, true);
+          this->set_panel(chunk[i], q, head, first + i * kPanel);
+          if (sees(chunk[i].at, q, parts, number)) this->read_rows(chunk[i], q, head, true);
           std::memset(chunk[i].dq, 0, sizeof(A) * static_cast<size_t>(of_D) * kPanel * kPanel);
         }
         for (int64_t i = 0; i < own; ++i)
-          key_block(t, chunk, n, q, kv_head, number + i * parts, t.dk + i * key_size(), t.dv + i * value_size(),
+          key_block(t, chunk, n, q, kv_head, parts.block(number, i), t.dk + i * key_size(), t.dv + i * value_size(),
                     dslope);
-        if (p.dq)
-          for (int i = 0; i < n; ++i) store_dq(chunk[i], q, parts, number, t.tiles.p);
+        for (int i = 0; p.dq && i < n; ++i)
+          if (!parts.together || sees(chunk[i].at, q, parts, number))  // else nobody reads it
+            store_dq(chunk[i], q, parts.count, number, t.tiles.p);
       }
       if (p.dslopes) slope_parts[(b * p.Hq + head) * plan.parts + number] = static_cast<A>(dslope);
     }
-    store_keys(p.dk, q, kv_head, number, parts, own, t.dk, key_size(), p.D, f.scale);
-    store_keys(p.dv, q, kv_head, number, parts, own, t.dv, value_size(), p.Dv, A(1));
+    store_keys(p.dk, q, kv_head, parts, number, t.dk, key_size(), p.D, f.scale);
+    store_keys(p.dv, q, kv_head, parts, number, t.dv, value_size(), p.Dv, A(1));
+  }
+
+  // Whether a panel sees any of a part's keys.
+  static bool sees(const Panel<A>& panel, const Sequence& q, const KeyParts& parts, int64_t number) {
+    for (int64_t i = 0; i < parts.blocks_of(number); ++i) {
+      const int64_t j0 = parts.block(number, i) * kBlock, left = q.Lk - j0;
+      if (panel.least < j0 + (left < kBlock ? left : kBlock) && panel.most >= j0) return true;
+    }
+    return false;
   }
 
   // A chunk's panels against one block.
@@ -226,13 +239,13 @@ struct Backward : Gradients<A, pairs> {
   }
 
   // A part's dk or dv; zeros behind the keys that a cache has, of which the first part takes care.
-  void store_keys(const Heads& to, const Sequence& q, int64_t head, int64_t number, int64_t parts, int64_t own,
+  void store_keys(const Heads& to, const Sequence& q, int64_t head, const KeyParts& parts, int64_t number,
                   const A* from, int64_t size, int64_t columns, A scale) const {
     if (!to) return;
     A factor[kBlock];
     for (A& x : factor) x = scale;
-    for (int64_t i = 0; i < own; ++i) {
-      const int64_t j0 = (number + i * parts) * kBlock;
+    for (int64_t i = 0; i < parts.blocks_of(number); ++i) {
+      const int64_t j0 = parts.block(number, i) * kBlock;
       const int nk = static_cast<int>(q.Lk - j0 < kBlock ? q.Lk - j0 : kBlock);
       f.elements.store_segments(to.data, KeyRows(to, q, head, j0, nk).offset, from + i * size, kBlock, nk, columns,
                                 factor);
@@ -245,19 +258,21 @@ struct Backward : Gradients<A, pairs> {
   // dq = scale times the sum of its parts.
   void add_parts(int64_t b, int64_t head) const {
     const Sequence q = sequence_of(p, b);
-    const int64_t parts = backward_parts(q.Lk);
-    if (parts == 1) return;
+    const KeyParts parts(p, q);
+    if (parts.count == 1) return;
     for (int64_t i = 0; i < q.Lq; ++i) {
-      A* const sum = dq_parts + stat_offset(p, q, head, i) * p.D;
-      for (int64_t part = 1; part < parts; ++part)
-        for (int64_t c = 0; c < p.D; c += W<A>)
-          store_first<A>(
-              sum + c, load_first<A>(sum + c, p.D - c) + load_first<A>(sum + part * stats * p.D + c, p.D - c), p.D - c);
+      const VectorRange of = parts.of_query(i + q.shift());
+      const A* const row = dq_parts + stat_offset(p, q, head, i) * p.D;
       const int64_t offset = query_offset(p.dq, q, head, i);
       for (int64_t c = 0; c < p.D; c += kPanel) {
-        A columns[kPanel];
+        alignas(64) A columns[kPanel];
         const int64_t n = p.D - c < kPanel ? p.D - c : kPanel, to = offset + c;
-        std::memcpy(columns, sum + c, sizeof(A) * static_cast<size_t>(n));
+        for (int64_t v = 0; v < n; v += W<A>) {
+          Vec<A> sum{};
+          for (int64_t part = of.begin; part < of.end; ++part)
+            sum = sum + load_first<A>(row + part * stats * p.D + c + v, n - v);
+          store<A>(columns + v, sum);
+        }
         f.elements.store_segments(p.dq.data, &to, columns, 1, 1, n, &f.scale);
       }
     }

@@ -26,7 +26,7 @@ struct Deltas : Gradients<A, pairs> {
   }
 
   // The largest log-sum of a row that is taken from the products: of bfloat16 a key has more than half of it.
-  A limit() const { return p.type == DType::bf16 ? A(0.6931472) : p.type == DType::f16 ? kInfinity<A> : A(0x1p-10); }
+  A limit() const { return p.type == DType::f16 ? kInfinity<A> : A(0.6931472); }
   bool by_products(const Sequence& q, int64_t head, int64_t i) const {
     const int64_t at = stat_offset(p, q, head, i);  // an emptied row has no key
     return static_cast<const A*>(p.log_sum)[at] < limit() && static_cast<const A*>(p.row_max)[at] > -kInfinity<A>;

@@ -20,33 +20,52 @@ struct BlockRows {
   int64_t row, segment;
 };
 
-// Rows of memory that will be wanted.
+// Rows of memory that will be wanted, and are fetched line by line.
 struct Ahead {
-  const char* data = nullptr;
-  int64_t row = 0, rows = 0, bytes = 0;
-  void fetch(int64_t from, int64_t to) const {
-    for (int64_t j = from; j < to && j < rows; ++j)
-      for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(data + j * row + at, 0, 1);
+  const char *at = nullptr, *row_end = nullptr, *end = nullptr;
+  int64_t gap = 0, row = 0;  // bytes from a row's end to the next one, and of a row
+  void line() {
+    if (at >= end) return;
+    __builtin_prefetch(at, 0, 1);
+    at += 64;
+    if (at >= row_end) at = row_end + gap, row_end = at + row;
+  }
+  void lines(int64_t n) {
+    for (; n > 0 && at < end; --n) line();
+  }
+  void rest() {
+    while (at < end) line();
   }
 };
 // The rows of a block from key j on; none where numbers of a row are apart.
 inline Ahead ahead_of(const Heads& t, const Sequence& q, int64_t head, int64_t j, int64_t columns, int64_t size) {
-  const int64_t left = q.Lk - j;
-  if (left <= 0 || t.step != 1) return {};
-  return {static_cast<const char*>(t.data) + key_offset(t, q, head, j) * size, t.row * size,
-          left < kBlock ? left : kBlock, columns * size};
+  const int64_t left = q.Lk - j, rows = left < kBlock ? left : kBlock, bytes = columns * size, row = t.row * size;
+  if (left <= 0 || t.step != 1 || row < bytes) return {};
+  const char* const first = static_cast<const char*>(t.data) + key_offset(t, q, head, j) * size;
+  return {first, first + bytes, first + (rows - 1) * row + bytes, row - bytes, bytes};
 }
 
-// s[m] = start + sum_i a[m][i] b[i], a vector of queries.
+// s[m] = start + sum_i a[m][i] b[i], a vector of queries. Fetches a line of each of both every second i.
 template <class A, int M>
-__attribute__((noinline)) void few_scores(A* s, const A* a, int64_t row, const A* b, int64_t k, bool add) {
+__attribute__((noinline)) void few_scores(A* s, const A* a, int64_t row, const A* b, int64_t k, bool add, Ahead& keys,
+                                          Ahead& values) {
   Vec<A> sum[M] = {};
-  for (int64_t i = 0; i < k; ++i, ++a, b += kPanel) {
+  const auto step = [&] {
     Vec<A> w = load<A>(b);
     hold(w);
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) sum[m] = fma(splat(a[m * row]), w, sum[m]);
+    ++a, b += kPanel;
+  };
+  Ahead of_keys = keys, of_values = values;
+  for (int64_t i = 0; i < k / 2; ++i) {
+    step();
+    of_keys.line();
+    step();
+    of_values.line();
   }
+  if (k % 2) step();
+  keys = of_keys, values = of_values;
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) store<A>(s + m * kPanel, add ? load<A>(s + m * kPanel) + sum[m] : sum[m]);
 }
@@ -80,7 +99,7 @@ __attribute__((noinline)) void few_sums(A* o, const A* p, const A* v, int64_t ro
 
 template <class A>
 struct FewTiles {
-  using Scores = void (*)(A* s, const A* a, int64_t row, const A* b, int64_t k, bool add);
+  using Scores = void (*)(A* s, const A* a, int64_t row, const A* b, int64_t k, bool add, Ahead& keys, Ahead& values);
   using Sums = void (*)(A* o, const A* p, const A* v, int64_t row, int64_t k, const A* alpha);
   Scores scores[kFewKeys] = {};            // by keys less one
   Sums sums[kTileVectors][kFewRows] = {};  // by vectors and by rows less one
@@ -102,17 +121,18 @@ struct FewTiles {
 template <class A>
 constexpr FewTiles<A> kFewTiles{};
 
-// S^T of keys from … to - 1; fetches as many rows ahead.
+// S^T of keys from … to - 1; fetches what is ahead meanwhile.
 template <class A>
 inline void few_products(A* s, const BlockRows<A>& k, const A* turned, int64_t columns, int from, int to, int vectors,
-                         const Ahead& keys, const Ahead& values) {
+                         Ahead& keys, Ahead& values) {
   row_groups(from, to, kFewKeys, [&](int64_t j, int n) {
-    keys.fetch(j, j + n), values.fetch(j, j + n);
     for (int v = 0; v < vectors; ++v)
       for (int64_t c = 0; c == 0 || c < columns; c += kPanel)  // without columns scores are 0
         kFewTiles<A>.scores[n - 1](s + j * kPanel + v * W<A>, k.data + j * k.row + c / kPanel * k.segment, k.row,
-                                   turned + c * kPanel + v * W<A>, columns - c < kPanel ? columns - c : kPanel, c > 0);
+                                   turned + c * kPanel + v * W<A>, columns - c < kPanel ? columns - c : kPanel, c > 0,
+                                   keys, values);
   });
+  keys.rest(), values.rest();
 }
 
 // out = alpha out + P V, all rows seeing all of the keys from … to - 1; out [segment][room][kPanel].

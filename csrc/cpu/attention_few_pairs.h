@@ -22,11 +22,11 @@ struct FewPairs {
   int64_t row;       // from one to the next
 };
 
-// S^T of a block; fetches the next one's rows meanwhile.
+// S^T of a block; fetches the next one's keys meanwhile.
 inline void few_pair_products(const Pairs& by, float* s, const FewPairs& few, const float* queries, int64_t columns,
-                              const Sight& sight, const Ahead& keys, const Ahead& values) {
+                              const Sight& sight, Ahead& keys) {
   for (int64_t j = sight.from / 16 * 16; j < sight.to; j += 16) {
-    keys.fetch(j, j + 16), values.fetch(j, j + 16);
+    keys.lines(16 * ceil_div(keys.row, 64));
     by.product(s + j * kPanel, kPanel, few.keys + j * few.row, few.row, reinterpret_cast<const uint32_t*>(queries), 16,
                1, round_up(columns, 32) / 2, false);
   }

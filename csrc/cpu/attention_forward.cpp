@@ -3,15 +3,15 @@
 //   s_ij = score(q_i k_j)      m_i = max_j s_ij      l_i = sum_j exp(s_ij - m_i)      out_i = sum_j exp(s_ij - m_i) v_j / l_i
 //
 // Work:    queries lie in the lanes: a panel of 64 is turned once, scores stand as S^T, so that maximum, sum and exponential are
-//          vertical, and keys and values are read as they lie. Tasks take two panels that share a block of 96 keys once it is packed.
+//          vertical, and keys and values are read as they lie. Tasks take up to four panels, which share a block of 96 keys once packed.
 //          Few queries stand in one panel with their whole group of heads, and tasks take parts of the keys as well.
-// Traffic: k and v are read once for 128 queries (decoding: once), q and out once. Nothing of Lq times Lk leaves the second cache.
+// Traffic: k and v are read once for 256 queries, or fewer where tasks are many (decoding: once), q and out once. Nothing of Lq times Lk leaves the second cache.
 // Bits:    blocks and parts of keys are counted from the sequence's first, and the parts (of 1152 keys) are put together in
 //          their order, whoever computed them: a decoding step is the last row of the whole call bit for bit.
 // Edges:   at the diagonal and at a window's edges whole vectors of queries and whole keys are left out. Where a row does not see
 //          all of a block that holds NaN or infinity, its sums skip what it does not see.
 #include "attention_few_pairs.h"
-#include "attention_totals.h"
+#include "attention_pair_part.h"
 #include "carver.h"
 #include "parallel.h"
 
@@ -42,7 +42,8 @@ struct Forward : Totals<A, pairs> {
   const int64_t heads;  // that stand in one panel
 
   int64_t chunk_rows(const AttentionPlan& plan) const {
-    return plan.path == AttentionPath::split_keys ? kPanel : kPanelsOfTask * kPanel;
+    if (plan.path == AttentionPath::split_keys) return kPanel;
+    return kPanel * panels_of_task(p.B * (p.Hq / heads), heads * p.Lq, plan.tasks);
   }
 
   static Task<A> carve(Carver& carver, int64_t D, int64_t Dv) {
@@ -61,31 +62,25 @@ struct Forward : Totals<A, pairs> {
 
   // ---- A panel against a block. ----------------------------------------------------------------------------------------
 
-  void block(const Task<A>& t, const Panel<A>& panel, const Sequence& q, const A* turned, const Sight& sight,
-             int64_t j0, const State<A>& state, bool finite) const {
+  void block(Task<A>& t, const Panel<A>& panel, const Sequence& q, const A* turned, const Sight& sight, int64_t j0,
+             const State<A>& state, bool finite) const {
     A* const s = t.s;
     if (t.few)
       few_turned_product(t, panel, turned, sight);
     else
       turned_product<pairs>(by, panel, sight, j0, s, t.k_at, turned, p.D);
-    const bool scaled = !f.unscaled(sight);  // what stands in s is scores, else products
-    if (scaled)
-      f.scores(panel, q, sight, j0, s, t.tile, nullptr);
-    else if (sight.edge)
-      f.hide(panel, sight, j0, s);
-    const Vec<A> factor = splat(scaled ? A(1) : f.scale);
-    if (f.drops()) f.dropout(panel, sight, j0, t.tile);
+    const A scale = this->score(panel, q, sight, j0, s, t.tile);
+    alignas(64) A alpha[kPanel];
+    if constexpr (pairs) return add_few_pairs(t, panel, q, sight, j0, state, alpha, scale, finite);
 
     // Row maximum and sum.
-    alignas(64) A alpha[kPanel];
+    const Vec<A> factor = splat(scale);
     constexpr int U = 4;  // vectors side by side
     for (int v = 0; v < panel.vectors; v += U) {
       const int wide = panel.vectors - v < U ? panel.vectors - v : U;
       wide == U ? exponentials<U>(t, state, sight, alpha, v, factor)
                 : each_exponential(t, state, sight, alpha, v, wide, factor);
     }
-    if constexpr (pairs) return add_pairs(t, panel, q, sight, j0, state, alpha, finite);
-
     // out = alpha out + P V.
     if (t.few && f.all_seen(sight))
       return few_outs(state.o, state.room, s, t.values, p.Dv, sight.from, sight.to, panel.rows, alpha);
@@ -158,29 +153,19 @@ struct Forward : Totals<A, pairs> {
       }
   }
 
-  // out = alpha out + P V, turned: O^T = alpha O^T + V^T P^T.
-  void add_pairs(const Task<A>& t, const Panel<A>& panel, const Sequence& q, const Sight& sight, int64_t j0,
-                 const State<A>& state, const A* alpha, bool finite) const {
+  // out = alpha out + P V of a panel of pairs with few queries.
+  void add_few_pairs(const Task<A>& t, const Panel<A>& panel, const Sequence& q, const Sight& sight, int64_t j0,
+                     const State<A>& state, A* alpha, A scale, bool finite) const {
 #if defined(__AVX512F__)
-    auto* const weights = reinterpret_cast<uint32_t*>(t.s);
-    pair_keys(weights, t.s, sight.from, sight.to, panel.vectors);
-    const int64_t kv_head = panel.head[0] / (p.Hq / p.Hkv);
-    if (t.few) {
+    if constexpr (pairs) {
+      PairWork none(by);
+      panel_weights(t.s, f.drops() ? t.tile : nullptr, state, alpha, panel.vectors, sight, scale, none);
+      const auto* const weights = reinterpret_cast<const uint32_t*>(t.s);
       few_pair_outs(by, t.of_pairs, weights, sight, panel.rows, p.Dv, alpha);
       if (!finite)
-        add_strange_keys(f, panel, q, sight, j0, t.of_pairs.out, 1, t.of_pairs.columns, weights, p.v, kv_head, p.Dv);
-      return;
+        add_strange_keys(f, panel, q, sight, j0, t.of_pairs.out, 1, t.of_pairs.columns, weights, p.v,
+                         panel.head[0] / (p.Hq / p.Hkv), p.Dv);
     }
-    for (int v = 0; v < panel.vectors * W<A>; v += W<A>) {
-      const Vec<A> factor = load<A>(alpha + v);
-      if (!lane_bits(factor != A(1))) continue;
-      for (int64_t c = 0; c < p.Dv; ++c) {
-        A* const at = state.o + c * state.room + v;
-        store<A>(at, load<A>(at) * factor);
-      }
-    }
-    key_sums(by, panel, sight, j0, state.o, state.room, key_columns(t.v), weights, p.Dv);
-    if (!finite) add_strange_keys(f, panel, q, sight, j0, state.o, state.room, 1, weights, p.v, kv_head, p.Dv);
 #endif
   }
   static bf16* key_columns(A* v) { return reinterpret_cast<bf16*>(v); }
@@ -190,15 +175,6 @@ struct Forward : Totals<A, pairs> {
   // A block's keys and values from … to - 1. Returns whether the values are finite.
   bool read_keys(Task<A>& t, const Sequence& q, int64_t kv_head, int64_t j0, int from, int to) const {
     t.k_at = t.k, t.v_at = t.v;
-#if defined(__AVX512F__)
-    if constexpr (pairs) {
-      const int first = from / 32 * 32;  // what none of these rows sees is packed as well, and meets a weight of 0
-      const KeyRows k(p.k, q, kv_head, j0 + first, to - first), v(p.v, q, kv_head, j0 + first, to - first);
-      const int64_t width = round_up(p.D, 32);
-      pack_pair_rows(key_columns(t.k) + first * width, width, k.of(p.k), to - first, p.D);
-      return pack_turned_rows(key_columns(t.v) + first, v.of(p.v), to - first, p.Dv);
-    }
-#endif
     const KeyRows k(p.k, q, kv_head, j0 + from, to - from), v(p.v, q, kv_head, j0 + from, to - from);
     if (lies_as_packed<A>(p.k, f.elements.size, p.D))
       t.k_at = static_cast<const A*>(p.k.data) + k.offset[0] - from * kPanel;
@@ -241,7 +217,9 @@ struct Forward : Totals<A, pairs> {
       t.of_pairs.keys = lies ? static_cast<const bf16*>(p.k.data) + key_offset(p.k, q, kv_head, j0) : key_columns(t.k);
       t.of_pairs.row = lies ? p.k.row : round_up(p.D, 32);
       if (!lies) pack_pair_rows(key_columns(t.k) + first * t.of_pairs.row, t.of_pairs.row, k.of(p.k), n, p.D);
-      return pack_row_pairs(t.of_pairs.values + first / 2 * kPanel, kBlock, v.of(p.v), n, p.Dv);
+      const int64_t lines = 2 * ceil_div(t.next_values.row, 64);
+      return pack_row_pairs(t.of_pairs.values + first / 2 * kPanel, kBlock, v.of(p.v), n, p.Dv,
+                            [&] { t.next_values.lines(lines); });
     }
 #endif
     static_cast<void>(nk);
@@ -257,9 +235,9 @@ struct Forward : Totals<A, pairs> {
     t.keys = {t.k_at, kPanel, kBlock * kPanel}, t.values = {t.v_at, kPanel, kBlock * kPanel};
     return finite;
   }
-  void few_turned_product(const Task<A>& t, const Panel<A>& panel, const A* turned, const Sight& sight) const {
+  void few_turned_product(Task<A>& t, const Panel<A>& panel, const A* turned, const Sight& sight) const {
 #if defined(__AVX512F__)
-    if constexpr (pairs) return few_pair_products(by, t.s, t.of_pairs, turned, p.D, sight, t.next_keys, t.next_values);
+    if constexpr (pairs) return few_pair_products(by, t.s, t.of_pairs, turned, p.D, sight, t.next_keys);
 #endif
     few_products(t.s, t.keys, turned, p.D, sight.from, sight.to, panel.vectors, t.next_keys, t.next_values);
   }
@@ -269,6 +247,26 @@ struct Forward : Totals<A, pairs> {
     begin_few(t, panels);
     for (int i = 0; i < panels; ++i) this->clear(t.part[i], t.panel[i].rows, nullptr);
     const int64_t end = q.Lk < (number + 1) * kPart ? q.Lk : (number + 1) * kPart;
+#if defined(__AVX512F__)
+    if constexpr (pairs)
+      if (!t.few) {
+        bf16* const values = key_columns(t.v);  // of two blocks: each takes half of what one in A would
+        PairPart{*this,
+                 by,
+                 q,
+                 kv_head,
+                 t.panel,
+                 t.q,
+                 t.part,
+                 panels,
+                 {t.s, t.tile + kBlock * kPanel},
+                 t.tile,
+                 key_columns(t.k),
+                 {values, values + segments * kPanel * kBlock}}
+            .run(number * kPart, end);
+        return;
+      }
+#endif
     for (int64_t j0 = number * kPart; j0 < end; j0 += kBlock) {
       const int nk = static_cast<int>(end - j0 < kBlock ? end - j0 : kBlock);
       Sight sight[kPanelsOfTask];
@@ -346,7 +344,9 @@ struct Forward : Totals<A, pairs> {
           const auto seen = [&](const Panel<A>& x) {
             return x.least < (number + 1) * kPart && x.most >= number * kPart;
           };
-          if (!seen(t.panel[0]) && !seen(t.panel[panels - 1])) continue;
+          bool any = false;
+          for (int i = 0; i < panels; ++i) any = any || seen(t.panel[i]);
+          if (!any) continue;
           if (!split) part(t, q, kv_head, panels, number);
           for (int i = 0; i < panels; ++i)
             if (seen(t.panel[i]))

@@ -33,6 +33,35 @@ struct KeyBlock {
   bf16* turned;
 };
 
+// Blocks of a sequence's keys that a part of them has.
+struct KeyParts {
+  int64_t count, blocks, most;
+  bool together;        // part n has blocks n most …; else n, n + count, …
+  int64_t left, right;  // of a window
+  KeyParts(const AttentionProblem& p, const Sequence& q)
+      : count(backward_parts(q.Lk)),
+        blocks(ceil_div(q.Lk, kBlock)),
+        most(ceil_div(blocks, count)),
+        left(p.window_left),
+        right(p.causal ? 0 : p.window_right) {
+    together = count > 1 && left >= 0 && right >= 0 && (left + right + 1) * count <= q.Lk;
+  }
+  int64_t blocks_of(int64_t number) const {
+    const int64_t before = together ? number * most : number, rest = blocks - before;
+    if (rest <= 0) return 0;
+    return together ? (rest < most ? rest : most) : (rest - 1) / count + 1;
+  }
+  int64_t block(int64_t number, int64_t i) const { return together ? number * most + i : number + i * count; }
+  // Parts whose keys the query at `place` sees, at least.
+  VectorRange of_query(int64_t place) const {
+    if (!together) return {0, static_cast<int>(count)};
+    const int64_t from = place - left, to = place + right, size = most * kBlock;
+    if (to < 0) return {0, 0};
+    const int64_t end = to / size + 1;
+    return {static_cast<int>(from > 0 ? from / size : 0), static_cast<int>(end < count ? end : count)};
+  }
+};
+
 template <class A, bool pairs>
 struct Gradients {
   const AttentionBackward& p;
@@ -76,8 +105,11 @@ struct Gradients {
 
   // Queries first … of one head; what the products of this pass read of them.
   void read_panel(QueryPanel<A>& panel, const Sequence& q, int64_t head, int64_t first, bool rows) const {
-    panel.at.set(p, q, head, first, static_cast<int>(q.Lq - first < kPanel ? q.Lq - first : kPanel));
+    set_panel(panel, q, head, first);
     read_rows(panel, q, head, rows);
+  }
+  void set_panel(QueryPanel<A>& panel, const Sequence& q, int64_t head, int64_t first) const {
+    panel.at.set(p, q, head, first, static_cast<int>(q.Lq - first < kPanel ? q.Lq - first : kPanel));
   }
   void read_rows(QueryPanel<A>& panel, const Sequence& q, int64_t head, bool rows) const {
     const int n = panel.at.rows;
@@ -122,6 +154,13 @@ struct Gradients {
     }
   }
 
+  // An exponential, as forward takes it.
+  static Vec<A> weight(Vec<A> x) {
+#if defined(__AVX512F__)
+    if constexpr (pairs) return exp_of_weight(x);
+#endif
+    return exp_of_share<false>(x);
+  }
   // ds = p (drop dP - delta); 0 where a score is -inf, whatever its row holds.
   template <bool drops>
   void exponentials(const QueryPanel<A>& panel, const Sight& sight, const ScoreTiles<A>& t, int u, bool scaled,
@@ -134,7 +173,7 @@ struct Gradients {
 #pragma GCC unroll 2
       for (int j = sight.from; j < sight.to; ++j) {
         A *const p_at = t.p + j * kPanel + at, *const ds_at = t.ds + j * kPanel + at;
-        const Vec<A> e = exp_of_share<false>((load<A>(p_at) * by - m) - log_sum);
+        const Vec<A> e = weight((load<A>(p_at) * by - m) - log_sum);
         store<A>(p_at, e), store<A>(ds_at, e * (load<A>(ds_at) - mean));
       }
       return;
@@ -142,7 +181,7 @@ struct Gradients {
     for (int j = sight.from; j < sight.to; ++j) {
       A *const p_at = t.p + j * kPanel + at, *const ds_at = t.ds + j * kPanel + at;
       const Vec<A> s = scaled ? load<A>(p_at) : load<A>(p_at) * by;
-      Vec<A> e = exp_of_share<false>((s - m) - log_sum), kept = splat(A(1));
+      Vec<A> e = weight((s - m) - log_sum), kept = splat(A(1));
       if (hides) e = s == none ? Vec<A>{} : e;
       if constexpr (drops) kept = load<A>(t.drop + j * kPanel + at);
       if (wants_ds) {

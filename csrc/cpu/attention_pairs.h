@@ -11,7 +11,7 @@
 //
 // Rows come in sixteens and numbers in thirty-twos, filled up with zeros: what is not finite in k, v, q, dout would reach rows
 // that do not see it, so it is left out where numbers are summed over keys or queries, and added for those that do.
-// With simd.h, simd_math.h, gemm.h and amx.h the files that have instruction-set intrinsics.
+// With attention_pair_weights.h, simd.h, simd_math.h, gemm.h and amx.h the files that have instruction-set intrinsics.
 #pragma once
 #include "amx.h"
 #include "attention_scores.h"
@@ -146,6 +146,18 @@ HETKERN_AMX_TARGET __attribute__((noinline, unused)) void enter_tiles() {
 }
 HETKERN_AMX_TARGET __attribute__((noinline, unused)) void leave_tiles() { _tile_release(); }
 
+// exp(x) for x <= 0, error below 3 ulp: a weight is rounded to bfloat16, and sums of them are numbers of float32. 2^t, t = x / ln 2,
+// as exp_of_share; what the product rounded away is little beside what a small weight adds to its sum.
+inline Vec<float> exp_of_weight(Vec<float> x) {
+  const Vec<float> t = x * splat(0x1.715476p0f);
+  const Vec<float> r = _mm512_reduce_ps(t, _MM_FROUND_TO_NEG_INF);
+  Vec<float> p = fma(splat(0.0018671302f), r, splat(0.009017030f));
+  p = fma(p, r, splat(0.05579991f));
+  p = fma(p, r, splat(0.24016444f));
+  p = fma(p, r, splat(0.6931513f));
+  return scaled(fma(p, r, splat(1.0f)), t, x);
+}
+
 // ---- Scores and their gradients, rounded. ---------------------------------------------------------------------------------
 
 inline __m512i interleaved() {
@@ -226,11 +238,8 @@ inline void pack_pair_columns(uint32_t* to, const RowsAt& from, int rows, int64_
     }
 }
 
-// Numbers c … c + 15 of rows r and r + 1, as words; what is not finite is 0 and noticed.
-struct RowPair {
-  Words16 words, strange;
-};
-inline RowPair row_pair(const RowsAt& from, int r, int rows, int64_t c, int64_t columns) {
+// Numbers c … c + 15 of rows r and r + 1, as words; what is not finite is 0.
+inline Words16 row_pair(const RowsAt& from, int r, int rows, int64_t c, int64_t columns) {
   Words16 half[2] = {};
   for (int i = 0; i < 2 && r + i < rows; ++i) {
     const bf16* const row = static_cast<const bf16*>(from.data) + from.offset[r + i];
@@ -245,37 +254,81 @@ inline RowPair row_pair(const RowsAt& from, int r, int rows, int64_t c, int64_t 
   const Words16 w = half[0] | (half[1] << 16), low = w & 0x7f80, high = w & 0x7f800000;
   const Words16 strange = bit_cast<Words16>((low == 0x7f80) & 0xffff) |
                           bit_cast<Words16>((high == 0x7f800000) & static_cast<int>(0xffff0000));
-  return {w & ~strange, strange};
+  return w & ~strange;
 }
-inline bool any(Words16 w) { return _mm512_test_epi32_mask(bit_cast<__m512i>(w), bit_cast<__m512i>(w)) != 0; }
+
+// Numbers c … c + 31 of rows r and r + 1 beside one another; `largest` of their magnitudes' bits.
+struct TwoRows {
+  __m512i low, high;  // of each eight columns the first four, and the last four, a word a column
+};
+inline TwoRows two_rows(const RowsAt& from, int r, int rows, int64_t c, int64_t columns, __m512i& largest) {
+  const Words16 none{};
+  const __m512i a = bit_cast<__m512i>(r < rows ? words_of_row(from, r, c / 2, columns) : none);
+  const __m512i b = bit_cast<__m512i>(r + 1 < rows ? words_of_row(from, r + 1, c / 2, columns) : none);
+  const __m512i magnitude = _mm512_set1_epi16(0x7fff);
+  largest = _mm512_max_epu16(largest, _mm512_max_epu16(_mm512_and_si512(a, magnitude), _mm512_and_si512(b, magnitude)));
+  return {_mm512_unpacklo_epi16(a, b), _mm512_unpackhi_epi16(a, b)};
+}
+inline bool finite(__m512i largest) { return !_mm512_cmpge_epu16_mask(largest, _mm512_set1_epi16(0x7f80)); }
 
 // As pairs of rows, in segments: [segment][room / 2][kPanel]. Zeros up to thirty-two rows. Returns whether all are finite.
-inline bool pack_row_pairs(uint32_t* to, int64_t room, const RowsAt& from, int rows, int64_t columns) {
-  Words16 strange{};
-  for (int r = 0; r < round_up(rows, 32); r += 2)
-    for (int64_t c = 0; c < columns; c += 16) {
-      const RowPair pair = row_pair(from, r, rows, c, columns);
-      strange |= pair.strange;
-      std::memcpy(to + (c / kPanel * room / 2 + r / 2) * kPanel + c % kPanel, &pair.words, sizeof(pair.words));
+template <class Beside>  // beside(): called for every two rows
+inline bool pack_row_pairs(uint32_t* to, int64_t room, const RowsAt& from, int rows, int64_t columns,
+                           const Beside& beside) {
+  const auto at = [&](int r, int64_t c) { return to + (c / kPanel * room / 2 + r / 2) * kPanel + c % kPanel; };
+  __m512i largest = _mm512_setzero_si512();
+  for (int r = 0; r < round_up(rows, 32); r += 2) {
+    beside();
+    for (int64_t c = 0; c < columns; c += 32) {
+      const TwoRows two = two_rows(from, r, rows, c, columns, largest);
+      // Fours of columns in their order.
+      const __m512i first = _mm512_set_epi64(11, 10, 3, 2, 9, 8, 1, 0),
+                    rest = _mm512_set_epi64(15, 14, 7, 6, 13, 12, 5, 4);
+      _mm512_storeu_si512(at(r, c), _mm512_permutex2var_epi64(two.low, first, two.high));
+      _mm512_storeu_si512(at(r, c + 16), _mm512_permutex2var_epi64(two.low, rest, two.high));
     }
-  return !any(strange);
+  }
+  if (finite(largest)) return true;
+  for (int r = 0; r < rows; r += 2)
+    for (int64_t c = 0; c < columns; c += 16) {
+      const Words16 words = row_pair(from, r, rows, c, columns);
+      std::memcpy(at(r, c), &words, sizeof(words));
+    }
+  return false;
+}
+
+inline bool pack_row_pairs(uint32_t* to, int64_t room, const RowsAt& from, int rows, int64_t columns) {
+  return pack_row_pairs(to, room, from, rows, columns, [] {});
 }
 
 // Turned, [column][kBlock], rows first … of it. Zeros up to sixteen columns and thirty-two rows. Returns whether all are finite.
 inline bool pack_turned_rows(bf16* to, const RowsAt& from, int rows, int64_t columns) {
-  Words16 strange{};
+  __m512i largest = _mm512_setzero_si512();
+  for (int r = 0; r < round_up(rows, 32); r += 32)
+    for (int64_t c = 0; c < columns; c += 32) {
+      Vec<float> v[2][16];
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; ++i) {
+        const TwoRows two = two_rows(from, r + 2 * i, rows, c, columns, largest);
+        v[0][i] = bit_cast<Vec<float>>(two.low), v[1][i] = bit_cast<Vec<float>>(two.high);
+      }
+      for (int half = 0; half < 2; ++half) {
+        transpose<float>(v[half]);
+        for (int i = 0; i < 16; ++i) {
+          const int64_t column = c + i / 4 * 8 + half * 4 + i % 4;
+          if (column < round_up(columns, 16)) std::memcpy(to + column * kBlock + r, &v[half][i], sizeof(v[half][i]));
+        }
+      }
+    }
+  if (finite(largest)) return true;
   for (int r = 0; r < round_up(rows, 32); r += 32)
     for (int64_t c = 0; c < columns; c += 16) {
       Vec<float> v[16];
-      for (int i = 0; i < 16; ++i) {
-        const RowPair pair = row_pair(from, r + 2 * i, rows, c, columns);
-        strange |= pair.strange;
-        v[i] = bit_cast<Vec<float>>(pair.words);
-      }
+      for (int i = 0; i < 16; ++i) v[i] = bit_cast<Vec<float>>(row_pair(from, r + 2 * i, rows, c, columns));
       transpose<float>(v);
       for (int i = 0; i < 16; ++i) std::memcpy(to + (c + i) * kBlock + r, &v[i], sizeof(v[i]));
     }
-  return !any(strange);
+  return false;
 }
 
 // [column][stride] to segments of kPanel rows, [segment][kPanel][kPanel].

@@ -44,7 +44,7 @@ AttentionPlan shared_out(const AttentionShape& shape, const Machine& machine) {
   const int64_t group = Hkv ? Hq / Hkv : 1, parts = ceil_div(Lk, kPart);
   const bool fold = group > 1 && Lq < kPanel;
   const int64_t units = fold ? B * Hkv : B * Hq, unit_rows = fold ? group * Lq : Lq;
-  const int64_t chunks = units * ceil_div(unit_rows, kPanelsOfTask * kPanel);
+  const int64_t chunks = units * ceil_div(unit_rows, panels_of_task(units, unit_rows, threads) * kPanel);
   // Parts of the keys are tasks' own where there are few panels: their results wait in memory.
   const bool split = parts > 1 && threads > 1 && unit_rows <= kPanel && chunks < 4 * threads;
   const int64_t items = split ? units * parts : chunks, tasks = threads < items ? threads : items > 0 ? items : 1;

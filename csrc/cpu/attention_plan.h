@@ -10,7 +10,7 @@ namespace {  // of every instruction set's own
 
 constexpr int kPanel = 64;        // queries of a panel, columns of a segment: the stride of all that a tile reads
 constexpr int kBlock = 96;        // keys that scores are computed for at a time
-constexpr int kPanelsOfTask = 2;  // that share a block of keys once it is packed
+constexpr int kPanelsOfTask = 4;  // at most: they share a block of keys once it is packed
 constexpr int64_t kPart =
     12 * kBlock;  // keys with a maximum and a sum of their own: a decoding call's tasks take parts
 constexpr int64_t kPanelsOfChunk = 16;  // queries whose gradient a backward task adds up at a time
@@ -34,6 +34,13 @@ constexpr int64_t forward_scratch(int64_t D, int64_t Dv) {
 // A part's result of one panel, whose rows are whole vectors.
 constexpr int64_t part_rows(int64_t rows) { return rows < kPanel ? ceil_div(rows, 16) * 16 : kPanel; }
 constexpr int64_t part_result(int64_t rows, int64_t Dv) { return segments_of(Dv) * rows * kPanel + 2 * kPanel; }
+
+// Panels that a task takes at a time of units with so many rows: fewer where every task would have few turns, and the last end late.
+constexpr int panels_of_task(int64_t units, int64_t rows, int64_t tasks) {
+  int panels = kPanelsOfTask;
+  while (panels > 1 && units * ceil_div(rows, panels * kPanel) < 8 * tasks) panels /= 2;
+  return panels;
+}
 
 // Parts that a head's keys are cut into for backward, interleaved by blocks: by the number of keys alone.
 constexpr int64_t backward_parts(int64_t keys) {

@@ -31,6 +31,17 @@ struct Totals {
     clear(total, panel.rows, p.sink ? sinks : nullptr);
   }
 
+  // Products in s become scores, and what dropout keeps of each fills `tile`. Returns what scores are to be multiplied by.
+  A score(const Panel<A>& panel, const Sequence& q, const Sight& sight, int64_t j0, A* s, A* tile) const {
+    const bool scaled = !f.unscaled(sight);
+    if (scaled)
+      f.scores(panel, q, sight, j0, s, tile, nullptr);
+    else if (sight.edge)
+      f.hide(panel, sight, j0, s);
+    if (f.drops()) f.dropout(panel, sight, j0, tile);
+    return scaled ? A(1) : f.scale;
+  }
+
   // total = total and part together.
   void merge(const State<A>& total, const State<A>& part, int rows, int vectors) const {
     alignas(64) A of_total[kPanel], of_part[kPanel];
