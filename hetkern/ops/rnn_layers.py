@@ -100,8 +100,6 @@ def _layers(ops, cell, x, h0, c0, weights, at, B, options):
         for direction in range(directions):
             k = layer * directions + direction
             w_ih, w_hh, b_ih, b_hh, *w_hr = weights[k]
-            if ops is not None and not w_hr:
-                b_ih, b_hh = _one_bias(cell, b_ih, b_hh)
             h_mask = None
             if options.recurrent_dropout > 0:
                 stream = 2 * k + 1
@@ -124,20 +122,6 @@ def _layers(ops, cell, x, h0, c0, weights, at, B, options):
             c_ends.append(c_n)
         x = torch.cat(outputs, -1) if directions == 2 else outputs[0]
     return x, torch.stack(h_ends), torch.stack(c_ends) if cell == "lstm" else None
-
-
-def _one_bias(cell, b_ih, b_hh):
-    """Both biases in the walk's, where a gate is a function of their sum.
-
-    Torch's product with a bias on the CPU writes the bias to every row first, and the gradients of
-    two biases are two sums over all rows. 16 bits keep them apart: their sum would be rounded once
-    more. A GRU's h'_n stands behind its reset gate.
-    """
-    if cell == "gru" or b_ih is None or b_hh is None:
-        return b_ih, b_hh
-    if b_ih.device.type != "cpu" or b_ih.dtype.itemsize < 4:
-        return b_ih, b_hh
-    return None, b_ih + b_hh
 
 
 def _project(x, w_ih, b_ih):
