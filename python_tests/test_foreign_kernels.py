@@ -167,7 +167,7 @@ def python(wheel, folder):
 #: Runs of pytest, processes that have loaded torch already, two at a time.
 RUNS = """
 import json, os, sys
-import hetkern.testing, pytest, torch
+import pytest, torch
 assert "triton" not in sys.modules  # the plugin comes before it
 running, ended = {}, {}
 def wait():
