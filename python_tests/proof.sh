@@ -29,7 +29,7 @@ levels=($(python -c 'import hetkern; print(*hetkern._C.isa_levels())'))
 best=${levels[-1]}
 for level in "${levels[@]}"; do
   tests=(--at-least 3000 python_tests/test_{softmax,cross_entropy,rnn,attention,training}_*.py python_tests/test_{nn,convert,impl,explain,simd,worked_example}.py)
-  [ "$level" = "$best" ] && tests=(--at-least 3700 --ignore python_tests/test_sanitizers.py --ignore python_tests/test_cuda_sanitizers.py python_tests)
+  [ "$level" = "$best" ] && tests=(--at-least 3700 --ignore python_tests/test_thread_sanitizer.py --ignore python_tests/test_address_sanitizer.py python_tests)
   rung "tests on instruction set $level" env HETKERN_ISA="$level" python -m pytest -q -n 2 -m "proof or not proof" "${tests[@]}"
 done
 rung "all tests of the families in CUDA, emulated" python -m pytest -q -n 2 --at-least 1400 --impl cuda -m "proof or not proof" python_tests
@@ -44,7 +44,7 @@ liger() {  # somebody else's Triton kernels, installed beside
   PYTHONPATH=$PWD/build/proof/liger python -m pytest -q -n 2 -p hetkern.testing.triton_interpreter --at-least 48 -m proof python_tests/test_liger.py
 }
 rung "Liger's operations in Triton, interpreted" liger
-rung "kernels under sanitizers, planted bugs" env HETKERN_WORKLOAD=all python -m pytest -q -n 2 --dist loadscope --at-least 12 python_tests/test_cuda_sanitizers.py python_tests/test_sanitizers.py
+rung "kernels under sanitizers, planted bugs" env HETKERN_WORKLOAD=all python -m pytest -q -n 2 --dist loadfile --at-least 12 python_tests/test_{thread,address}_sanitizer.py
 configurations() {  # every family in a process of one thread, side by side
   local running=() result=0
   for family in softmax cross_entropy rnn attention; do

@@ -12,13 +12,13 @@ rung() {  # rung AT-LEAST NAME pytest-arguments…
   python -m pytest -q -m "not proof" --junitxml "$results" --at-least "$least" "$@" || failed=1
   echo "== $name: $((SECONDS - start)) s"
 }
-alone=(python_tests/test_sanitizers.py python_tests/test_cuda_sanitizers.py python_tests/test_foreign_kernels.py)   # they keep both cores busy themselves
+alone=(python_tests/test_{thread,address}_sanitizer.py python_tests/test_foreign_kernels.py)   # they keep both cores busy themselves
 rung 6000 "families on the CPU, kit and layers, on two workers" -n 2 --dist worksteal "${alone[@]/#/--ignore=}" python_tests
 rung 1500 "families in CUDA, emulated" -n 2 --dist worksteal --impl cuda python_tests/test_{softmax,cross_entropy,rnn,attention}_{values,edges,errors,derivatives,bits,wiring,mutations}.py python_tests/test_attention_parts.py \
   python_tests/test_torch_samples.py
 rung 800 "families in Triton, interpreted" -n 2 --dist worksteal -p hetkern.testing.triton_interpreter --impl triton \
   python_tests/test_{softmax,cross_entropy,attention}_{values,edges,errors,derivatives,wiring,mutations}.py python_tests/test_rnn_{values,errors}.py python_tests/test_torch_samples.py \
   python_tests/test_attention_parts.py
-rung 12 "kernels under ASan + UBSan and TSan, planted bugs" -n 2 --dist loadscope python_tests/test_cuda_sanitizers.py python_tests/test_sanitizers.py
+rung 12 "kernels under ASan + UBSan and TSan, planted bugs" -n 2 --dist loadfile python_tests/test_{thread,address}_sanitizer.py
 rung 13 "the kit from a wheel, on kernels from outside, planted bugs" python_tests/test_foreign_kernels.py
 exit $failed

@@ -86,7 +86,7 @@ def assert_clean(done: subprocess.CompletedProcess[str]) -> None:
 
 
 class Sanitized:
-    """Tests of a library under one sanitizer: a class each, which a worker takes whole."""
+    """Tests of a library under one sanitizer; a file has those of one sanitizer, for one worker."""
 
     library: str
     sanitizer: str
@@ -104,3 +104,28 @@ class Sanitized:
         assert done.returncode != 0 and seen in done.stderr, (
             f"{self.sanitizer} has gone blind:\n{done.stderr[-2000:]}"
         )
+
+
+class NativeKernels(Sanitized):
+    """The library of the CPU kernels."""
+
+    library = "hetkern_ops"
+
+    def test_the_kernels_are_clean(self, environment: dict[str, str]) -> None:
+        """Nothing is found in a workload of all families."""
+        done = run(environment)
+        assert_clean(done)
+        assert "calls on 4 threads" in done.stdout
+
+
+class EmulatedKernels(Sanitized):
+    """The library of the CUDA kernels, emulated."""
+
+    library = "hetkern_emulated"
+    dtypes: str  # "two" or "all"
+
+    def test_the_cuda_kernels_are_clean(self, environment: dict[str, str]) -> None:
+        """Nothing is found in a workload of all families."""
+        done = run(environment, str(WORKLOAD), "cuda", self.dtypes)
+        assert_clean(done)
+        assert "calls of emulated CUDA kernels" in done.stdout

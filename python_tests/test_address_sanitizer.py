@@ -1,25 +1,24 @@
-"""The CPU kernels under ASan + UBSan and under TSan, and a planted bug for each to see."""
+"""The kernels of both libraries under ASan + UBSan, and planted bugs for them to see."""
 
 import pytest
-from sanitizing import Sanitized, assert_clean, run
+from sanitizing import WORKLOAD, EmulatedKernels, NativeKernels, run
+
+BUGS = [("out_of_bounds", "heap-buffer-overflow"), ("misaligned", "misaligned address")]
 
 
-class Native(Sanitized):
-    library = "hetkern_ops"
+class TestEmulated(EmulatedKernels):
+    sanitizer = "address"
+    dtypes = "all"
 
-    def test_the_kernels_are_clean(self, environment):
-        done = run(environment)
-        assert_clean(done)
-        assert "calls on 4 threads" in done.stdout
+    @pytest.mark.parametrize(("planted", "seen"), BUGS)
+    def test_a_bug_planted_in_a_cuda_kernel_is_seen(self, environment, planted, seen):
+        self.assert_seen(environment, planted, seen, str(WORKLOAD), "cuda")
 
 
-class TestAddress(Native):
+class TestNative(NativeKernels):
     sanitizer = "address"
 
-    @pytest.mark.parametrize(
-        ("planted", "seen"),
-        [("out_of_bounds", "heap-buffer-overflow"), ("misaligned", "misaligned address")],
-    )
+    @pytest.mark.parametrize(("planted", "seen"), BUGS)
     def test_a_planted_bug_is_seen(self, environment, planted, seen):
         self.assert_seen(environment, planted, seen)
 
@@ -39,10 +38,3 @@ class TestAddress(Native):
             assert done.returncode == 1 and "error ÷ limit is" in done.stderr, (
                 f"the error budget has gone blind to {planted}:\n{done.stdout}{done.stderr[-2000:]}"
             )
-
-
-class TestThread(Native):
-    sanitizer = "thread"
-
-    def test_a_planted_race_is_seen(self, environment):
-        self.assert_seen(environment, "race", "data race")
