@@ -357,6 +357,9 @@ def test_presets_hold_settings_that_exist(config: type[RunConfig]):
 
 def test_flags_and_old_names_win_over_a_preset():
     config = TrainConfig.from_values({"preset": "nanogpt-cpu", "batch": "3", "steps": 5})
+    assert config.batch == config.batch_size == 3  # its former name
+    with pytest.raises(AttributeError, match="'TrainConfig' object has no attribute 'batches'"):
+        config.batches  # noqa: B018
     assert (config.batch_size, config.steps, config.context) == (3, 5, 64)
 
 

@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Self, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Self, get_args, get_type_hints
 
 
 class UserError(ValueError):
@@ -56,6 +56,14 @@ class Settings:
 
     def check(self) -> None:
         """Refuse values that are out of range."""
+
+    if not TYPE_CHECKING:  # which shall go on to refuse any other name
+
+        def __getattr__(self, name: str) -> Any:
+            """What a setting had as its former name: the setting."""
+            if (new := type(self).RENAMED.get(name)) is None:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            return getattr(self, new)
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any], source: str = "settings") -> Self:
