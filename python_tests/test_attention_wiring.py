@@ -47,7 +47,7 @@ def call(kind, q, k, v, **more):
     return hetkern.attention(q, k, v, **FEATURES[kind], **more)
 
 
-@pytest.mark.sample(6)
+@pytest.mark.sample(6, simulated=15)
 @pytest.mark.parametrize("layout", ["heads outside", "heads inside"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_attention_ops_pass_opcheck(native, kind, layout):

@@ -62,7 +62,7 @@ def function(options, impl="auto", stats=False):
     return call
 
 
-@pytest.mark.sample(1, simulated=8)
+@pytest.mark.sample(1, simulated=3)
 @pytest.mark.parametrize("stats", [False, True])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_cross_entropy_first_and_second_gradients_are_right(impl, options, stats, indices):

@@ -34,7 +34,7 @@ def step(x, target, weight):
     return loss + stats.entropy.mean() + hetkern.cross_entropy(x, target)
 
 
-@pytest.mark.sample(6)
+@pytest.mark.sample(6, simulated=9)
 @pytest.mark.parametrize("layout", [dense, permuted, expanded], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_cross_entropy_ops_pass_opcheck(native, options, layout, target):

@@ -66,7 +66,7 @@ def test_the_gates_ops_pass_opcheck(native, cell):
     assert names == {"rnn_gates", "rnn_gates_backward", "rnn_gates_double_backward"}
 
 
-@pytest.mark.sample(20)
+@pytest.mark.sample(10, simulated=10)
 @pytest.mark.parametrize("kind", ROWS)
 @pytest.mark.parametrize("cell", CELLS)
 def test_the_sequence_ops_pass_opcheck(native, cell, kind):
