@@ -1,6 +1,6 @@
 """Denormal numbers: whoever has them taken as zeros has it so on every thread of ours.
 
-``torch.set_flush_denormal`` reaches the calling thread and those that are started afterwards. torch's
+``torch.set_flush_denormal`` reaches the calling thread and those started afterwards. torch's
 own operations then give other bits in the rows of the others (findings/flush_denormal_threads.sh).
 """
 
