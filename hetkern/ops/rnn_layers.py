@@ -55,6 +55,10 @@ def run(
     arguments.tensor(op, "x", x)
     ops: SimpleNamespace | None = _impl.choose(op, OPS, x, impl)
     lengths, batch_sizes, reset = rows
+    named = ("lengths", lengths), ("batch_sizes", batch_sizes), ("reset", reset)
+    for name, t in (*named, *zip(("h0", "c0"), states, strict=False)):
+        if t is not None:
+            arguments.tensor(op, name, t)
     unbatched = batch_sizes is None and x.dim() == 2
     if unbatched:
         x = x.unsqueeze(0 if options.batch_first else 1)
