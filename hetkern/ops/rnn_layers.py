@@ -55,6 +55,10 @@ def run(
     arguments.tensor(op, "x", x)
     ops: SimpleNamespace | None = _impl.choose(op, OPS, x, impl)
     lengths, batch_sizes, reset = rows
+    named = ("lengths", lengths), ("batch_sizes", batch_sizes), ("reset", reset)
+    for name, t in (*named, *zip(("h0", "c0"), states, strict=False)):
+        if t is not None:
+            arguments.tensor(op, name, t)
     unbatched = batch_sizes is None and x.dim() == 2
     if unbatched:
         x = x.unsqueeze(0 if options.batch_first else 1)
@@ -141,7 +145,7 @@ def _walk(ops, cell, x_gates, weights, h0, c0, h_mask, at, reverse):
     w_hh, b_hh, w_hr = weights
     reset = at.reset
     if reset is not None and reverse:
-        reset = _reset_backwards(reset, at.packed)
+        reset = _reset_backwards(reset, at)
     if ops is None or w_hr is not None:
         return reference.rnn_sequence(
             cell,
@@ -166,12 +170,18 @@ def _walk(ops, cell, x_gates, weights, h0, c0, h_mask, at, reverse):
     return y, h_n, c_n if cell == "lstm" else None
 
 
-def _reset_backwards(reset, packed):
-    """A state that may not pass from step t - 1 to t may not pass from t to t - 1 either."""
-    if packed is not None:
-        reset = packed.padded(reset)
+def _reset_backwards(reset, at):
+    """A state that may not pass from step t - 1 to t may not pass from t to t - 1 either.
+
+    Behind a row's end is no step that a state could come from, whatever ``reset`` says there.
+    """
+    if at.packed is not None:
+        reset = at.packed.padded(reset)
+    elif at.lengths is not None:
+        t = torch.arange(reset.shape[0], device=reset.device)
+        reset = reset & (t[:, None] < at.lengths)
     back = torch.cat([reset[1:], torch.zeros_like(reset[:1])])
-    return back if packed is None else packed.packed(back)
+    return back if at.packed is None else at.packed.packed(back)
 
 
 def _rows(x, B, lengths, batch_sizes, reset, options) -> Rows:
