@@ -181,7 +181,10 @@ def test_decoding_gives_the_last_row_of_prefill(native, Lk, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("heads, D, Dv", [((12, 2), 64, 192), ((4, 4), 96, 20), ((16, 1), 33, 64)])
+@pytest.mark.parametrize(
+    "heads, D, Dv",
+    [((12, 2), 64, 192), ((4, 4), 96, 20), ((16, 1), 33, 64), ((12, 4), 43, 48), ((8, 1), 130, 16)],
+)
 def test_decoding_reads_a_cache_where_it_lies_with_the_bits_of_prefill(native, heads, D, Dv, dtype):
     """Whatever its layout, columns and the queries that share a head; a value is not finite."""
     Lk = 230

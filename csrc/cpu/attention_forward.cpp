@@ -28,7 +28,7 @@ struct Task {  // one task's memory
   // The block at hand for few queries, and the next one's rows.
   bool few;
   BlockRows<A> keys, values;
-  Ahead next_keys, next_values;
+  Fetch next;
 #if defined(__AVX512F__)
   FewPairs of_pairs;
 #endif
@@ -79,11 +79,12 @@ struct Forward : Totals<A, pairs> {
     for (int v = 0; v < panel.vectors; v += U) {
       const int wide = panel.vectors - v < U ? panel.vectors - v : U;
       wide == U ? exponentials<U>(t, state, sight, alpha, v, factor)
-                : each_exponential(t, state, sight, alpha, v, wide, factor);
+      : t.few   ? each_exponential<true>(t, state, sight, alpha, v, wide, factor)
+                : each_exponential<false>(t, state, sight, alpha, v, wide, factor);
     }
     // out = alpha out + P V.
     if (t.few && f.all_seen(sight))
-      return few_outs(state.o, state.room, s, t.values, p.Dv, sight.from, sight.to, panel.rows, alpha);
+      return few_outs(state.o, state.room, s, t.values, p.Dv, sight.from, sight.to, panel.rows, alpha, t.next);
     row_groups(0, panel.rows, kTileRows, [&](int64_t r, int n) {
       const Sight keys = keys_of_rows(panel, sight, j0, static_cast<int>(r), n);
       for (int64_t g = 0; g < segments; ++g) {
@@ -98,12 +99,13 @@ struct Forward : Totals<A, pairs> {
     });
   }
 
-  void each_exponential(const Task<A>& t, const State<A>& state, const Sight& sight, A* alpha, int v, int n,
+  template <bool few>
+  void each_exponential(Task<A>& t, const State<A>& state, const Sight& sight, A* alpha, int v, int n,
                         Vec<A> by) const {
-    for (int i = 0; i < n; ++i) exponentials<1>(t, state, sight, alpha, v + i, by);
+    for (int i = 0; i < n; ++i) exponentials<1, few>(t, state, sight, alpha, v + i, by);
   }
-  template <int U>
-  void exponentials(const Task<A>& t, const State<A>& state, const Sight& sight, A* alpha, int v, Vec<A> by) const {
+  template <int U, bool few = false>
+  void exponentials(Task<A>& t, const State<A>& state, const Sight& sight, A* alpha, int v, Vec<A> by) const {
     A* const s = t.s + v * W<A>;
     Vec<A> top[U], sum[U];
     for (int u = 0; u < U; ++u) top[u] = splat(-kInfinity<A>), sum[u] = Vec<A>{};
@@ -118,7 +120,8 @@ struct Forward : Totals<A, pairs> {
       top[u] = now == -kInfinity<A> ? Vec<A>{} : now;
       store<A>(alpha + at, exp_of_share<false>(old - top[u]));
     }
-    for (int j = sight.from; j < sight.to; ++j)
+    for (int j = sight.from; j < sight.to; ++j) {
+      if constexpr (few) t.next.lines(t.next.of_weights);
 #pragma GCC unroll 4
       for (int u = 0; u < U; ++u) {
         A* const at = s + j * kPanel + u * W<A>;
@@ -126,6 +129,7 @@ struct Forward : Totals<A, pairs> {
         sum[u] += e;
         store<A>(at, e);
       }
+    }
     if (f.drops())
       for (int j = sight.from; j < sight.to; ++j)
         for (int u = 0; u < U; ++u) {
@@ -154,14 +158,14 @@ struct Forward : Totals<A, pairs> {
   }
 
   // out = alpha out + P V of a panel of pairs with few queries.
-  void add_few_pairs(const Task<A>& t, const Panel<A>& panel, const Sequence& q, const Sight& sight, int64_t j0,
+  void add_few_pairs(Task<A>& t, const Panel<A>& panel, const Sequence& q, const Sight& sight, int64_t j0,
                      const State<A>& state, A* alpha, A scale, bool finite) const {
 #if defined(__AVX512F__)
     if constexpr (pairs) {
-      PairWork none(by);
-      panel_weights(t.s, f.drops() ? t.tile : nullptr, state, alpha, panel.vectors, sight, scale, none);
+      FewWork work{t.next, (sight.to - sight.from) / kKeysOfStep};
+      panel_weights(t.s, f.drops() ? t.tile : nullptr, state, alpha, panel.vectors, sight, scale, work);
       const auto* const weights = reinterpret_cast<const uint32_t*>(t.s);
-      few_pair_outs(by, t.of_pairs, weights, sight, panel.rows, p.Dv, alpha);
+      few_pair_outs(by, t.of_pairs, weights, sight, panel.rows, p.Dv, alpha, t.next);
       if (!finite)
         add_strange_keys(f, panel, q, sight, j0, t.of_pairs.out, 1, t.of_pairs.columns, weights, p.v,
                          panel.head[0] / (p.Hq / p.Hkv), p.Dv);
@@ -189,8 +193,8 @@ struct Forward : Totals<A, pairs> {
 
   // ---- Few queries. ----------------------------------------------------------------------------------------------------
 
-  void begin_few(Task<A>& t, int panels) const {
-    t.few = panels == 1 && t.panel[0].vectors <= (pairs ? 1 : kFewVectors);
+  void begin_few(Task<A>& t) const {
+    static_cast<void>(t);
 #if defined(__AVX512F__)
     if constexpr (pairs) {
       if (!t.few) return;
@@ -207,8 +211,8 @@ struct Forward : Totals<A, pairs> {
   // A block, of which as much as can be stays where it lies. Returns whether the values are finite, or need not be.
   bool read_few(Task<A>& t, const Sequence& q, int64_t kv_head, int64_t j0, int nk, const Sight& sight) const {
     const int64_t size = f.elements.size, next = j0 + kBlock;
-    t.next_keys = ahead_of(p.k, q, kv_head, next, p.D, size);
-    t.next_values = ahead_of(p.v, q, kv_head, next, p.Dv, size);
+    t.next.keys = ahead_of(p.k, q, kv_head, next, p.D, size);
+    t.next.values = ahead_of(p.v, q, kv_head, next, p.Dv, size);
 #if defined(__AVX512F__)
     if constexpr (pairs) {
       const int first = sight.from / 32 * 32, n = sight.to - first;
@@ -217,12 +221,19 @@ struct Forward : Totals<A, pairs> {
       t.of_pairs.keys = lies ? static_cast<const bf16*>(p.k.data) + key_offset(p.k, q, kv_head, j0) : key_columns(t.k);
       t.of_pairs.row = lies ? p.k.row : round_up(p.D, 32);
       if (!lies) pack_pair_rows(key_columns(t.k) + first * t.of_pairs.row, t.of_pairs.row, k.of(p.k), n, p.D);
-      const int64_t lines = 2 * ceil_div(t.next_values.row, 64);
+      t.next.of_scores = t.next.share(2, ceil_div(n, 32) * ceil_div(p.D, 32));
+      t.next.of_values = t.next.share(3, ceil_div(n, 2));
+      t.next.of_weights = t.next.share(1, ceil_div(n, kKeysOfStep));
+      t.next.of_outs = t.next.share(2, ceil_div(n, 32) + ceil_div(p.Dv, 32));
       return pack_row_pairs(t.of_pairs.values + first / 2 * kPanel, kBlock, v.of(p.v), n, p.Dv,
-                            [&] { t.next_values.lines(lines); });
+                            [&] { t.next.lines(t.next.of_values); });
     }
 #endif
     static_cast<void>(nk);
+    const int n = sight.to - sight.from;
+    t.next.of_scores = t.next.share(4, ceil_div(n, W<A>) * ceil_div(p.D, W<A>));
+    t.next.of_weights = t.next.share(1, n);
+    t.next.of_outs = t.next.share(3, n * ceil_div(t.panel[0].rows, kFewRows) * ceil_div(p.Dv, kTileVectors * W<A>));
     const bool lies = f.all_seen(sight) && size == sizeof(A) && p.k.step == 1 && p.v.step == 1 && p.Dv % W<A> == 0;
     const auto at = [&](const Heads& x) {
       return BlockRows<A>{static_cast<const A*>(x.data) + key_offset(x, q, kv_head, j0), x.row, kPanel};
@@ -237,14 +248,14 @@ struct Forward : Totals<A, pairs> {
   }
   void few_turned_product(Task<A>& t, const Panel<A>& panel, const A* turned, const Sight& sight) const {
 #if defined(__AVX512F__)
-    if constexpr (pairs) return few_pair_products(by, t.s, t.of_pairs, turned, p.D, sight, t.next_keys);
+    if constexpr (pairs) return few_pair_products(by, t.s, t.of_pairs, turned, p.D, sight, t.next);
 #endif
-    few_products(t.s, t.keys, turned, p.D, sight.from, sight.to, panel.vectors, t.next_keys, t.next_values);
+    few_products(t.s, t.keys, turned, p.D, sight.from, sight.to, panel.rows, t.next);
   }
 
   // The panels' sums over one part.
   void part(Task<A>& t, const Sequence& q, int64_t kv_head, int panels, int64_t number) const {
-    begin_few(t, panels);
+    begin_few(t);
     for (int i = 0; i < panels; ++i) this->clear(t.part[i], t.panel[i].rows, nullptr);
     const int64_t end = q.Lk < (number + 1) * kPart ? q.Lk : (number + 1) * kPart;
 #if defined(__AVX512F__)
@@ -324,7 +335,8 @@ struct Forward : Totals<A, pairs> {
       const int64_t unit = number / chunks, head = unit % (p.Hq / heads) * heads;
       const Sequence q = sequence_of(p, unit / (p.Hq / heads));
       const int panels = q.Lq ? set_panels(t, q, head, (chunks - 1 - number % chunks) * rows, rows) : 0;
-      const TilesInUse tiles(by);
+      t.few = panels == 1 && t.panel[0].vectors <= (pairs ? 1 : kFewVectors);
+      const TilesInUse tiles(by, t.few ? t.panel[0].rows : kAmxRows);
       if (panels) use(t, q, head / (p.Hq / p.Hkv), panels);
     };
 

@@ -66,10 +66,10 @@ class PairWork {
 
 // Maxima, sums, and exponentials of U vectors of s [key][kPanel], these rounded as pairs of keys in place: pair j / 2 is where
 // row j / 2 was, with zeros beside the keys that are seen up to whole thirty-twos. Takes a step of `work` every few keys.
-template <int U, bool drops>
+template <int U, bool drops, class Work>
 HETKERN_DOT_TARGET __attribute__((noinline)) void pair_weights(float* s, const float* drop, float* m, float* l,
                                                                float* alpha, const Sight& sight, float factor,
-                                                               PairWork& work, int keys_of_step) {
+                                                               Work& work, int keys_of_step) {
   const Vec<float> by = splat(factor);
   const int from = sight.from, end = sight.to;
   Vec<float> top[U], sum[U];
@@ -126,13 +126,14 @@ HETKERN_DOT_TARGET __attribute__((noinline)) void pair_weights(float* s, const f
 }
 
 // The same of a whole panel. `drop`, if not null, is what dropout keeps of each.
+template <class Work>
 inline void panel_weights(float* s, const float* drop, const State<float>& state, float* alpha, int vectors,
-                          const Sight& sight, float factor, PairWork& work) {
+                          const Sight& sight, float factor, Work& work) {
   const int groups = (vectors + 3) / 4, steps = work.steps() / groups;
   const int keys = steps > 0 ? (sight.to - sight.from) / steps / 2 * 2 : kBlock, keys_of_step = keys < 2 ? 2 : keys;
   const auto weights = [&](auto wide, int v) {
     constexpr int U = decltype(wide)::value;
-    const auto f = drop ? pair_weights<U, true> : pair_weights<U, false>;
+    const auto f = drop ? pair_weights<U, true, Work> : pair_weights<U, false, Work>;
     const int at = v * 16;
     f(s + at, drop ? drop + at : nullptr, state.m + at, state.l + at, alpha + at, sight, factor, work, keys_of_step);
   };
