@@ -63,15 +63,6 @@ inline void few_pair_products(const Pairs& by, float* s, const FewPairs& few, co
   }
 }
 
-// Fetches between exponentials.
-struct FewWork {
-  Fetch& next;
-  const int turns;
-  void step() { next.lines(next.of_weights); }
-  void finish() {}
-  int steps() const { return turns; }
-};
-
 // out = alpha out + P V; `pairs`: weights in pairs of keys.
 inline void few_pair_outs(const Pairs& by, const FewPairs& few, const uint32_t* pairs, const Sight& sight, int rows,
                           int64_t columns, const float* alpha, Fetch& next) {

@@ -173,14 +173,16 @@ void pack_turned(A* to, const RowsAt& from, int rows, int64_t columns) {
     }
 }
 
-// From segments of `room` rows, each times its factor, to neighbouring elements.
+// From segments of `room` rows, each times its factor, to neighbouring elements. A zero is 0, not -0: sums that were put together of
+// parts have no other.
 template <class A, class T>
 void store_segments(void* data, const int64_t* offset, const A* from, int64_t room, int rows, int64_t columns,
                     const A* factor) {
   for (int r = 0; r < rows; ++r) {
     T* const row = static_cast<T*>(data) + offset[r];
     for (int64_t c = 0; c < columns; c += W<A>)
-      store_first<A>(row + c, load<A>(from + (c / kPanel * room + r) * kPanel + c % kPanel) * splat(factor[r]),
+      store_first<A>(row + c,
+                     fma(load<A>(from + (c / kPanel * room + r) * kPanel + c % kPanel), splat(factor[r]), Vec<A>{}),
                      columns - c);
   }
 }
