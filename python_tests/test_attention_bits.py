@@ -162,7 +162,7 @@ def test_attention_bits_do_not_depend_on_features_that_do_nothing(native, dtype)
 @pytest.mark.parametrize("heads", [(4, 4), (4, 1)])
 @pytest.mark.parametrize("length", [1, 40, 300])
 def test_decoding_has_the_bits_of_the_same_query_in_a_longer_cache(native, length, heads, dtype):
-    """What lies behind the length, and how much of it, changes nothing; nor how many parts it is."""
+    """What lies behind the length changes nothing, nor how much it is, nor in how many parts."""
     q, k, v = drawn(2, heads, 1, 1200 if length == 300 else 400, 32, dtype)
     v[..., 5] = -0.0
     lengths = torch.tensor([length, max(length - 1, 0)])
