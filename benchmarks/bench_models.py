@@ -1,8 +1,9 @@
 """Training steps of whole models, on hetkern's kernels and on torch's: tokens/s and peak memory.
 
 Both sides have the same weights, see the same batches and take turns step by step: forward, loss,
-backward, clipping and the fused optimizer; the fastest step counts. Beside the speeds stand the
-largest relative difference of their losses over all steps, and what training steps add to the
+backward, clipping and the fused optimizer, as `hetkern train` has them: it takes denormal numbers
+as zeros, which gradients of long texts are full of. The fastest step counts. Beside the speeds stand
+the largest relative difference of their losses over all steps, and what training steps add to the
 memory of a fresh process at its peak: activations, gradients and the optimizer's state. `--compile`
 has torch.compile of the model on torch's kernels as a third side, where torch can compile it (its
 recurrent kernels stay what they are). `--only "lstm LM | 256"` takes the rows of the table that
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 
 from hetkern.models import GPT, RNNLM, GPTShape, RNNClassifier, RNNShape, choose_kernels
 from hetkern.models.recurrent import detached
+from hetkern.training.optimizer import clip_gradients
 
 V = 65  # characters
 WORDS, CLASSES = 20_000, 26
@@ -113,7 +115,7 @@ def compare(sides: Sides, work: Work, clock: Callable[[], float]) -> dict[str, A
         with torch.autocast("cpu", torch.bfloat16, enabled=work.precision == "bf16"):
             loss = loss_of(*batch)
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        clip_gradients(list(model.parameters()), 1.0)
         optimizers[name].step()
         return loss.item()
 
@@ -182,6 +184,7 @@ def seeded(make: Callable[[], Any]) -> Any:
 def peak_of(task: tuple[Any, ...]) -> float:
     """What two steps add to this process's memory at its peak, in MB; a process of its own."""
     make, sizes, kernels, batch, threads = task
+    torch.set_flush_denormal(True)
     torch.set_num_threads(threads)
     model, loss_of = make(*sizes)[kernels]
     optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
@@ -221,6 +224,7 @@ def main() -> None:
     parser.add_argument("--only", default="")
     parser.add_argument("--cpu-time", action="store_true")
     more, sys.argv[1:] = parser.parse_known_args()
+    torch.set_flush_denormal(True)  # before torch starts the threads, which take it over
     options = arguments(__doc__.splitlines()[0])
     if more.cpu_time and options.threads != 1:
         raise SystemExit("--cpu-time counts one thread's: --threads 1")
