@@ -2,13 +2,13 @@
 
 Both sides have the same weights, see the same batches and take turns step by step: forward, loss,
 backward, clipping and the fused optimizer, as `hetkern train` has them: it takes denormal numbers
-as zeros, which gradients of long texts are full of. The fastest step counts. Beside the speeds stand
-the largest relative difference of their losses over all steps, and what training steps add to the
-memory of a fresh process at its peak: activations, gradients and the optimizer's state. `--compile`
-has torch.compile of the model on torch's kernels as a third side, where torch can compile it (its
-recurrent kernels stay what they are). `--only "lstm LM | 256"` takes the rows of the table that
-begin so, and replaces them in the results. `--threads 1 --cpu-time` counts what the process
-computes, and not how long it waits, for a machine that is busy.
+as zeros, which gradients of long texts are full of. The fastest step counts. Beside the speeds
+stand the largest relative difference of their losses over all steps, and what training steps add to
+the memory of a fresh process at its peak: activations, gradients and the optimizer's state.
+`--compile` has torch.compile of the model on torch's kernels as a third side, where torch can
+compile it (its recurrent kernels stay what they are). `--only "lstm LM | 256"` takes the rows of
+the table that begin so, and replaces them in the results. `--threads 1 --cpu-time` counts what the
+process computes, and not how long it waits, for a machine that is busy.
 """
 
 from __future__ import annotations
