@@ -47,6 +47,7 @@ def test_unknown_key_like_no_other_lists_the_known_ones():
         ("dropout", "0.1", "dropout must be a number, got '0.1'"),
         ("kernels", 3, "kernels must be a string, got 3"),
         ("steps", 0, "steps must be at least 1, got 0"),
+        ("seed", 1 << 64, r"seed must be below 2\^63, got 18446744073709551616"),
         ("out", "", "out must not be empty"),
         ("data", "", "data must not be empty"),
         ("batch_size", -1, "batch_size must be at least 1, got -1"),
