@@ -3,12 +3,14 @@
 Both sides have the same weights, see the same batches and take turns step by step: forward, loss,
 backward, clipping and the fused optimizer, as `hetkern train` has them: it takes denormal numbers
 as zeros, which gradients of long texts are full of. The fastest step counts. Beside the speeds
-stand the largest relative difference of their losses over all steps, and what training steps add to
-the memory of a fresh process at its peak: activations, gradients and the optimizer's state.
-`--compile` has torch.compile of the model on torch's kernels as a third side, where torch can
-compile it (its recurrent kernels stay what they are). `--only "lstm LM | 256"` takes the rows of
-the table that begin so, and replaces them in the results. `--threads 1 --cpu-time` counts what the
-process computes, and not how long it waits, for a machine that is busy.
+stand what no kernel exceeds ("ratio at most": torch's step beside one of its products at the best
+rate that it reaches here, clipping and the optimizer alone), the largest relative difference of the
+losses over all steps, and what training steps add to the memory of a fresh process at its peak:
+activations, gradients and the optimizer's state. `--compile` has torch.compile of the model on
+torch's kernels as a third side, where torch can compile it (its recurrent kernels stay what they
+are). `--only "lstm LM | 256"` takes the rows of the table that begin so, and replaces them in the
+results. `--threads 1 --cpu-time` counts what the process computes, and not how long it waits, for a
+machine that is busy.
 """
 
 from __future__ import annotations
@@ -102,8 +104,34 @@ def ragged_batch(rows: int, shortest: int, longest: int, generator: torch.Genera
     return text, lengths, torch.randint(CLASSES, (rows,), generator=generator)
 
 
+def products_of(model: nn.Module) -> int:
+    """Multiplications and additions of a token's forward products: those of the weights.
+
+    Twice as many follow backward. Attention's scores and sums are left out, and so a classifier's
+    last layer, once a text.
+    """
+    classifier = isinstance(model, RNNClassifier)
+    return 2 * sum(
+        weight.numel()
+        for name, weight in model.named_parameters()
+        if weight.dim() == 2 and not (classifier and not name.startswith("rnn."))
+    )
+
+
+def product_rate(dtype: torch.dtype, clock: Callable[[], float]) -> float:
+    """FLOP/s of torch's product of two 2048×2048 matrices, the best of ten."""
+    a, b = torch.randn(2, 2048, 2048).to(dtype)
+    best = float("inf")
+    for _ in range(10):
+        began = clock()
+        a @ b
+        best = min(best, clock() - began)
+    return 2 * 2048**3 / best
+
+
 def compare(sides: Sides, work: Work, clock: Callable[[], float]) -> dict[str, Any]:
     """Train all sides on the batches in turn; the first three steps warm up."""
+    shared = [float("inf")]
     optimizers = {
         name: torch.optim.Adam(model.parameters(), 1e-3, fused=True)
         for name, (model, _) in sides.items()
@@ -115,8 +143,10 @@ def compare(sides: Sides, work: Work, clock: Callable[[], float]) -> dict[str, A
         with torch.autocast("cpu", torch.bfloat16, enabled=work.precision == "bf16"):
             loss = loss_of(*batch)
         loss.backward()
+        began = clock()
         clip_gradients(list(model.parameters()), 1.0)
         optimizers[name].step()
+        shared[0] = min(shared[0], clock() - began)
         return loss.item()
 
     failed = ""
@@ -140,6 +170,11 @@ def compare(sides: Sides, work: Work, clock: Callable[[], float]) -> dict[str, A
     curves = zip(losses["hetkern"], losses["torch"], strict=True)
     row: dict[str, Any] = {f"{name} tokens/s": round(rate) for name, rate in rates.items()}
     row["torch ÷ hetkern"] = round(rates["hetkern"] / rates["torch"], 2)
+    # Torch's best step beside what no kernel of ours shortens: products at torch's own best rate,
+    # clipping and the optimizer.
+    speed = product_rate(torch.bfloat16 if work.precision == "bf16" else torch.float32, clock)
+    least = 3 * products_of(sides["torch"][0]) / speed + shared[0] / max(work.tokens[3:])
+    row["ratio at most"] = round(1 / (rates["torch"] * least), 2)
     if failed:
         row |= {f"{COMPILED} tokens/s": failed, "compiled ÷ hetkern": ""}
     elif COMPILED in rates:
