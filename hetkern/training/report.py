@@ -36,8 +36,8 @@ def started(config: RunConfig, trainer: Trainer, run: Path, workers: Workers) ->
     texts, _ = task.size()
     if task.unit != "token" and trainer.rows > texts:
         lines.append(
-            f"        a step takes {trainer.rows:,} {task.unit}s from {texts:,}, some more than once; "
-            "a smaller --batch-size takes more steps over them"
+            f"        a step takes {trainer.rows:,} {task.unit}s from {texts:,}, some more than "
+            "once; a smaller --batch-size takes more steps over them"
         )
     if trainer.step:
         lines.append(f"resumed after step {trainer.step}")
