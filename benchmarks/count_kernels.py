@@ -1,11 +1,12 @@
 """How many of other people's CUDA kernels the emulation compiles.
 
-    python benchmarks/count_kernels.py FOLDER [-I FOLDER]... [--arch 60] [--why]
+    python benchmarks/count_kernels.py FOLDER [-I FOLDER]... [-D NAME]... [--arch 60] [--why]
 
 Each ``.cu`` file and header of the folder is copied to a temporary one, with what the emulation
 wants written otherwise: ``k<<<…>>>(…)`` as HETKERN_LAUNCH, ``__shared__`` arrays as memory of the
 block. A kernel counts if no error of g++ and no refused word lies in it, in device code of its
-file, or in a header; host code around it may use what is not here (cuBLAS, torch).
+file, or in a header; host code around it may use what is not here (cuBLAS, torch). One that the
+preprocessor leaves out has not compiled.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ def rewritten(text: str) -> str:
     """The file as the emulation wants it, line by line the same."""
     text = re.sub(
         r"extern\s+__shared__\s+(?:__align__\s*\(\s*\w+\s*\)\s*|alignas\s*\(\s*\w+\s*\)\s*)?"
-        r"((?:unsigned\s+|const\s+|volatile\s+)*[\w:]+)\s+(?:__align__\s*\(\s*\w+\s*\)\s*)?"
+        r"((?:unsigned\s+|const\s+|volatile\s+)*[\w:]+(?:\s*\*+(?:\s*const\b)?|\b))\s*"
+        r"(?:__align__\s*\(\s*\w+\s*\)\s*)?"
         r"(\w+)\s*\[\s*\]\s*;",
         rf"\1* \2 = {_LATE}_dynamic<\1>();",
         text,
@@ -122,6 +124,7 @@ def functions(code: str) -> list[tuple[int, int, str, str]]:
             continue
         start = max(code.rfind(c, 0, match.start()) for c in ";}{") + 1
         head = code[start : match.start()]
+        start += len(head) - len(head.lstrip())  # the line where it begins, not where the last one ends
         try:
             past = closing(code, body.end() - 1)
         except ValueError:
@@ -141,10 +144,30 @@ def functions_of(name: str) -> list[tuple[int, int, str, str]]:
         return []
 
 
+def compiling(file: Path, flags: list[str], stubs: Path) -> list[str]:
+    """The command that compiles a file as the emulation does."""
+    front = build._front((*build._CASTS, "-w", *build.gpu_flags(tuple(flags))))
+    return [*map(str, front), "-I", str(stubs), "-x", "c++", str(file)]
+
+
+def lines_left(copy: Path, file: Path, flags: list[str], stubs: Path) -> set[int]:
+    """The lines of a file of which the preprocessor leaves something, by its line markers."""
+    command = compiling(copy, ["-E", *flags], stubs)
+    text = subprocess.run(command, capture_output=True, text=True, errors="replace").stdout
+    left, here, number = set(), False, 0
+    for line in text.split("\n"):
+        if marker := re.match(r'# (\d+) "([^"]*)"', line):
+            here, number = marker[2] == str(file), int(marker[1])
+            continue
+        if here and line.strip():
+            left.add(number)
+        number += 1
+    return left
+
+
 def errors_of(file: Path, flags: list[str], stubs: Path) -> list[tuple[str, int, str]]:
     """File, line and text of each error; a header that is not there is an empty one."""
-    base = (*build._CASTS, "-fsyntax-only", "-fmax-errors=0", "-w", *build.gpu_flags(tuple(flags)))
-    command = [*map(str, build._front(base)), "-I", str(stubs), "-x", "c++", str(file)]
+    command = compiling(file, ["-fsyntax-only", "-fmax-errors=0", *flags], stubs)
     for _ in range(20):
         said = subprocess.run(command, capture_output=True, text=True, errors="replace").stderr
         missing = re.search(r"fatal error: (\S+): No such file", said)
@@ -197,8 +220,11 @@ def count(
         elif not inside or inside[0][2] != "host":
             shared.append(f"{Path(name).name}: {said}")
     good = 0
+    left = lines_left(copy, file, flags, work / "stubs")
     for kernel in kernels:
         reasons = own[kernel] or shared
+        if left.isdisjoint(range(kernel[0], kernel[1] + 1)):
+            reasons = ["the preprocessor leaves it out"]
         good += not reasons
         if reasons:
             why[reasons[0][:110]] += 1
@@ -210,10 +236,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("-I", dest="include", action="append", default=[])
+    parser.add_argument("-D", dest="define", action="append", default=[])
     parser.add_argument("--arch", help="compute capability that __CUDA_ARCH__ tells, such as 60")
     parser.add_argument("--why", action="store_true")
     given = parser.parse_args()
     flags = [word for folder in given.include for word in ("-I", folder)]
+    flags += [f"-D{name}" for name in given.define]
     flags += [f"-arch=sm_{given.arch}"] if given.arch else []
     why: collections.Counter[str] = collections.Counter()
     good = all_of_them = 0
