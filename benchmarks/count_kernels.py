@@ -124,7 +124,9 @@ def functions(code: str) -> list[tuple[int, int, str, str]]:
             continue
         start = max(code.rfind(c, 0, match.start()) for c in ";}{") + 1
         head = code[start : match.start()]
-        start += len(head) - len(head.lstrip())  # the line where it begins, not where the last one ends
+        start += len(head) - len(
+            head.lstrip()
+        )  # the line where it begins, not where the last one ends
         try:
             past = closing(code, body.end() - 1)
         except ValueError:
@@ -225,11 +227,7 @@ def count(
         inside = [f for f in there if f[0] <= number <= f[1]]
         if inside and inside[0] in kernels:
             own[inside[0]].append(said)
-        elif (
-            not inside
-            or inside[0][2] != "host"
-            or Path(name).is_relative_to(build.own_headers())
-        ):
+        elif not inside or inside[0][2] != "host" or Path(name).is_relative_to(build.own_headers()):
             shared.append(f"{Path(name).name}: {said}")
     good = 0
     left = lines_left(copy, file, flags, work / "stubs")

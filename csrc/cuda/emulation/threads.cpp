@@ -97,6 +97,7 @@ void fiber_main() {
   sanitize::acquire(&machine.group_begins);
   if (machine.failed) end_early(machine.me());
   machine.body(machine.arguments);
+  sanitize::stores_are_made();
   ++sanitize::quiet_depth;  // nobody interrupts what has returned
   Fiber& f = machine.me();
   {
