@@ -5,7 +5,8 @@
 Each ``.cu`` file and header of the folder is copied to a temporary one, with what the emulation
 wants written otherwise: ``k<<<…>>>(…)`` as HETKERN_LAUNCH, ``__shared__`` arrays as memory of the
 block. A kernel counts if no error of g++ and no refused word lies in it, in device code of its
-file, or in a header; host code around it may use what is not here (cuBLAS, torch).
+file, or in a header; host code around it may use what is not here (cuBLAS, torch). A header's
+kernels are those of the first file that reads it.
 """
 
 from __future__ import annotations
@@ -53,10 +54,12 @@ def rewritten(text: str) -> str:
     text = re.sub(
         r"extern\s+__shared__\s+(?:__align__\s*\(\s*\w+\s*\)\s*|alignas\s*\(\s*\w+\s*\)\s*)?"
         r"((?:unsigned\s+|const\s+|volatile\s+)*[\w:]+)\s+(?:__align__\s*\(\s*\w+\s*\)\s*)?"
-        r"(\w+)\s*\[\s*\]\s*;",
-        rf"\1* \2 = {_LATE}_dynamic<\1>();",
-        text,
+        r"(\w+)\s*\[\s*\]\s*((?:\[[^]]*\]\s*)*);",
+        rf"auto* \2 = {_LATE}_dynamic<\1\3>();",
+        re.sub(r"extern\s+([\w:]+)\s+__shared__\b", r"extern __shared__ \1", text),
     )
+    # g++ wants them the other way round.
+    text = re.sub(r"__shared__\s+(alignas\s*\(\s*(?:[^()]|\([^()]*\))*\))", r"\1 __shared__", text)
     text = re.sub(r"\b__shared__\b", f"{_LATE}_SHARED", text)
     text = re.sub(r"\b__threadfence(_block|_system)?\s*\(\s*\)", "__syncwarp()", text)
     while "<<<" in text and (launched := _with_macro(text)) is not None:
@@ -141,8 +144,10 @@ def functions_of(name: str) -> list[tuple[int, int, str, str]]:
         return []
 
 
-def errors_of(file: Path, flags: list[str], stubs: Path) -> list[tuple[str, int, str]]:
-    """File, line and text of each error; a header that is not there is an empty one."""
+def errors_of(
+    file: Path, flags: list[str], stubs: Path
+) -> tuple[list[tuple[str, int, str]], list[Path]]:
+    """File, line and text of each error, and what was read; a header that is not there is empty."""
     base = (*build._CASTS, "-fsyntax-only", "-fmax-errors=0", "-w", *build.gpu_flags(tuple(flags)))
     command = [*map(str, build._front(base)), "-I", str(stubs), "-x", "c++", str(file)]
     for _ in range(20):
@@ -152,10 +157,13 @@ def errors_of(file: Path, flags: list[str], stubs: Path) -> list[tuple[str, int,
             break
         (stubs / missing[1]).parent.mkdir(parents=True, exist_ok=True)
         (stubs / missing[1]).write_text(_STUBS.get(missing[1], ""))
+    read = subprocess.run(
+        [*(w for w in command if w != "-fsyntax-only"), "-M"], capture_output=True, text=True
+    )
     return [
         (m[1], int(m[2]), m[3])
         for m in re.finditer(r"^(\S+?):(\d+):(?:\d+:)? (?:fatal )?error: (.*)$", said, re.M)
-    ]
+    ], [Path(name) for name in read.stdout.split()]
 
 
 def rewrite_headers(folder: Path, work: Path) -> None:
@@ -172,28 +180,37 @@ def count(
 ) -> tuple[int, int]:
     """How many of a file's kernels compile, and how many it has."""
     text = file.read_text(errors="replace")
-    code = without_noise(text)
-    known = functions(code)
-    kernels = [f for f in known if f[2] == "kernel"]
-    if not kernels:
-        return 0, 0
     copy = work / file.relative_to(folder)
     copy.parent.mkdir(parents=True, exist_ok=True)
     copy.write_text(f'{_HEAD}#line 1 "{file}"\n{rewritten(text)}')
     # A header that is named with its folder is the copy, too.
     flags = ["-I", str(work.parent), "-I", str(file.parent), *flags]
-    found = errors_of(copy, flags, work / "stubs")
-    for said in refused.refusals(re.sub(r"<<<|__shared__|__threadfence\w*", " ", code), str(file)):
-        _, number, reason = said.split(":", 2)
-        found.append((str(file), int(number), reason.strip()))
+    found, read = errors_of(copy, flags, work / "stubs")
+    theirs = [folder / name.relative_to(work) for name in read if work in name.parents]
+    kernels = {
+        (str(name), *f)
+        for name in dict.fromkeys([file, *theirs])
+        if name.suffix in (".cu", ".cuh", ".h", ".hpp", ".inl") and name not in _counted
+        for f in functions_of(str(name))
+        if f[2] == "kernel"
+    }
+    if not kernels:
+        return 0, 0
+    _counted.update(theirs)
+    for name in dict.fromkeys([file, *theirs]):
+        if not name.is_file():
+            continue
+        code = without_noise(name.read_text(errors="replace"))
+        for said in refused.refusals(re.sub(r"<<<|__shared__|__threadfence\w*", " ", code), "-"):
+            _, number, reason = said.split(":", 2)
+            found.append((str(name), int(number), reason.strip()))
     shared, own = [], collections.defaultdict(list)
     for name, number, said in found:
         if name.endswith("cuda/device/launch.cuh"):  # a launch, which is host code
             continue
-        there = known if name == str(file) else functions_of(name)
-        inside = [f for f in there if f[0] <= number <= f[1]]
-        if inside and inside[0] in kernels:
-            own[inside[0]].append(said)
+        inside = [f for f in functions_of(name) if f[0] <= number <= f[1]]
+        if inside and inside[0][2] == "kernel":
+            own[name, *inside[0]].append(said)
         elif not inside or inside[0][2] != "host":
             shared.append(f"{Path(name).name}: {said}")
     good = 0
@@ -203,6 +220,9 @@ def count(
         if reasons:
             why[reasons[0][:110]] += 1
     return good, len(kernels)
+
+
+_counted: set[Path] = set()
 
 
 def main() -> None:
