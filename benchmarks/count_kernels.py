@@ -5,8 +5,9 @@
 Each ``.cu`` file and header of the folder is copied to a temporary one, with what the emulation
 wants written otherwise: ``k<<<…>>>(…)`` as HETKERN_LAUNCH, ``__shared__`` arrays as memory of the
 block. A kernel counts if no error of g++ and no refused word lies in it, in device code of its
-file, or in a header; host code around it may use what is not here (cuBLAS, torch). One that the
-preprocessor leaves out has not compiled.
+file, or in a header; host code around it may use what is not here (cuBLAS, torch). A header's
+kernels are those of the first file that reads it. One that the preprocessor leaves out has not
+compiled.
 """
 
 from __future__ import annotations
@@ -55,10 +56,12 @@ def rewritten(text: str) -> str:
         r"extern\s+__shared__\s+(?:__align__\s*\(\s*\w+\s*\)\s*|alignas\s*\(\s*\w+\s*\)\s*)?"
         r"((?:unsigned\s+|const\s+|volatile\s+)*[\w:]+(?:\s*\*+(?:\s*const\b)?|\b))\s*"
         r"(?:__align__\s*\(\s*\w+\s*\)\s*)?"
-        r"(\w+)\s*\[\s*\]\s*;",
-        rf"\1* \2 = {_LATE}_dynamic<\1>();",
-        text,
+        r"(\w+)\s*\[\s*\]\s*((?:\[[^]]*\]\s*)*);",
+        rf"auto* \2 = {_LATE}_dynamic<\1\3>();",
+        re.sub(r"extern\s+([\w:]+)\s+__shared__\b", r"extern __shared__ \1", text),
     )
+    # g++ wants them the other way round.
+    text = re.sub(r"__shared__\s+(alignas\s*\(\s*(?:[^()]|\([^()]*\))*\))", r"\1 __shared__", text)
     text = re.sub(r"\b__shared__\b", f"{_LATE}_SHARED", text)
     text = re.sub(r"\b__threadfence(_block|_system)?\s*\(\s*\)", "__syncwarp()", text)
     while "<<<" in text and (launched := _with_macro(text)) is not None:
@@ -152,17 +155,18 @@ def compiling(file: Path, flags: list[str], stubs: Path) -> list[str]:
     return [*map(str, front), "-I", str(stubs), "-x", "c++", str(file)]
 
 
-def lines_left(copy: Path, file: Path, flags: list[str], stubs: Path) -> set[int]:
-    """The lines of a file of which the preprocessor leaves something, by its line markers."""
+def lines_left(copy: Path, flags: list[str], stubs: Path) -> dict[str, set[int]]:
+    """Of each file read the lines of which the preprocessor leaves something, by its markers."""
     command = compiling(copy, ["-E", *flags], stubs)
     text = subprocess.run(command, capture_output=True, text=True, errors="replace").stdout
-    left, here, number = set(), False, 0
+    left: dict[str, set[int]] = collections.defaultdict(set)
+    name, number = "", 0
     for line in text.split("\n"):
         if marker := re.match(r'# (\d+) "([^"]*)"', line):
-            here, number = marker[2] == str(file), int(marker[1])
+            name, number = marker[2], int(marker[1])
             continue
-        if here and line.strip():
-            left.add(number)
+        if line.strip():
+            left[name].add(number)
         number += 1
     return left
 
@@ -205,40 +209,53 @@ def count(
 ) -> tuple[int, int]:
     """How many of a file's kernels compile, and how many it has."""
     text = file.read_text(errors="replace")
-    code = without_noise(text)
-    known = functions(code)
-    kernels = [f for f in known if f[2] == "kernel"]
-    if not kernels:
-        return 0, 0
     copy = work / file.relative_to(folder)
     copy.parent.mkdir(parents=True, exist_ok=True)
     copy.write_text(f'{_HEAD}#line 1 "{file}"\n{rewritten(text)}')
     # A header that is named with its folder is the copy, too.
     flags = ["-I", str(work.parent), "-I", str(file.parent), *flags]
     found = errors_of(copy, flags, work / "stubs")
-    for said in refused.refusals(re.sub(r"<<<|__shared__|__threadfence\w*", " ", code), str(file)):
-        _, number, reason = said.split(":", 2)
-        found.append((str(file), int(number), reason.strip()))
+    left = lines_left(copy, flags, work / "stubs")
+    theirs = [Path(name) for name in left if folder in Path(name).parents and name != str(file)]
+    kernels = [
+        (str(name), *f)
+        for name in (file, *theirs)
+        if name not in _counted
+        for f in functions_of(str(name))
+        if f[2] == "kernel"
+    ]
+    if not kernels:
+        return 0, 0
+    _counted.update(theirs)
+    for name in (file, *theirs):
+        code = without_noise(name.read_text(errors="replace"))
+        for said in refused.refusals(re.sub(r"<<<|__shared__|__threadfence\w*", " ", code), "-"):
+            _, number, reason = said.split(":", 2)
+            if int(number) in left[str(name)]:
+                found.append((str(name), int(number), reason.strip()))
     shared, own = [], collections.defaultdict(list)
-    for name, number, said in found:
-        if name.endswith("cuda/device/launch.cuh"):  # a launch, which is host code
+    for where, line, said in found:
+        if where.endswith("cuda/device/launch.cuh"):  # a launch, which is host code
             continue
-        there = known if name == str(file) else functions_of(name)
-        inside = [f for f in there if f[0] <= number <= f[1]]
-        if inside and inside[0] in kernels:
-            own[inside[0]].append(said)
-        elif not inside or inside[0][2] != "host" or Path(name).is_relative_to(build.own_headers()):
-            shared.append(f"{Path(name).name}: {said}")
+        inside = [f for f in functions_of(where) if f[0] <= line <= f[1]]
+        if inside and inside[0][2] == "kernel":
+            own[where, *inside[0]].append(said)
+        elif (
+            not inside or inside[0][2] != "host" or Path(where).is_relative_to(build.own_headers())
+        ):
+            shared.append(f"{Path(where).name}: {said}")
     good = 0
-    left = lines_left(copy, file, flags, work / "stubs")
     for kernel in kernels:
         reasons = own[kernel] or shared
-        if left.isdisjoint(range(kernel[0], kernel[1] + 1)):
+        if left[kernel[0]].isdisjoint(range(kernel[1], kernel[2] + 1)):
             reasons = ["the preprocessor leaves it out"]
         good += not reasons
         if reasons:
             why[reasons[0][:110]] += 1
     return good, len(kernels)
+
+
+_counted: set[Path] = set()  # headers
 
 
 def main() -> None:

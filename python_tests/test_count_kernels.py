@@ -41,3 +41,20 @@ def test_a_kernel_counts_if_it_was_compiled(tmp_path):
         reasons = "\n".join(why)
         assert "__a_word_of_nobody" in reasons and "asm" in reasons
         assert ("leaves it out" in reasons) == (not flags)
+
+
+def test_a_headers_kernels_count_once_and_are_judged_by_themselves(tmp_path):
+    skip_unless_possible()
+    folder, work = tmp_path / "theirs", tmp_path / "work" / "theirs"
+    (work / "stubs").mkdir(parents=True)
+    folder.mkdir()
+    (folder / "both.cuh").write_text(
+        "#pragma once\n__global__ void good(float* x) { extern __shared__ float s[][4]; *x = s[1][0]; }\n"
+        "__global__ void bad(float* x) { *x = __a_word_of_nobody(1); }\n"
+    )
+    count_kernels.rewrite_headers(folder, work)
+    why: collections.Counter[str] = collections.Counter()
+    for name, wanted in ("a", (1, 2)), ("b", (0, 0)):
+        (folder / f"{name}.cu").write_text('#include "both.cuh"\n')
+        assert count_kernels.count(folder / f"{name}.cu", folder, [], work, why) == wanted
+    assert list(why.values()) == [1] and "__a_word_of_nobody" in "".join(why)

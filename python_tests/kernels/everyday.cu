@@ -152,6 +152,16 @@ __global__ void one_place(int* y, int which) {
   y[threadIdx.x] = s.s[warp];
 }
 
+// The second warp stores and returns, for which the barrier does not wait. which: 1, its stores are read before the barrier
+__global__ void returned(int* y, int which) {
+  HETKERN_SHARED(Row, s);
+  s.s[threadIdx.x] = 5;
+  if (threadIdx.x >= 32) return;
+  const int early = which ? s.s[threadIdx.x + 32] : 0;
+  __syncthreads();
+  y[threadIdx.x] = s.s[threadIdx.x + 32] + early;
+}
+
 // ---- Waiting. --------------------------------------------------------------------------------------------------------------
 
 __global__ void meet(float* a, float* b, unsigned* counter, int how) {
@@ -242,6 +252,7 @@ void go_part(const float* x, float* y, int n, int which, void* stream) {
 }
 void go_unwritten(int* y, int which, void* stream) { HETKERN_LAUNCH(unwritten, 1, 64, sizeof(Row), stream, y, which); }
 void go_one_place(int* y, int which, void* stream) { HETKERN_LAUNCH(one_place, 1, 64, sizeof(Row), stream, y, which); }
+void go_returned(int* y, int which, void* stream) { HETKERN_LAUNCH(returned, 1, 64, sizeof(Row), stream, y, which); }
 void go_meet(float* a, float* b, unsigned* counter, int blocks, int how, cudaStream_t stream) {
   cudaMemsetAsync(counter, 0, 4, stream);
   cudaFuncSetAttribute(either<float>, cudaFuncAttributeMaxDynamicSharedMemorySize, 1024);

@@ -272,6 +272,7 @@ inline cudaError_t cudaFuncSetCacheConfig(void (*kernel)(Parameters...), cudaFun
 // These need those.
 #include "everyday_half.h"
 #include "everyday_math.h"
+#include "textures.h"
 
 // For what kernels ask of it. CUDA's own headers, which would turn to PTX, are read without. (headers/)
 #ifdef HETKERN_CUDA_ARCH
