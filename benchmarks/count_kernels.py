@@ -1,11 +1,13 @@
 """How many of other people's CUDA kernels the emulation compiles.
 
-    python benchmarks/count_kernels.py FOLDER [-I FOLDER]... [--arch 60] [--why]
+    python benchmarks/count_kernels.py FOLDER [-I FOLDER]... [-D NAME]... [--arch 60] [--why]
 
 Each ``.cu`` file and header of the folder is copied to a temporary one, with what the emulation
 wants written otherwise: ``k<<<…>>>(…)`` as HETKERN_LAUNCH, ``__shared__`` arrays as memory of the
 block. A kernel counts if no error of g++ and no refused word lies in it, in device code of its
-file, or in a header; host code around it may use what is not here (cuBLAS, torch).
+file, or in a header; host code around it may use what is not here (cuBLAS, torch). A header's
+kernels are those of the first file that reads it. One that the preprocessor leaves out has not
+compiled.
 """
 
 from __future__ import annotations
@@ -52,11 +54,14 @@ def rewritten(text: str) -> str:
     """The file as the emulation wants it, line by line the same."""
     text = re.sub(
         r"extern\s+__shared__\s+(?:__align__\s*\(\s*\w+\s*\)\s*|alignas\s*\(\s*\w+\s*\)\s*)?"
-        r"((?:unsigned\s+|const\s+|volatile\s+)*[\w:]+)\s+(?:__align__\s*\(\s*\w+\s*\)\s*)?"
-        r"(\w+)\s*\[\s*\]\s*;",
-        rf"\1* \2 = {_LATE}_dynamic<\1>();",
-        text,
+        r"((?:unsigned\s+|const\s+|volatile\s+)*[\w:]+(?:\s*\*+(?:\s*const\b)?|\b))\s*"
+        r"(?:__align__\s*\(\s*\w+\s*\)\s*)?"
+        r"(\w+)\s*\[\s*\]\s*((?:\[[^]]*\]\s*)*);",
+        rf"auto* \2 = {_LATE}_dynamic<\1\3>();",
+        re.sub(r"extern\s+([\w:]+)\s+__shared__\b", r"extern __shared__ \1", text),
     )
+    # g++ wants them the other way round.
+    text = re.sub(r"__shared__\s+(alignas\s*\(\s*(?:[^()]|\([^()]*\))*\))", r"\1 __shared__", text)
     text = re.sub(r"\b__shared__\b", f"{_LATE}_SHARED", text)
     text = re.sub(r"\b__threadfence(_block|_system)?\s*\(\s*\)", "__syncwarp()", text)
     while "<<<" in text and (launched := _with_macro(text)) is not None:
@@ -122,6 +127,9 @@ def functions(code: str) -> list[tuple[int, int, str, str]]:
             continue
         start = max(code.rfind(c, 0, match.start()) for c in ";}{") + 1
         head = code[start : match.start()]
+        start += len(head) - len(
+            head.lstrip()
+        )  # the line where it begins, not where the last one ends
         try:
             past = closing(code, body.end() - 1)
         except ValueError:
@@ -141,10 +149,34 @@ def functions_of(name: str) -> list[tuple[int, int, str, str]]:
         return []
 
 
+def compiling(file: Path, flags: list[str], stubs: Path) -> list[str]:
+    """The command that compiles a file as the emulation does."""
+    front = build._front((*build._CASTS, "-w", *build.gpu_flags(tuple(flags))))
+    return [*map(str, front), "-I", str(stubs), "-x", "c++", str(file)]
+
+
+def lines_left(copy: Path, flags: list[str], stubs: Path) -> dict[str, set[int]]:
+    """Of each file read the lines of which the preprocessor leaves something, by its markers."""
+    command = compiling(copy, ["-E", *flags], stubs)
+    text = subprocess.run(command, capture_output=True, text=True, errors="replace").stdout
+    left: dict[str, set[int]] = collections.defaultdict(set)
+    name, number = "", 0
+    for line in text.split("\n"):
+        if marker := re.match(r'# (\d+) "([^"]*)"', line):
+            name, number = marker[2], int(marker[1])
+            continue
+        if line.strip():
+            left[name].add(number)
+        number += 1
+    return left
+
+
 def errors_of(file: Path, flags: list[str], stubs: Path) -> list[tuple[str, int, str]]:
-    """File, line and text of each error; a header that is not there is an empty one."""
-    base = (*build._CASTS, "-fsyntax-only", "-fmax-errors=0", "-w", *build.gpu_flags(tuple(flags)))
-    command = [*map(str, build._front(base)), "-I", str(stubs), "-x", "c++", str(file)]
+    """File, line and text of each error; a header that is not there is an empty one.
+
+    What goes wrong in a template of the emulation's own headers stands where it was asked for.
+    """
+    command = compiling(file, ["-fsyntax-only", "-fmax-errors=0", *flags], stubs)
     for _ in range(20):
         said = subprocess.run(command, capture_output=True, text=True, errors="replace").stderr
         missing = re.search(r"fatal error: (\S+): No such file", said)
@@ -152,10 +184,15 @@ def errors_of(file: Path, flags: list[str], stubs: Path) -> list[tuple[str, int,
             break
         (stubs / missing[1]).parent.mkdir(parents=True, exist_ok=True)
         (stubs / missing[1]).write_text(_STUBS.get(missing[1], ""))
-    return [
-        (m[1], int(m[2]), m[3])
-        for m in re.finditer(r"^(\S+?):(\d+):(?:\d+:)? (?:fatal )?error: (.*)$", said, re.M)
-    ]
+    found, asked = [], None
+    for m in re.finditer(r"^(\S+?):(\d+):(?:\d+:)? +(.*)$", said, re.M):
+        if m[3] == "required from here":
+            asked = m[1], int(m[2])
+        elif error := re.match("(?:fatal )?error: (.*)", m[3]):
+            ours = asked and Path(m[1]).is_relative_to(build.own_headers())
+            found.append((*(asked if ours and asked else (m[1], int(m[2]))), error[1]))
+            asked = None
+    return found
 
 
 def rewrite_headers(folder: Path, work: Path) -> None:
@@ -172,37 +209,53 @@ def count(
 ) -> tuple[int, int]:
     """How many of a file's kernels compile, and how many it has."""
     text = file.read_text(errors="replace")
-    code = without_noise(text)
-    known = functions(code)
-    kernels = [f for f in known if f[2] == "kernel"]
-    if not kernels:
-        return 0, 0
     copy = work / file.relative_to(folder)
     copy.parent.mkdir(parents=True, exist_ok=True)
     copy.write_text(f'{_HEAD}#line 1 "{file}"\n{rewritten(text)}')
     # A header that is named with its folder is the copy, too.
     flags = ["-I", str(work.parent), "-I", str(file.parent), *flags]
     found = errors_of(copy, flags, work / "stubs")
-    for said in refused.refusals(re.sub(r"<<<|__shared__|__threadfence\w*", " ", code), str(file)):
-        _, number, reason = said.split(":", 2)
-        found.append((str(file), int(number), reason.strip()))
+    left = lines_left(copy, flags, work / "stubs")
+    theirs = [Path(name) for name in left if folder in Path(name).parents and name != str(file)]
+    kernels = [
+        (str(name), *f)
+        for name in (file, *theirs)
+        if name not in _counted
+        for f in functions_of(str(name))
+        if f[2] == "kernel"
+    ]
+    if not kernels:
+        return 0, 0
+    _counted.update(theirs)
+    for name in (file, *theirs):
+        code = without_noise(name.read_text(errors="replace"))
+        for said in refused.refusals(re.sub(r"<<<|__shared__|__threadfence\w*", " ", code), "-"):
+            _, number, reason = said.split(":", 2)
+            if int(number) in left[str(name)]:
+                found.append((str(name), int(number), reason.strip()))
     shared, own = [], collections.defaultdict(list)
-    for name, number, said in found:
-        if name.endswith("cuda/device/launch.cuh"):  # a launch, which is host code
+    for where, line, said in found:
+        if where.endswith("cuda/device/launch.cuh"):  # a launch, which is host code
             continue
-        there = known if name == str(file) else functions_of(name)
-        inside = [f for f in there if f[0] <= number <= f[1]]
-        if inside and inside[0] in kernels:
-            own[inside[0]].append(said)
-        elif not inside or inside[0][2] != "host":
-            shared.append(f"{Path(name).name}: {said}")
+        inside = [f for f in functions_of(where) if f[0] <= line <= f[1]]
+        if inside and inside[0][2] == "kernel":
+            own[where, *inside[0]].append(said)
+        elif (
+            not inside or inside[0][2] != "host" or Path(where).is_relative_to(build.own_headers())
+        ):
+            shared.append(f"{Path(where).name}: {said}")
     good = 0
     for kernel in kernels:
         reasons = own[kernel] or shared
+        if left[kernel[0]].isdisjoint(range(kernel[1], kernel[2] + 1)):
+            reasons = ["the preprocessor leaves it out"]
         good += not reasons
         if reasons:
             why[reasons[0][:110]] += 1
     return good, len(kernels)
+
+
+_counted: set[Path] = set()  # headers
 
 
 def main() -> None:
@@ -210,10 +263,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("-I", dest="include", action="append", default=[])
+    parser.add_argument("-D", dest="define", action="append", default=[])
     parser.add_argument("--arch", help="compute capability that __CUDA_ARCH__ tells, such as 60")
     parser.add_argument("--why", action="store_true")
     given = parser.parse_args()
     flags = [word for folder in given.include for word in ("-I", folder)]
+    flags += [f"-D{name}" for name in given.define]
     flags += [f"-arch=sm_{given.arch}"] if given.arch else []
     why: collections.Counter[str] = collections.Counter()
     good = all_of_them = 0

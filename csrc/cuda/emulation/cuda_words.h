@@ -3,14 +3,18 @@
 // A word that is not here does not compile, by name. hetkern/testing/emulation/refused.py says before the compiler what is refused on
 // purpose, and why.
 #pragma once
+#include <assert.h>  // this and the next ones nvcc includes in every file
 #include <cuda_runtime.h>
 #include <math.h>  // abs, isnan and their kin at global scope, by the argument's type
+#include <stdio.h>
+#include <stdlib.h>
 
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <ctime>  // clock
 #include <limits>
+#include <new>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -268,6 +272,7 @@ inline cudaError_t cudaFuncSetCacheConfig(void (*kernel)(Parameters...), cudaFun
 // These need those.
 #include "everyday_half.h"
 #include "everyday_math.h"
+#include "textures.h"
 
 // For what kernels ask of it. CUDA's own headers, which would turn to PTX, are read without. (headers/)
 #ifdef HETKERN_CUDA_ARCH
