@@ -2,9 +2,11 @@
 
 Arithmetic is 4 B H Lq Lk D forward, half if causal, of a window what is inside it; backward 2.5
 times as much. Beside each figure stands the share of what torch's own product of large square
-matrices reaches in the same run. ``--threads 1 --cpu-time`` counts what the thread worked, which
-holds on a busy machine. Memory is what the process grows by; the error is the worst row's, against
-the reference in float64 over the first head.
+matrices reaches in the same run. Decoding is bound by memory: beside it stands how long torch
+takes to read the cache once, by a sum over its bits as float32, and the share of that speed.
+``--threads 1 --cpu-time`` counts what the thread worked, which holds on a busy machine. Memory is
+what the process grows by; the error is the worst row's, against the reference in float64 over the
+first head.
 """
 
 from __future__ import annotations
@@ -52,13 +54,16 @@ def both_ways(f: Callable[[], Tensor], leaves: list[Tensor]) -> list[Callable[[]
     return [forward, lambda: torch.autograd.grad(f(), leaves, dy)]
 
 
-def measured(name, calls, leaves, pairs, D, dtype, limit, options, error, passes=(0, 1)):
-    """A row a pass; ``pairs`` counts scores of all heads."""
+def measured(
+    name, calls, leaves, pairs, D, dtype, limit, options, error, passes=(0, 1), reading=None
+):
+    """A row a pass; ``pairs`` counts scores of all heads, ``reading`` reads what memory holds."""
     built = {who: both_ways(f, leaves) for who, f in calls.items()}
     for k in passes:
-        best = best_of(
-            {who: pair[k] for who, pair in built.items()}, options.repeats, options.clock
-        )
+        turns: dict[str, Callable[[], Any]] = {who: pair[k] for who, pair in built.items()}
+        if reading is not None:
+            turns["reading"] = reading
+        best = best_of(turns, options.repeats, options.clock)
         flop = 4.0 * pairs * D * (1.0, 3.5)[k]
         speed = 1e-6 * flop / best["hetkern"]
         row = {
@@ -73,6 +78,9 @@ def measured(name, calls, leaves, pairs, D, dtype, limit, options, error, passes
             "MB": round(peak_mb(built["hetkern"][k]), 1),
             "error": f"{error:.1e}",
         }
+        if reading is not None:
+            row["reading alone, ms"] = round(best["reading"], 2)
+            row["% of reading"] = round(100 * best["reading"] / best["hetkern"])
         print(table([row]), flush=True)
         yield row
 
@@ -114,7 +122,12 @@ def decode(dtype, limit, options):
     error = error_of(hetkern.attention, leaves)
     name = f"decode {B}×{Hq}/{Hkv}×{L}×{D}"
     pairs = B * Hq * L
-    yield from measured(name, calls, leaves, pairs, D, dtype, limit, options, error, (0,))
+    # Both passes over the cache are sums of float32, so that no conversion counts.
+    cache = [t.detach().view(torch.float32) for t in leaves[1:]]
+    yield from measured(
+        name, calls, leaves, pairs, D, dtype, limit, options, error, (0,),
+        lambda: [t.sum() for t in cache],
+    )  # fmt: skip
 
 
 def packed(dtype, limit, options):

@@ -1,6 +1,6 @@
 # cpu_kernels: the families' kernels, the same sources once per instruction set, and what chooses among them.
 set(kernel_sources csrc/cpu/softmax.cpp csrc/cpu/cross_entropy.cpp
-  csrc/cpu/rnn_gates.cpp csrc/cpu/rnn_forward.cpp csrc/cpu/rnn_backward.cpp
+  csrc/cpu/rnn_gates.cpp csrc/cpu/rnn_forward.cpp csrc/cpu/rnn_backward.cpp csrc/cpu/rnn_layer.cpp
   csrc/cpu/attention_forward.cpp csrc/cpu/attention_backward.cpp csrc/cpu/attention_bias.cpp)
 
 set(levels base)

@@ -8,6 +8,7 @@ STABLE_TORCH_LIBRARY_IMPL(hetkern, CPU, m) {
   serve_cross_entropy<cpu::cross_entropy_kernels>(m);
   serve_rnn_gates<cpu::rnn_kernels>(m);
   serve_rnn_sequence<cpu::rnn_kernels>(m);
+  serve_rnn_layer(m);
   serve_attention<cpu::attention_kernels>(m);
 }
 

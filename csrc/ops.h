@@ -24,6 +24,7 @@ template <GetRnnKernels kernels>
 void serve_rnn_gates(StableLibrary& m);
 template <GetRnnKernels kernels>
 void serve_rnn_sequence(StableLibrary& m);
+void serve_rnn_layer(StableLibrary& m);  // the CPU's alone
 
 using GetAttentionKernels = const AttentionKernels& (*)();
 template <GetAttentionKernels kernels>

@@ -236,7 +236,7 @@ def sample(
     repetition_penalty: Annotated[
         float, typer.Option(help="Above 1, what was there becomes less likely")
     ] = 1.0,
-    seed: Annotated[int, typer.Option(help="Same seed, same text", min=0)] = 1,
+    seed: Annotated[int, typer.Option(help="Same seed, same text", min=0, max=(1 << 63) - 1)] = 1,
     cache: Annotated[bool, typer.Option(help="Keep keys and values; the text is the same")] = True,
     checkpoint: Checkpoint = "last",
     kernels: KernelsFlag = None,

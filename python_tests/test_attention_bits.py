@@ -162,8 +162,9 @@ def test_attention_bits_do_not_depend_on_features_that_do_nothing(native, dtype)
 @pytest.mark.parametrize("heads", [(4, 4), (4, 1)])
 @pytest.mark.parametrize("length", [1, 40, 300])
 def test_decoding_has_the_bits_of_the_same_query_in_a_longer_cache(native, length, heads, dtype):
-    """What lies behind the length, and how much of it, changes nothing."""
-    q, k, v = drawn(2, heads, 1, 400, 32, dtype)
+    """What lies behind the length changes nothing, nor how much it is, nor in how many parts."""
+    q, k, v = drawn(2, heads, 1, 1200 if length == 300 else 400, 32, dtype)
+    v[..., 5] = -0.0
     lengths = torch.tensor([length, max(length - 1, 0)])
     wanted = hetkern.attention_decode(q, k, v, lengths, return_lse=True)
     shorter = k[:, :, :length], v[:, :, :length]
@@ -181,7 +182,10 @@ def test_decoding_gives_the_last_row_of_prefill(native, Lk, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("heads, D, Dv", [((12, 2), 64, 192), ((4, 4), 96, 20), ((16, 1), 33, 64)])
+@pytest.mark.parametrize(
+    "heads, D, Dv",
+    [((12, 2), 64, 192), ((4, 4), 96, 20), ((16, 1), 33, 64), ((12, 4), 43, 48), ((8, 1), 130, 16)],
+)
 def test_decoding_reads_a_cache_where_it_lies_with_the_bits_of_prefill(native, heads, D, Dv, dtype):
     """Whatever its layout, columns and the queries that share a head; a value is not finite."""
     Lk = 230

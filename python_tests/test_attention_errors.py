@@ -94,6 +94,10 @@ WRONG_ENDS = {
     "an end before the last row": ([0, 3, 6], r"cu_seqlens_X: wanted .*7.*got 6"),
     "an end behind the last row": ([0, 4, 8], r"cu_seqlens_X: wanted .*7.*got 8"),
     "a negative one": ([0, -1, 7], r"cu_seqlens_X: wanted rising numbers, got 0 before -1"),
+    "one beyond int32": (
+        [0, 3, 2**32 + 7],
+        r"max_seqlen_X: wanted at least 2147483644.*got 4",
+    ),
     "a sequence that is too long": ([0, 0, 7], r"max_seqlen_X: wanted at least 7.*got 4"),
 }
 
@@ -137,6 +141,8 @@ def test_packed_attention_refuses_by_name(native, wrong, message):
 WRONG_CACHE = {
     "beyond the cache": (torch.tensor([3, 6]), r"wanted .*5.*got 6"),
     "negative": (torch.tensor([-1, 3]), r"wanted .*got -1"),
+    "beyond int32": (torch.tensor([3, 2**32 + 3]), r"wanted .*5.*got"),
+    "below int32": (torch.tensor([3 - 2**32, 3]), r"wanted .*5.*got"),
     "another batch": (torch.tensor([3, 3, 3]), r"wanted .*2.*got .*3"),
     "floats": (torch.tensor([3.0, 3.0]), r"wanted int32.*got .*float32"),
 }
@@ -173,6 +179,18 @@ def test_attention_refuses_what_is_no_tensor():
         TypeError, match=r"attention_decode: cache_seqlens: wanted a tensor, got int"
     ):
         hetkern.attention_decode(Q, K, K, 3)
+
+
+def test_attention_refuses_what_is_no_integer(impl):
+    q, k = here((Q, K))
+    with pytest.raises(ValueError, match=r"attention: window: wanted integers .*got \(1\.5, 0\)"):
+        hetkern.attention(q, k, k, window=(1.5, 0))
+    packed, ends = here((PACKED, torch.tensor(ENDS)))
+    message = r"attention_varlen: max_seqlen_k: wanted an integer, got 7\.0"
+    with pytest.raises(ValueError, match=message):
+        hetkern.attention_varlen(
+            **packed, cu_seqlens_q=ends, cu_seqlens_k=ends, max_seqlen_q=7, max_seqlen_k=7.0
+        )
 
 
 def test_attention_refuses_an_unknown_implementation():

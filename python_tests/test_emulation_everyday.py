@@ -175,6 +175,26 @@ def test_shared_memory_that_nobody_wrote_shows_though_it_is_no_nan(go):
         go("unwritten", "address")(y, 1)
 
 
+def test_lanes_that_store_one_value_to_one_place_are_no_race(go):
+    y = ints(64)
+    go("one_place", "thread")(y, 0)
+    assert y.tolist() == [5] * 64
+    for which, second in (1, 7), (2, 63), (3, 32):
+        said = (
+            rf"shared memory: write of 4 bytes by block \(0, 0, 0\) thread {second} at .*cu:\d+, "
+        )
+        with pytest.raises(EmulationError, match=said + "and write of 4 bytes by"):
+            go("one_place", "thread")(y, which)
+
+
+def test_what_a_thread_stored_before_it_returned_is_there_after_the_barrier(go):
+    y = ints(32)
+    go("returned", "thread")(y, 0)
+    assert y.tolist() == [5] * 32
+    with pytest.raises(EmulationError, match="data race in shared memory: "):
+        go("returned", "thread")(y, 1)
+
+
 @pytest.mark.parametrize("how", [0, 1, 2], ids=["volatile", "atomicAdd", "acquire"])
 def test_blocks_that_wait_for_one_another_take_turns(go, how):
     a, b = torch.zeros(96), torch.zeros(96)

@@ -133,6 +133,20 @@ def test_reset_begins_anew_in_both_directions(impl, cell):
 
 
 @pytest.mark.parametrize("cell", CELLS)
+def test_reset_in_the_padding_changes_no_bit(impl, cell):
+    made = module(cell, COLUMNS, H, bidirectional=True, dtype=torch.float32)
+    x, start = normal(T, B, COLUMNS), states(cell, 2)
+    reset = torch.arange(B * T).reshape(B, T) % 3 == 1
+    padded = torch.arange(T) >= torch.tensor(LENGTHS)[:, None]
+    seen = [
+        outputs(cell, x, start, weights_of(made), bidirectional=True, lengths=LENGTHS, reset=flags)
+        for flags in (reset & ~padded, reset | padded)
+    ]
+    for a, other in zip(seen[0][0] + seen[0][1], seen[1][0] + seen[1][1], strict=True):
+        assert same_bits(a, other)
+
+
+@pytest.mark.parametrize("cell", CELLS)
 def test_nan_stays_in_its_row_and_behind_its_step(impl, cell):
     made = module(cell, COLUMNS, H, dtype=torch.float32)
     x = normal(T, B, COLUMNS)

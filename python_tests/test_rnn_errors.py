@@ -100,6 +100,12 @@ def test_a_sequence_refuses_by_name(impl, wrong, message):
         gru(**wrong)
 
 
+@pytest.mark.parametrize("name", ["h0", "lengths", "reset", "batch_sizes"])
+def test_a_sequence_refuses_what_is_no_tensor(name):
+    with pytest.raises(TypeError, match=rf"hetkern\.gru: {name}: wanted a tensor, got list"):
+        gru(**{name: [1, 2]})
+
+
 def test_a_sequence_without_steps_is_refused_as_torch_does(impl):
     with pytest.raises(RuntimeError, match=r"gru: x: wanted a sequence of at least one step"):
         gru(torch.zeros(0, B, COLUMNS))

@@ -347,6 +347,18 @@ def test_an_unknown_nonlinearity_of_a_cell_is_refused_at_the_call():
             made(an_input("RNNCell"))
 
 
+@pytest.mark.parametrize("name", ["RNN", "LSTM", "GRU"])
+def test_packed_rows_without_data_have_the_shapes_of_torchs(name):
+    rows = nn.utils.rnn.pack_sequence([normal(3, 4), normal(2, 4)]).to("meta")
+    found = []
+    for library in (nn, hetkern.nn):
+        made = getattr(library, name)(4, 5, bidirectional=True, device="meta")
+        y, ends = made(rows)
+        sum(t.sum() for t in (y.data, ends[0])).backward()
+        found.append((y.data.shape, ends[0].shape, made.weight_hh_l0.grad.shape))
+    assert found[0] == found[1]
+
+
 def test_no_row_and_no_data_give_shapes():
     for name in SEQUENCES:
         made = getattr(hetkern.nn, name)(COLUMNS, H, 2)

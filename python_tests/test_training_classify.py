@@ -159,6 +159,13 @@ def test_counts_of_all_that_was_dropped_are_printed_and_saved(tiny, tmp_path, ca
     assert counts["training texts"] + counts["validation texts"] == 241
 
 
+@pytest.mark.parametrize("batch_size", [32, 512])
+def test_a_step_of_more_texts_than_there_are_says_so(tiny, capsys, batch_size):
+    tiny(steps=1, epochs=0, batch_size=batch_size)
+    shown = capsys.readouterr().out
+    assert ("a step takes 512 examples from 2" in shown) == (batch_size == 512)
+
+
 def test_steps_alone_are_no_epochs():
     assert ClassifyConfig.from_values({}).epochs == 10
     assert ClassifyConfig.from_values({"steps": 5}).epochs == 0

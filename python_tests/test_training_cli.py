@@ -101,6 +101,7 @@ def test_flags_win_over_the_config_file(tmp_path, text):
         (["train", "--device", "warp"], "hetkern: --device warp cannot run here:"),
         (["train", "--stpes", "4"], "hetkern: No such option: --stpes"),
         (["sample"], "hetkern: Missing argument"),
+        (["sample", "none", "--seed", "9" * 30], "hetkern: Invalid value for '--seed'"),
         (["frain"], "hetkern: No such command 'frain'"),
     ],
 )

@@ -330,7 +330,9 @@ def test_auto_is_kept_as_a_number(text, tmp_path):
     ("error", "line"),
     [
         (UserError("said"), "said"),
-        (PermissionError(13, "Permission denied", "x"), "[Errno 13] Permission denied: 'x'"),
+        (PermissionError(13, "Permission denied", "x"), "x: Permission denied"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (OSError("lost"), "lost"),
         (torch.OutOfMemoryError("CUDA"), "out of memory; a smaller --batch-size"),
         (MemoryError(), "out of memory; a smaller --batch-size"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you"), "out of memory; a"),

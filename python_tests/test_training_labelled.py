@@ -80,11 +80,30 @@ def test_columns_have_names_or_numbers(tmp_path):
     assert records == [Record("good", "5"), Record("bad", "True")]
 
 
+def test_a_text_with_a_separator_in_it_is_not_cut_in_silence(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("good,fine\nbad,dull, and slow\n")
+    with pytest.raises(UserError, match=r"line 2 has 3 columns, 2 wanted; .* in quotes"):
+        read_labelled(str(path), "2", "1")
+    path.write_text('label,text,\ngood,"fine, and fast",\nbad,dull\nbad,slow,,,\n')
+    assert [r.text for r in read_labelled(str(path)).records] == ["fine, and fast", "dull", "slow"]
+
+
+def test_one_column_is_no_text_and_label_of_it(tmp_path):
+    for name, content in (("a.tsv", "text\tlabel\nx\ty\n"), ("a.jsonl", '{"text": "x"}\n')):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(UserError, match="'text' cannot be both the text and its label"):
+            read_labelled(str(tmp_path / name), "text", "text")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("a.tsv", b"text\tlabel\nfine\tgood\nbroken\n", r"a\.tsv line 3 has 1 columns, 2 wanted"),
         ("a.tsv", b"text\tlabel\nfine\t\n", r"a\.tsv line 2 has no label"),
+        ("a.csv", b"label,text\ngood,x\ngood,x, and y\n", r"line 3 has 3 columns, 2 wanted"),
+        ("a.tsv", b"label\ttext\ngood\tfine\tfast\n", r"line 2 has 3 columns, 2 wanted"),
+        ("a.csv", b"text,label,text\nfine,good,x\n", r"first line names 'text' more than once"),
         ("a.tsv", b"text\tlabel\nfine\tgood\ncaf\xe9\tbad\n", r"a\.tsv line 3 is not UTF-8"),
         ("a.tsv", b"words\tclass\nfine\tgood\n", r"has no column 'text'; its first line names wor"),
         ("a.csv", b'text,label\n"fine,good\n', r"a\.csv line 2 cannot be read: unexpected end"),

@@ -80,6 +80,28 @@ def test_training_leaves_the_callers_random_state_and_threads_alone(tiny):
     assert torch.get_num_threads() == before[1]
 
 
+@pytest.mark.parametrize("before", [False, True])
+def test_a_step_takes_denormal_numbers_as_zeros_and_the_caller_has_them_back(
+    tiny, monkeypatch, before
+):
+    """A step over gradients of 1e-40 costs ten times one over zeros."""
+    flushed = []
+    make_step = Trainer.make_step
+
+    def watched(self, *arguments):
+        flushed.append((torch.full((20,), 1e-40) * 1.0).count_nonzero().item() == 0)
+        return make_step(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "make_step", watched)
+    torch.set_flush_denormal(before)
+    try:
+        tiny(steps=2)
+        assert ((torch.full((1,), 1e-40) * 1.0).item() == 0) == before
+    finally:
+        torch.set_flush_denormal(False)
+    assert flushed == [True, True]
+
+
 def test_metrics_rows_have_their_keys_and_val_loss_where_it_was_measured(tiny):
     result = tiny(log_every=5)
     lines = (result.run / "metrics.jsonl").read_text().splitlines()

@@ -320,5 +320,15 @@ def test_what_is_not_honoured_is_refused_by_name():
             touch()
     with pytest.raises(NotImplementedError, match=r"wanted one of 3 queries and 2 keys"):
         integration.attention_forward(torch.nn.Module(), q, q[:, :, :2], q[:, :, :2], structure)
-    with pytest.raises((ValueError, NotImplementedError), match=r"attn|attention"):
-        build("llama", "hetkern")(tokens(), output_attentions=True)
+    for touch in (lambda: q + structure, lambda: q.masked_fill(structure, 0.0)):
+        with pytest.raises(NotImplementedError, match=r"changes its mask \((add|masked_f)"):
+            touch()
+
+
+@pytest.mark.parametrize("kind", [*CONFIGS, "t5"])
+def test_attention_weights_as_an_output_are_refused_by_name(kind):
+    model = build(kind, "hetkern", "AutoModel")
+    more = {"decoder_input_ids": tokens(3, 9)} if kind == "t5" else {}
+    with pytest.raises(NotImplementedError, match="hetkern in transformers: output_attentions"):
+        model(tokens(), output_attentions=True, **more)
+    model(tokens(), output_hidden_states=True, **more)  # which are all there

@@ -22,19 +22,50 @@ struct FewPairs {
   int64_t row;       // from one to the next
 };
 
-// S^T of a block; fetches the next one's keys meanwhile.
+// Scores of sixteen or thirty-two keys by tiles 2 and 3, which have sixteen rows where those of outs have the queries'.
+template <int M>
+HETKERN_AMX_TARGET __attribute__((noinline)) void amx_few_scores(float* c, const bf16* a, int64_t lda,
+                                                                 const uint32_t* b, int64_t pairs, Fetch& fetch) {
+  constexpr int64_t of_row = kPanel * 4;
+  Fetch ahead = fetch;
+  asm volatile("" ::: "memory");  // to GCC a tile's load reads no memory
+  _tile_zero(2);
+  _tile_zero(3);
+  for (int64_t i = 0; i < pairs; i += 16, a += 32, b += 16 * kPanel) {
+    ahead.lines(ahead.of_scores);
+    _tile_loadd(6, b, of_row);
+    _tile_loadd(5, a, 2 * lda);
+    _tile_dpbf16ps(2, 5, 6);
+    if constexpr (M == 1) continue;
+    _tile_loadd(5, a + 16 * lda, 2 * lda);
+    _tile_dpbf16ps(3, 5, 6);
+  }
+  _tile_stored(2, c, of_row);
+  if constexpr (M > 1) _tile_stored(3, c + 16 * kPanel, of_row);
+  fetch = ahead;
+}
+
+// S^T of a block; fetches the next one meanwhile.
 inline void few_pair_products(const Pairs& by, float* s, const FewPairs& few, const float* queries, int64_t columns,
-                              const Sight& sight, Ahead& keys) {
-  for (int64_t j = sight.from / 16 * 16; j < sight.to; j += 16) {
-    keys.lines(16 * ceil_div(keys.row, 64));
-    by.product(s + j * kPanel, kPanel, few.keys + j * few.row, few.row, reinterpret_cast<const uint32_t*>(queries), 16,
-               1, round_up(columns, 32) / 2, false);
+                              const Sight& sight, Fetch& next) {
+  const auto* const b = reinterpret_cast<const uint32_t*>(queries);
+  const int64_t pairs = round_up(columns, 32) / 2, end = round_up(sight.to, 16);
+  for (int64_t j = sight.from / 16 * 16, n; j < end; j += n) {
+    n = end - j < 32 ? 16 : 32;
+    float* const to = s + j * kPanel;
+    const bf16* const a = few.keys + j * few.row;
+    if (by.tiles) {
+      (n > 16 ? amx_few_scores<2> : amx_few_scores<1>)(to, a, few.row, b, pairs, next);
+    } else {
+      next.lines(next.of_scores * pairs / 16);
+      by.product(to, kPanel, a, few.row, b, n, 1, pairs, false);
+    }
   }
 }
 
 // out = alpha out + P V; `pairs`: weights in pairs of keys.
 inline void few_pair_outs(const Pairs& by, const FewPairs& few, const uint32_t* pairs, const Sight& sight, int rows,
-                          int64_t columns, const float* alpha) {
+                          int64_t columns, const float* alpha, Fetch& next) {
   for (int r = 0; r < rows; ++r)
     if (alpha[r] != 1.0f)
       for (int64_t c = 0; c < few.columns; c += 16) {
@@ -44,14 +75,19 @@ inline void few_pair_outs(const Pairs& by, const FewPairs& few, const uint32_t* 
   const int64_t from = sight.from / 32 * 32, to = round_up(sight.to, 32);
   for (int64_t j = from; j < to; j += 32) {
     Vec<float> v[16];
+    next.lines(next.of_outs);
     for (int i = 0; i < 16; ++i) v[i] = load<float>(reinterpret_cast<const float*>(pairs + (j / 2 + i) * kPanel));
     transpose<float>(v);
-    for (int i = 0; i < 16; ++i) std::memcpy(few.weights + i * kBlock + j, &v[i], sizeof(v[i]));
+    for (int i = 0; i < 16; ++i)
+      if (i < rows) std::memcpy(few.weights + i * kBlock + j, &v[i], sizeof(v[i]));
   }
-  for (int64_t g = 0; g < few.columns / kPanel; ++g)
-    by.product(few.out + g * kPanel, few.columns, few.weights + from, kBlock,
-               few.values + (g * kBlock / 2 + from / 2) * kPanel, by.tiles ? 16 : rows,
-               vectors_of<float>(columns - g * kPanel), (to - from) / 2, true);
+  const int64_t step = by.tiles ? 32 : kPanel;  // columns of a turn
+  for (int64_t c = 0; c < columns; c += step) {
+    next.lines(next.of_outs * step / 32);
+    by.product(few.out + c, few.columns, few.weights + from, kBlock,
+               few.values + (c / kPanel * kBlock / 2 + from / 2) * kPanel + c % kPanel, rows,
+               vectors_of<float>(columns - c < step ? columns - c : step), (to - from) / 2, true);
+  }
 }
 
 // Outs as a panel's are kept, [column][room].

@@ -10,29 +10,12 @@
 //          their order, whoever computed them: a decoding step is the last row of the whole call bit for bit.
 // Edges:   at the diagonal and at a window's edges whole vectors of queries and whole keys are left out. Where a row does not see
 //          all of a block that holds NaN or infinity, its sums skip what it does not see.
-#include "attention_few_pairs.h"
-#include "attention_pair_part.h"
-#include "carver.h"
+#include "attention_pair_weights.h"
+#include "attention_task.h"
 #include "parallel.h"
 
 namespace hetkern::cpu {
 namespace {
-
-template <class A>
-struct Task {  // one task's memory
-  A* q[kPanelsOfTask];
-  State<A> part[kPanelsOfTask], total[kPanelsOfTask];
-  A *s, *tile, *k, *v;
-  const A *k_at, *v_at;  // the block at hand: packed, or where it lies
-  Panel<A> panel[kPanelsOfTask];
-  // The block at hand for few queries, and the next one's rows.
-  bool few;
-  BlockRows<A> keys, values;
-  Ahead next_keys, next_values;
-#if defined(__AVX512F__)
-  FewPairs of_pairs;
-#endif
-};
 
 template <class A, bool pairs>
 struct Forward : Totals<A, pairs> {
@@ -46,20 +29,6 @@ struct Forward : Totals<A, pairs> {
     return kPanel * panels_of_task(p.B * (p.Hq / heads), heads * p.Lq, plan.tasks);
   }
 
-  static Task<A> carve(Carver& carver, int64_t D, int64_t Dv) {
-    const AttentionScratch size = attention_scratch(D, Dv);
-    Task<A> t;
-    for (int i = 0; i < kPanelsOfTask; ++i) {
-      t.q[i] = carver.take<A>(size.q);
-      for (State<A>* s : {&t.part[i], &t.total[i]})
-        *s = {carver.take<A>(size.out), carver.take<A>(size.stats), carver.take<A>(size.stats), kPanel};
-    }
-    t.s = carver.take<A>(size.scores), t.tile = carver.take<A>(3 * size.scores);
-    t.k = carver.take<A>(size.keys), t.v = carver.take<A>(size.values);
-    t.few = false;
-    return t;
-  }
-
   // ---- A panel against a block. ----------------------------------------------------------------------------------------
 
   void block(Task<A>& t, const Panel<A>& panel, const Sequence& q, const A* turned, const Sight& sight, int64_t j0,
@@ -71,7 +40,7 @@ struct Forward : Totals<A, pairs> {
       turned_product<pairs>(by, panel, sight, j0, s, t.k_at, turned, p.D);
     const A scale = this->score(panel, q, sight, j0, s, t.tile);
     alignas(64) A alpha[kPanel];
-    if constexpr (pairs) return add_few_pairs(t, panel, q, sight, j0, state, alpha, scale, finite);
+    if constexpr (pairs) return add_weights(t, panel, q, sight, j0, state, alpha, scale, finite);
 
     // Row maximum and sum.
     const Vec<A> factor = splat(scale);
@@ -79,14 +48,16 @@ struct Forward : Totals<A, pairs> {
     for (int v = 0; v < panel.vectors; v += U) {
       const int wide = panel.vectors - v < U ? panel.vectors - v : U;
       wide == U ? exponentials<U>(t, state, sight, alpha, v, factor)
-                : each_exponential(t, state, sight, alpha, v, wide, factor);
+      : t.few   ? each_exponential<true>(t, state, sight, alpha, v, wide, factor)
+                : each_exponential<false>(t, state, sight, alpha, v, wide, factor);
     }
     // out = alpha out + P V.
     if (t.few && f.all_seen(sight))
-      return few_outs(state.o, state.room, s, t.values, p.Dv, sight.from, sight.to, panel.rows, alpha);
+      return few_outs(state.o, state.room, s, t.values, p.Dv, sight.from, sight.to, panel.rows, alpha, t.next);
     row_groups(0, panel.rows, kTileRows, [&](int64_t r, int n) {
       const Sight keys = keys_of_rows(panel, sight, j0, static_cast<int>(r), n);
       for (int64_t g = 0; g < segments; ++g) {
+        t.next.lines(t.next.of_outs);
         A* const o = state.o + (g * state.room + r) * kPanel;
         const A *const a = s + keys.from * kPanel + r, *const b = t.v_at + (g * kBlock + keys.from) * kPanel;
         const int vectors = vectors_of<A>(p.Dv - g * kPanel);
@@ -98,12 +69,13 @@ struct Forward : Totals<A, pairs> {
     });
   }
 
-  void each_exponential(const Task<A>& t, const State<A>& state, const Sight& sight, A* alpha, int v, int n,
+  template <bool few>
+  void each_exponential(Task<A>& t, const State<A>& state, const Sight& sight, A* alpha, int v, int n,
                         Vec<A> by) const {
-    for (int i = 0; i < n; ++i) exponentials<1>(t, state, sight, alpha, v + i, by);
+    for (int i = 0; i < n; ++i) exponentials<1, few>(t, state, sight, alpha, v + i, by);
   }
-  template <int U>
-  void exponentials(const Task<A>& t, const State<A>& state, const Sight& sight, A* alpha, int v, Vec<A> by) const {
+  template <int U, bool few = false>
+  void exponentials(Task<A>& t, const State<A>& state, const Sight& sight, A* alpha, int v, Vec<A> by) const {
     A* const s = t.s + v * W<A>;
     Vec<A> top[U], sum[U];
     for (int u = 0; u < U; ++u) top[u] = splat(-kInfinity<A>), sum[u] = Vec<A>{};
@@ -118,7 +90,8 @@ struct Forward : Totals<A, pairs> {
       top[u] = now == -kInfinity<A> ? Vec<A>{} : now;
       store<A>(alpha + at, exp_of_share<false>(old - top[u]));
     }
-    for (int j = sight.from; j < sight.to; ++j)
+    for (int j = sight.from; j < sight.to; ++j) {
+      if constexpr (few) t.next.lines(t.next.of_weights);
 #pragma GCC unroll 4
       for (int u = 0; u < U; ++u) {
         A* const at = s + j * kPanel + u * W<A>;
@@ -126,6 +99,7 @@ struct Forward : Totals<A, pairs> {
         sum[u] += e;
         store<A>(at, e);
       }
+    }
     if (f.drops())
       for (int j = sight.from; j < sight.to; ++j)
         for (int u = 0; u < U; ++u) {
@@ -153,15 +127,18 @@ struct Forward : Totals<A, pairs> {
       }
   }
 
-  // out = alpha out + P V of a panel of pairs with few queries.
-  void add_few_pairs(const Task<A>& t, const Panel<A>& panel, const Sequence& q, const Sight& sight, int64_t j0,
-                     const State<A>& state, A* alpha, A scale, bool finite) const {
+  // out = alpha out + P V of a panel of pairs.
+  void add_weights(Task<A>& t, const Panel<A>& panel, const Sequence& q, const Sight& sight, int64_t j0,
+                   const State<A>& state, A* alpha, A scale, bool finite) const {
 #if defined(__AVX512F__)
     if constexpr (pairs) {
-      PairWork none(by);
-      panel_weights(t.s, f.drops() ? t.tile : nullptr, state, alpha, panel.vectors, sight, scale, none);
+      const float* const drop = f.drops() ? t.tile : nullptr;
+      FetchWork work{t.next, (sight.to - sight.from) / kKeysOfStep * (panel.vectors + 3) / 4};
+      if (!t.few)
+        return add_pairs(*this, by, panel, q, sight, j0, state, t.s, drop, scale, key_columns(t.v), finite, work);
+      panel_weights(t.s, drop, state, alpha, panel, sight, j0, scale, work);
       const auto* const weights = reinterpret_cast<const uint32_t*>(t.s);
-      few_pair_outs(by, t.of_pairs, weights, sight, panel.rows, p.Dv, alpha);
+      few_pair_outs(by, t.of_pairs, weights, sight, panel.rows, p.Dv, alpha, t.next);
       if (!finite)
         add_strange_keys(f, panel, q, sight, j0, t.of_pairs.out, 1, t.of_pairs.columns, weights, p.v,
                          panel.head[0] / (p.Hq / p.Hkv), p.Dv);
@@ -173,8 +150,22 @@ struct Forward : Totals<A, pairs> {
   // ---- Parts of the keys. ----------------------------------------------------------------------------------------------
 
   // A block's keys and values from … to - 1. Returns whether the values are finite.
-  bool read_keys(Task<A>& t, const Sequence& q, int64_t kv_head, int64_t j0, int from, int to) const {
+  bool read_keys(Task<A>& t, const Sequence& q, int64_t kv_head, int64_t j0, int nk, int from, int to) const {
+    static_cast<void>(nk);
     t.k_at = t.k, t.v_at = t.v;
+#if defined(__AVX512F__)
+    if constexpr (pairs) {  // what no row of the first thirty-twos sees is packed as well, and meets a weight of 0
+      const int first = from / 32 * 32, n = to - first;
+      const int64_t width = round_up(p.D, 32);
+      const bool lies = p.k.step == 1 && p.k.row == width && p.D == width && round_up(to, 16) <= nk;
+      const KeyRows k(p.k, q, kv_head, j0 + first, n), v(p.v, q, kv_head, j0 + first, n);
+      if (lies)
+        t.k_at = reinterpret_cast<const A*>(static_cast<const bf16*>(p.k.data) + k.offset[0] - first * width);
+      else
+        pack_pair_rows(key_columns(t.k) + first * width, width, k.of(p.k), n, p.D);
+      return pack_turned_rows(key_columns(t.v) + first, v.of(p.v), n, p.Dv);
+    }
+#endif
     const KeyRows k(p.k, q, kv_head, j0 + from, to - from), v(p.v, q, kv_head, j0 + from, to - from);
     if (lies_as_packed<A>(p.k, f.elements.size, p.D))
       t.k_at = static_cast<const A*>(p.k.data) + k.offset[0] - from * kPanel;
@@ -189,8 +180,8 @@ struct Forward : Totals<A, pairs> {
 
   // ---- Few queries. ----------------------------------------------------------------------------------------------------
 
-  void begin_few(Task<A>& t, int panels) const {
-    t.few = panels == 1 && t.panel[0].vectors <= (pairs ? 1 : kFewVectors);
+  void begin_few(Task<A>& t) const {
+    static_cast<void>(t);
 #if defined(__AVX512F__)
     if constexpr (pairs) {
       if (!t.few) return;
@@ -206,9 +197,8 @@ struct Forward : Totals<A, pairs> {
   }
   // A block, of which as much as can be stays where it lies. Returns whether the values are finite, or need not be.
   bool read_few(Task<A>& t, const Sequence& q, int64_t kv_head, int64_t j0, int nk, const Sight& sight) const {
-    const int64_t size = f.elements.size, next = j0 + kBlock;
-    t.next_keys = ahead_of(p.k, q, kv_head, next, p.D, size);
-    t.next_values = ahead_of(p.v, q, kv_head, next, p.Dv, size);
+    const int64_t size = f.elements.size;
+    t.next = block_ahead(p, q, kv_head, j0 + kBlock, size);
 #if defined(__AVX512F__)
     if constexpr (pairs) {
       const int first = sight.from / 32 * 32, n = sight.to - first;
@@ -217,12 +207,18 @@ struct Forward : Totals<A, pairs> {
       t.of_pairs.keys = lies ? static_cast<const bf16*>(p.k.data) + key_offset(p.k, q, kv_head, j0) : key_columns(t.k);
       t.of_pairs.row = lies ? p.k.row : round_up(p.D, 32);
       if (!lies) pack_pair_rows(key_columns(t.k) + first * t.of_pairs.row, t.of_pairs.row, k.of(p.k), n, p.D);
-      const int64_t lines = 2 * ceil_div(t.next_values.row, 64);
+      t.next.of_scores = t.next.share(2, ceil_div(n, 32) * ceil_div(p.D, 32));
+      t.next.of_values = t.next.share(3, ceil_div(n, 2));
+      t.next.of_weights = t.next.share(1, ceil_div(n, kKeysOfStep));
+      t.next.of_outs = t.next.share(2, ceil_div(n, 32) + ceil_div(p.Dv, 32));
       return pack_row_pairs(t.of_pairs.values + first / 2 * kPanel, kBlock, v.of(p.v), n, p.Dv,
-                            [&] { t.next_values.lines(lines); });
+                            [&] { t.next.lines(t.next.of_values); });
     }
 #endif
-    static_cast<void>(nk);
+    const int n = sight.to - sight.from;
+    t.next.of_scores = t.next.share(4, ceil_div(n, W<A>) * ceil_div(p.D, W<A>));
+    t.next.of_weights = t.next.share(1, n);
+    t.next.of_outs = t.next.share(3, n * ceil_div(t.panel[0].rows, kFewRows) * ceil_div(p.Dv, kTileVectors * W<A>));
     const bool lies = f.all_seen(sight) && size == sizeof(A) && p.k.step == 1 && p.v.step == 1 && p.Dv % W<A> == 0;
     const auto at = [&](const Heads& x) {
       return BlockRows<A>{static_cast<const A*>(x.data) + key_offset(x, q, kv_head, j0), x.row, kPanel};
@@ -231,42 +227,31 @@ struct Forward : Totals<A, pairs> {
       t.keys = at(p.k), t.values = at(p.v);
       return true;
     }
-    const bool finite = read_keys(t, q, kv_head, j0, sight.from, sight.to);
+    const bool finite = read_keys(t, q, kv_head, j0, nk, sight.from, sight.to);
     t.keys = {t.k_at, kPanel, kBlock * kPanel}, t.values = {t.v_at, kPanel, kBlock * kPanel};
     return finite;
   }
   void few_turned_product(Task<A>& t, const Panel<A>& panel, const A* turned, const Sight& sight) const {
 #if defined(__AVX512F__)
-    if constexpr (pairs) return few_pair_products(by, t.s, t.of_pairs, turned, p.D, sight, t.next_keys);
+    if constexpr (pairs) return few_pair_products(by, t.s, t.of_pairs, turned, p.D, sight, t.next);
 #endif
-    few_products(t.s, t.keys, turned, p.D, sight.from, sight.to, panel.vectors, t.next_keys, t.next_values);
+    few_products(t.s, t.keys, turned, p.D, sight.from, sight.to, panel.rows, t.next);
+  }
+
+  // Fetches a block beside the work of the panels on another one, if they see any of it.
+  void fetch_beside(Task<A>& t, const Sequence& q, int64_t kv_head, int64_t j, int panels) const {
+    t.next = {};
+    if (j > t.panel[panels - 1].most) return;
+    t.next = block_ahead(p, q, kv_head, j, f.elements.size);
+    t.next.of_weights = t.next.share(8, panels * (kBlock / kKeysOfStep) * kPanel / 4 / W<A>);
+    t.next.of_outs = t.next.share(8, panels * segments * ceil_div(kPanel, kTileRows));
   }
 
   // The panels' sums over one part.
   void part(Task<A>& t, const Sequence& q, int64_t kv_head, int panels, int64_t number) const {
-    begin_few(t, panels);
+    begin_few(t);
     for (int i = 0; i < panels; ++i) this->clear(t.part[i], t.panel[i].rows, nullptr);
     const int64_t end = q.Lk < (number + 1) * kPart ? q.Lk : (number + 1) * kPart;
-#if defined(__AVX512F__)
-    if constexpr (pairs)
-      if (!t.few) {
-        bf16* const values = key_columns(t.v);  // of two blocks: each takes half of what one in A would
-        PairPart{*this,
-                 by,
-                 q,
-                 kv_head,
-                 t.panel,
-                 t.q,
-                 t.part,
-                 panels,
-                 {t.s, t.tile + kBlock * kPanel},
-                 t.tile,
-                 key_columns(t.k),
-                 {values, values + segments * kPanel * kBlock}}
-            .run(number * kPart, end);
-        return;
-      }
-#endif
     for (int64_t j0 = number * kPart; j0 < end; j0 += kBlock) {
       const int nk = static_cast<int>(end - j0 < kBlock ? end - j0 : kBlock);
       Sight sight[kPanelsOfTask];
@@ -278,7 +263,9 @@ struct Forward : Totals<A, pairs> {
         if (sight[i].to > to) to = sight[i].to;
       }
       if (to <= from) continue;
-      const bool finite = t.few ? read_few(t, q, kv_head, j0, nk, sight[0]) : read_keys(t, q, kv_head, j0, from, to);
+      const bool finite =
+          t.few ? read_few(t, q, kv_head, j0, nk, sight[0]) : read_keys(t, q, kv_head, j0, nk, from, to);
+      if (!t.few) fetch_beside(t, q, kv_head, j0 + kBlock, panels);
       for (int i = 0; i < panels; ++i)
         if (sight[i].to > sight[i].from) block(t, t.panel[i], q, t.q[i], sight[i], j0, t.part[i], finite);
     }
@@ -311,6 +298,7 @@ struct Forward : Totals<A, pairs> {
     const int64_t parts = ceil_div(p.Lk, kPart), per_task = forward_scratch(p.D, p.Dv);
     const int64_t room = part_rows(heads * p.Lq), result = part_result(room, p.Dv);
     const bool split = plan.path == AttentionPath::split_keys;
+    const bool alone = !split && parts == 1 && !p.sink;  // a part's sums are the total's
     A* const memory = static_cast<A*>(p.workspace);
     A* const results = memory + plan.tasks * per_task;
     const auto result_of = [&](int64_t number) -> State<A> {
@@ -320,11 +308,12 @@ struct Forward : Totals<A, pairs> {
     // Calls use(task's memory, sequence, key head, panels) for chunk `number`, the last chunks first: causal ones are the longest.
     const auto with_chunk = [&](int task, int64_t number, const auto& use) {
       Carver carver{reinterpret_cast<char*>(memory + task * per_task)};
-      Task<A> t = carve(carver, p.D, p.Dv);
+      Task<A> t = carve<A>(carver, p.D, p.Dv);
       const int64_t unit = number / chunks, head = unit % (p.Hq / heads) * heads;
       const Sequence q = sequence_of(p, unit / (p.Hq / heads));
       const int panels = q.Lq ? set_panels(t, q, head, (chunks - 1 - number % chunks) * rows, rows) : 0;
-      const TilesInUse tiles(by);
+      t.few = panels == 1 && t.panel[0].vectors <= (pairs ? 1 : kFewVectors);
+      const TilesInUse tiles(by, t.few ? t.panel[0].rows : kAmxRows);
       if (panels) use(t, q, head / (p.Hq / p.Hkv), panels);
     };
 
@@ -338,8 +327,13 @@ struct Forward : Totals<A, pairs> {
       });
     run_items(split ? 1 : plan.tasks, units * chunks, [&](int task, int64_t item) {
       with_chunk(task, item, [&](Task<A>& t, const Sequence& q, int64_t kv_head, int panels) {
-        for (int i = 0; i < panels; ++i) this->begin(t.total[i], t.panel[i]);
         if (!split) turn(t, q, panels);
+        if (alone) {
+          part(t, q, kv_head, panels, 0);
+          for (int i = 0; i < panels; ++i) this->finish(t.panel[i], q, t.part[i], t.tile);
+          return;
+        }
+        for (int i = 0; i < panels; ++i) this->begin(t.total[i], t.panel[i]);
         for (int64_t number = 0; number < parts; ++number) {
           const auto seen = [&](const Panel<A>& x) {
             return x.least < (number + 1) * kPart && x.most >= number * kPart;

@@ -15,8 +15,8 @@ inline void pack_queries(const Scoring<A>& f, A* to, const RowsAt& from, int row
 }
 
 // S^T or dP^T: a block's keys or values times a panel of queries.
-template <bool pairs, class A, class By>  // By: Pairs, or what puts products down
-inline void turned_product(By& by, const Panel<A>& panel, const Sight& sight, int64_t j0, A* s, const A* keys,
+template <bool pairs, class A>
+inline void turned_product(const Pairs& by, const Panel<A>& panel, const Sight& sight, int64_t j0, A* s, const A* keys,
                            const A* queries, int64_t columns) {
 #if defined(__AVX512F__)
   if constexpr (pairs) {
@@ -41,8 +41,7 @@ inline void turned_product(By& by, const Panel<A>& panel, const Sight& sight, in
 
 #if defined(__AVX512F__)
 // c[column][query] += sum over a block's keys: keys turned, times weights in pairs of keys.
-template <class By>
-inline void key_sums(By& by, const Panel<float>& panel, const Sight& sight, int64_t j0, float* c, int64_t ldc,
+inline void key_sums(const Pairs& by, const Panel<float>& panel, const Sight& sight, int64_t j0, float* c, int64_t ldc,
                      const bf16* turned, const uint32_t* weights, int64_t columns) {
   const int step = sight.edge ? 2 : panel.vectors;
   for (int v = 0; v < panel.vectors; v += step) {

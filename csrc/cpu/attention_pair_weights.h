@@ -1,75 +1,18 @@
-// Weights of a panel beside a block of keys, made while the processor's tiles multiply for the panels before and after it.
-//
-// Speed: exponentials keep the vector units busy, AMX has a unit of its own, and a processor looks a few hundred instructions
-//        ahead. So products are put down as work, and a piece of it is begun every few rows of exponentials.
+// Weights of a panel of pairs (attention_pairs.h) beside a block of keys, and what they add to outs.
 #pragma once
+#include "attention_fetch.h"
 #include "attention_totals.h"
 
 namespace hetkern::cpu {
 namespace {
 
 #if defined(__AVX512F__)
-// Products that are made in their order, piece by piece, whenever somebody says so.
-class PairWork {
- public:
-  explicit PairWork(const Pairs& by) : by(by) {}
-  // As Pairs::product; it reads and writes later.
-  void product(float* c, int64_t ldc, const bf16* a, int64_t lda, const uint32_t* b, int64_t rows, int vectors,
-               int64_t pairs, bool add) {
-    if (count == kMost) finish();
-    of[count++] = {c, ldc, a, lda, b, rows, vectors, pairs, add};
-  }
-  void step() {
-    if (at == count) return;
-    const Piece& p = of[at];
-    // Without tiles there is nothing to be gained from small pieces.
-    const int64_t rows = by.tiles && p.rows - row > 32 ? 32 : p.rows - row;
-    const int vectors = by.tiles && p.vectors - vector > 2 ? 2 : p.vectors - vector;
-    by.product(p.c + row * p.ldc + vector * 16, p.ldc, p.a + row * p.lda, p.lda, p.b + vector * 16, rows, vectors,
-               p.pairs, p.add);
-    vector += vectors;
-    if (vector < p.vectors) return;
-    vector = 0, row += rows;
-    if (row < p.rows) return;
-    row = 0;
-    if (++at == count) at = count = 0;
-  }
-  void finish() {
-    while (at < count) step();
-  }
-  // Pieces that are left.
-  int steps() const {
-    int n = 0;
-    for (int i = at; i < count; ++i)
-      n += static_cast<int>(by.tiles ? ceil_div(of[i].rows, 32) * ceil_div(of[i].vectors, 2) : 1);
-    return n;
-  }
-
- private:
-  struct Piece {
-    float* c;
-    int64_t ldc;
-    const bf16* a;
-    int64_t lda;
-    const uint32_t* b;
-    int64_t rows;
-    int vectors;
-    int64_t pairs;
-    bool add;
-  };
-  static constexpr int kMost = 8;
-  const Pairs& by;
-  Piece of[kMost];
-  int count = 0, at = 0, vector = 0;
-  int64_t row = 0;
-};
-
 // Maxima, sums, and exponentials of U vectors of s [key][kPanel], these rounded as pairs of keys in place: pair j / 2 is where
 // row j / 2 was, with zeros beside the keys that are seen up to whole thirty-twos. Takes a step of `work` every few keys.
 template <int U, bool drops>
 HETKERN_DOT_TARGET __attribute__((noinline)) void pair_weights(float* s, const float* drop, float* m, float* l,
                                                                float* alpha, const Sight& sight, float factor,
-                                                               PairWork& work, int keys_of_step) {
+                                                               FetchWork& work, int keys_of_step) {
   const Vec<float> by = splat(factor);
   const int from = sight.from, end = sight.to;
   Vec<float> top[U], sum[U];
@@ -126,32 +69,57 @@ HETKERN_DOT_TARGET __attribute__((noinline)) void pair_weights(float* s, const f
 }
 
 // The same of a whole panel. `drop`, if not null, is what dropout keeps of each.
-inline void panel_weights(float* s, const float* drop, const State<float>& state, float* alpha, int vectors,
-                          const Sight& sight, float factor, PairWork& work) {
-  const int groups = (vectors + 3) / 4, steps = work.steps() / groups;
+inline void panel_weights(float* s, const float* drop, const State<float>& state, float* alpha,
+                          const Panel<float>& panel, const Sight& sight, int64_t j0, float factor, FetchWork& work) {
+  // At an edge two vectors at a time, of the keys that one of their rows sees: key_sums reads no others.
+  const int most = sight.edge ? 2 : 4, groups = (panel.vectors + most - 1) / most, steps = work.steps() / groups;
   const int keys = steps > 0 ? (sight.to - sight.from) / steps / 2 * 2 : kBlock, keys_of_step = keys < 2 ? 2 : keys;
-  const auto weights = [&](auto wide, int v) {
-    constexpr int U = decltype(wide)::value;
-    const auto f = drop ? pair_weights<U, true> : pair_weights<U, false>;
-    const int at = v * 16;
-    f(s + at, drop ? drop + at : nullptr, state.m + at, state.l + at, alpha + at, sight, factor, work, keys_of_step);
-  };
-  for (int v = 0; v < vectors; v += 4) {
-    switch (vectors - v) {
+  for (int v = 0; v < panel.vectors; v += most) {
+    const int wide = panel.vectors - v < most ? panel.vectors - v : most, at = v * 16;
+    Sight own = keys_of_rows(panel, sight, j0, at, panel.rows - at < wide * 16 ? panel.rows - at : wide * 16);
+    own.from = own.from / 4 * 4;
+    const auto weights = [&](auto vectors) {
+      constexpr int U = decltype(vectors)::value;
+      const auto f = drop ? pair_weights<U, true> : pair_weights<U, false>;
+      f(s + at, drop ? drop + at : nullptr, state.m + at, state.l + at, alpha + at, own, factor, work, keys_of_step);
+    };
+    switch (wide) {
       case 1:
-        weights(std::integral_constant<int, 1>(), v);
+        weights(std::integral_constant<int, 1>());
         break;
       case 2:
-        weights(std::integral_constant<int, 2>(), v);
+        weights(std::integral_constant<int, 2>());
         break;
       case 3:
-        weights(std::integral_constant<int, 3>(), v);
+        weights(std::integral_constant<int, 3>());
         break;
       default:
-        weights(std::integral_constant<int, 4>(), v);
+        weights(std::integral_constant<int, 4>());
     }
   }
-  work.finish();
+}
+
+// out = alpha out + P V, turned: O^T = alpha O^T + V^T P^T, of scores in s, which weights take the place of. `drop` as above.
+inline void add_pairs(const Totals<float, true>& of, const Pairs& by, const Panel<float>& panel, const Sequence& q,
+                      const Sight& sight, int64_t j0, const State<float>& sums, float* s, const float* drop,
+                      float factor, const bf16* turned, bool finite, FetchWork& work) {
+  alignas(64) float alpha[kPanel];
+  uint32_t begun[kPanel / 16];  // lanes whose outs are no longer 0
+  for (int v = 0; v < panel.vectors; ++v) begun[v] = lane_bits(load<float>(sums.m + v * 16) != -kInfinity<float>);
+  panel_weights(s, drop, sums, alpha, panel, sight, j0, factor, work);
+  for (int v = 0; v < panel.vectors; ++v) {
+    const Vec<float> by_alpha = load<float>(alpha + v * 16);
+    if (!(begun[v] & lane_bits(by_alpha != 1.0f))) continue;
+    for (int64_t c = 0; c < of.p.Dv; ++c) {
+      float* const o = sums.o + c * sums.room + v * 16;
+      store<float>(o, load<float>(o) * by_alpha);
+    }
+  }
+  const auto* const weights = reinterpret_cast<const uint32_t*>(s);
+  key_sums(by, panel, sight, j0, sums.o, sums.room, turned, weights, of.p.Dv);
+  if (!finite)
+    add_strange_keys(of.f, panel, q, sight, j0, sums.o, sums.room, 1, weights, of.p.v,
+                     panel.head[0] / (of.p.Hq / of.p.Hkv), of.p.Dv);
 }
 #endif
 

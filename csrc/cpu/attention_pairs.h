@@ -138,9 +138,9 @@ inline void pairs_by_amx(float* c, int64_t ldc, const bf16* a, int64_t lda, cons
     }
 }
 
-// A thread's tiles are in use from `enter` to `leave`.
-HETKERN_AMX_TARGET __attribute__((noinline, unused)) void enter_tiles() {
-  const AmxConfiguration configuration(kAmxRows, kAmxRows);
+// A thread's tiles are in use from `enter` to `leave`; 0, 1 and 4 have so many rows.
+HETKERN_AMX_TARGET __attribute__((noinline, unused)) void enter_tiles(int rows) {
+  const AmxConfiguration configuration(rows, kAmxRows);
   asm volatile("" ::: "memory");
   _tile_loadconfig(&configuration);
 }
@@ -207,9 +207,10 @@ HETKERN_DOT_TARGET __attribute__((noinline, unused)) void round_keys(bf16* to, c
 inline Words16 words_of_row(const RowsAt& from, int r, int64_t c, int64_t columns) {
   const bf16* const row = static_cast<const bf16*>(from.data) + from.offset[r];
   const int64_t left = columns - 2 * c;
+  if (from.step == 1 && left >= 32) return load_vector<Words16>(row + 2 * c);
   if (left <= 0) return Words16{};
   if (from.step == 1) {
-    const auto lanes = left >= 32 ? ~uint32_t{0} : (uint32_t{1} << left) - 1;
+    const auto lanes = (uint32_t{1} << left) - 1;
     return bit_cast<Words16>(_mm512_maskz_loadu_epi16(lanes, row + 2 * c));
   }
   bf16 some[32] = {};
@@ -238,6 +239,13 @@ inline void pack_pair_columns(uint32_t* to, const RowsAt& from, int rows, int64_
     }
 }
 
+// What is not finite becomes 0.
+inline Words16 without_strange(Words16 w) {
+  const Words16 low = w & 0x7f80, high = w & 0x7f800000;
+  const Words16 strange = bit_cast<Words16>((low == 0x7f80) & 0xffff) |
+                          bit_cast<Words16>((high == 0x7f800000) & static_cast<int>(0xffff0000));
+  return w & ~strange;
+}
 // Numbers c … c + 15 of rows r and r + 1, as words; what is not finite is 0.
 inline Words16 row_pair(const RowsAt& from, int r, int rows, int64_t c, int64_t columns) {
   Words16 half[2] = {};
@@ -251,23 +259,22 @@ inline Words16 row_pair(const RowsAt& from, int r, int rows, int64_t c, int64_t 
       for (int64_t l = 0; l < 16 && l < left; ++l) half[i][l] = row[(c + l) * from.step].bits;
     }
   }
-  const Words16 w = half[0] | (half[1] << 16), low = w & 0x7f80, high = w & 0x7f800000;
-  const Words16 strange = bit_cast<Words16>((low == 0x7f80) & 0xffff) |
-                          bit_cast<Words16>((high == 0x7f800000) & static_cast<int>(0xffff0000));
-  return w & ~strange;
+  return without_strange(half[0] | (half[1] << 16));
 }
 
 // Numbers c … c + 31 of rows r and r + 1 beside one another; `largest` of their magnitudes' bits.
 struct TwoRows {
   __m512i low, high;  // of each eight columns the first four, and the last four, a word a column
 };
-inline TwoRows two_rows(const RowsAt& from, int r, int rows, int64_t c, int64_t columns, __m512i& largest) {
-  const Words16 none{};
-  const __m512i a = bit_cast<__m512i>(r < rows ? words_of_row(from, r, c / 2, columns) : none);
-  const __m512i b = bit_cast<__m512i>(r + 1 < rows ? words_of_row(from, r + 1, c / 2, columns) : none);
+inline TwoRows two_rows(__m512i a, __m512i b, __m512i& largest) {
   const __m512i magnitude = _mm512_set1_epi16(0x7fff);
   largest = _mm512_max_epu16(largest, _mm512_max_epu16(_mm512_and_si512(a, magnitude), _mm512_and_si512(b, magnitude)));
   return {_mm512_unpacklo_epi16(a, b), _mm512_unpackhi_epi16(a, b)};
+}
+inline TwoRows two_rows(const RowsAt& from, int r, int rows, int64_t c, int64_t columns, __m512i& largest) {
+  const Words16 none{};
+  return two_rows(bit_cast<__m512i>(r < rows ? words_of_row(from, r, c / 2, columns) : none),
+                  bit_cast<__m512i>(r + 1 < rows ? words_of_row(from, r + 1, c / 2, columns) : none), largest);
 }
 inline bool finite(__m512i largest) { return !_mm512_cmpge_epu16_mask(largest, _mm512_set1_epi16(0x7f80)); }
 
@@ -277,15 +284,23 @@ inline bool pack_row_pairs(uint32_t* to, int64_t room, const RowsAt& from, int r
                            const Beside& beside) {
   const auto at = [&](int r, int64_t c) { return to + (c / kPanel * room / 2 + r / 2) * kPanel + c % kPanel; };
   __m512i largest = _mm512_setzero_si512();
+  // Fours of columns in their order.
+  const __m512i first = _mm512_set_epi64(11, 10, 3, 2, 9, 8, 1, 0), rest = _mm512_set_epi64(15, 14, 7, 6, 13, 12, 5, 4);
   for (int r = 0; r < round_up(rows, 32); r += 2) {
     beside();
-    for (int64_t c = 0; c < columns; c += 32) {
-      const TwoRows two = two_rows(from, r, rows, c, columns, largest);
-      // Fours of columns in their order.
-      const __m512i first = _mm512_set_epi64(11, 10, 3, 2, 9, 8, 1, 0),
-                    rest = _mm512_set_epi64(15, 14, 7, 6, 13, 12, 5, 4);
-      _mm512_storeu_si512(at(r, c), _mm512_permutex2var_epi64(two.low, first, two.high));
-      _mm512_storeu_si512(at(r, c + 16), _mm512_permutex2var_epi64(two.low, rest, two.high));
+    const bool whole = from.step == 1 && r + 1 < rows;
+    const bf16* const row = static_cast<const bf16*>(from.data) + (whole ? from.offset[r] : 0);
+    const int64_t next = whole ? from.offset[r + 1] - from.offset[r] : 0;
+    for (int64_t g = 0; g < columns; g += kPanel) {
+      uint32_t* const pairs = at(r, g);
+      for (int64_t i = 0; i < kPanel && g + i < columns; i += 32) {
+        const int64_t c = g + i;
+        const TwoRows two = whole && columns - c >= 32
+                                ? two_rows(load_vector<__m512i>(row + c), load_vector<__m512i>(row + next + c), largest)
+                                : two_rows(from, r, rows, c, columns, largest);
+        _mm512_storeu_si512(pairs + i, _mm512_permutex2var_epi64(two.low, first, two.high));
+        _mm512_storeu_si512(pairs + i + 16, _mm512_permutex2var_epi64(two.low, rest, two.high));
+      }
     }
   }
   if (finite(largest)) return true;
@@ -358,9 +373,10 @@ struct Pairs {
 // While it lives, this thread may multiply.
 struct TilesInUse {
   bool used;
-  explicit TilesInUse(const Pairs& pairs) : used(pairs.tiles) {
+  explicit TilesInUse(const Pairs& pairs, int rows = kAmxRows) : used(pairs.tiles) {
+    static_cast<void>(rows);
 #if defined(__AVX512F__)
-    if (used) enter_tiles();
+    if (used) enter_tiles(rows);
 #endif
   }
   ~TilesInUse() {

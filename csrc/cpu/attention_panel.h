@@ -66,9 +66,12 @@ struct Panel {
            const int64_t* list = nullptr) {
     rows = n, vectors = vectors_of<A>(n);
     least = inner_most = kFar, most = inner_least = -1;
-    for (int r = 0; r < n; ++r) {
-      const int64_t row = list ? list[r] : first + r, i = row % s.Lq, place = i + s.shift();
-      head[r] = head_0 + row / s.Lq, query[r] = i;
+    int64_t at_head = first / s.Lq, i = first % s.Lq;  // a division a row would take longer than all the rest
+    for (int r = 0; r < n; ++r, ++i) {
+      if (list) at_head = list[r] / s.Lq, i = list[r] % s.Lq;
+      if (i == s.Lq) ++at_head, i = 0;
+      const int64_t place = i + s.shift();
+      head[r] = head_0 + at_head, query[r] = i;
       int64_t from = 0, to = s.Lk - 1;
       if (p.window_left >= 0 && place - p.window_left > from) from = place - p.window_left;
       if (p.window_right >= 0 && place + p.window_right < to) to = place + p.window_right;

@@ -69,11 +69,17 @@ struct Scoring {
   // -inf where a row does not see a key, the rest as it is.
   static void hide(const Panel<A>& panel, const Sight& sight, int64_t j0, A* s) {
     for (int v = 0; v < panel.vectors; ++v) {
-      A* const at = s + v * W<A>;
-      for (int j = sight.from; j < sight.to; ++j) {
-        if (j0 + j >= panel.vector_inner_low[v] && j0 + j <= panel.vector_inner_high[v]) continue;
-        store<A>(at + j * kPanel, panel.sees(j0 + j, v) ? load<A>(at + j * kPanel) : splat(-kInfinity<A>));
-      }
+      const auto hide_keys = [&](int64_t from, int64_t to) {
+        for (int64_t j = from; j < to; ++j) {
+          A* const at = s + j * kPanel + v * W<A>;
+          store<A>(at, panel.sees(j0 + j, v) ? load<A>(at) : splat(-kInfinity<A>));
+        }
+      };
+      // Before and behind the keys that all of its rows see.
+      const int64_t low = panel.vector_inner_low[v] - j0, high = panel.vector_inner_high[v] + 1 - j0;
+      const int64_t first = low < sight.from ? sight.from : low < sight.to ? low : sight.to;
+      hide_keys(sight.from, first);
+      hide_keys(high > first ? high : first, sight.to);
     }
   }
   // Whether s holds products still, to be scaled by who reads them: nothing is added to them, and -inf stays so.

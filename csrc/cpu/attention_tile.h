@@ -20,6 +20,20 @@ constexpr int kTileVectors = kRegisters == 32 ? 4 : 2;
 
 enum class Start { zero, sum, scaled };  // nothing, c, c times alpha[m]
 
+// c[m][n] = start + s[m][n]
+template <class A, int M, int N, Start start>
+inline void end_tile(A* c, Vec<A> (&s)[M][N], const A* alpha) {
+#pragma GCC unroll 6
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+    for (int v = 0; v < N; ++v) {
+      A* const at = c + m * kPanel + v * W<A>;
+      if (start == Start::sum) s[m][v] = load<A>(at) + s[m][v];
+      if (start == Start::scaled) s[m][v] = fma(load<A>(at), splat(alpha[m]), s[m][v]);
+      store<A>(at, s[m][v]);
+    }
+}
+
 template <class A, int M, int N, bool by_columns, Start start>
 __attribute__((noinline)) void attention_tile(A* c, const A* a, const A* b, int64_t k, const A* alpha) {
   Vec<A> s[M][N] = {};
@@ -37,15 +51,7 @@ __attribute__((noinline)) void attention_tile(A* c, const A* a, const A* b, int6
       for (int v = 0; v < N; ++v) s[m][v] = fma(x, w[v], s[m][v]);
     }
   }
-#pragma GCC unroll 6
-  for (int m = 0; m < M; ++m)
-#pragma GCC unroll 4
-    for (int v = 0; v < N; ++v) {
-      A* const at = c + m * kPanel + v * W<A>;
-      if (start == Start::sum) s[m][v] = load<A>(at) + s[m][v];
-      if (start == Start::scaled) s[m][v] = fma(load<A>(at), splat(alpha[m]), s[m][v]);
-      store<A>(at, s[m][v]);
-    }
+  end_tile<A, M, N, start>(c, s, alpha);
 }
 
 template <class A>
@@ -167,14 +173,16 @@ void pack_turned(A* to, const RowsAt& from, int rows, int64_t columns) {
     }
 }
 
-// From segments of `room` rows, each times its factor, to neighbouring elements.
+// From segments of `room` rows, each times its factor, to neighbouring elements. A zero is 0, not -0: sums that were put together of
+// parts have no other.
 template <class A, class T>
 void store_segments(void* data, const int64_t* offset, const A* from, int64_t room, int rows, int64_t columns,
                     const A* factor) {
   for (int r = 0; r < rows; ++r) {
     T* const row = static_cast<T*>(data) + offset[r];
     for (int64_t c = 0; c < columns; c += W<A>)
-      store_first<A>(row + c, load<A>(from + (c / kPanel * room + r) * kPanel + c % kPanel) * splat(factor[r]),
+      store_first<A>(row + c,
+                     fma(load<A>(from + (c / kPanel * room + r) * kPanel + c % kPanel), splat(factor[r]), Vec<A>{}),
                      columns - c);
   }
 }

@@ -2,6 +2,7 @@
 #include "../attention.h"
 #include "../cross_entropy.h"
 #include "../rnn.h"
+#include "../rnn_layer.h"
 #include "../softmax.h"
 #include "isa.h"
 #include "parallel.h"
@@ -14,6 +15,7 @@ namespace base {
 extern const SoftmaxKernels softmax;
 extern const CrossEntropyKernels cross_entropy;
 extern const RnnKernels rnn;
+extern const LayerKernels layer;
 extern const AttentionKernels attention;
 }  // namespace base
 #endif
@@ -22,6 +24,7 @@ namespace avx2 {
 extern const SoftmaxKernels softmax;
 extern const CrossEntropyKernels cross_entropy;
 extern const RnnKernels rnn;
+extern const LayerKernels layer;
 extern const AttentionKernels attention;
 }  // namespace avx2
 #endif
@@ -30,6 +33,7 @@ namespace avx512 {
 extern const SoftmaxKernels softmax;
 extern const CrossEntropyKernels cross_entropy;
 extern const RnnKernels rnn;
+extern const LayerKernels layer;
 extern const AttentionKernels attention;
 }  // namespace avx512
 #endif
@@ -55,6 +59,9 @@ const CrossEntropyKernels& cross_entropy_kernels() {
 }
 const RnnKernels& rnn_kernels() {
   return isa() == Isa::avx512 ? avx512::rnn : isa() == Isa::avx2 ? avx2::rnn : base::rnn;
+}
+const LayerKernels& layer_kernels() {
+  return isa() == Isa::avx512 ? avx512::layer : isa() == Isa::avx2 ? avx2::layer : base::layer;
 }
 const AttentionKernels& attention_kernels() {
   return isa() == Isa::avx512 ? avx512::attention : isa() == Isa::avx2 ? avx2::attention : base::attention;

@@ -4,6 +4,9 @@
 
 #include "planted.h"
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 #ifdef HETKERN_PLANTED_BUGS
 #include <cstdlib>
 #include <cstring>
@@ -16,6 +19,28 @@
 #endif
 
 namespace hetkern::cpu {
+
+namespace {
+#if defined(__x86_64__)
+constexpr unsigned kFlushes = _MM_FLUSH_ZERO_MASK | _MM_DENORMALS_ZERO_MASK;
+unsigned float_mode() { return _mm_getcsr(); }
+void set_float_mode(unsigned mode) { _mm_setcsr(mode); }
+#else  // torch.set_flush_denormal is of x86
+constexpr unsigned kFlushes = 0;
+unsigned float_mode() { return 0; }
+void set_float_mode(unsigned) {}
+#endif
+}  // namespace
+
+FloatMode::FloatMode() : flushes_(float_mode() & kFlushes) {}
+
+FloatMode::Held::Held(const FloatMode& mode) : before_(float_mode()), other_((before_ & kFlushes) != mode.flushes_) {
+  if (other_) set_float_mode((before_ & ~kFlushes) | mode.flushes_);
+}
+
+FloatMode::Held::~Held() {
+  if (other_) set_float_mode(before_);
+}
 
 #ifdef HETKERN_STD_THREADS  // the thread sanitizer reports races that are none through libgomp, and knows std::thread
 
@@ -34,7 +59,9 @@ int num_threads() { return static_cast<int>(torch::stable::get_num_threads()); }
 
 void run_tasks(int tasks, void (*body)(const void*, int), const void* context) {
   if (tasks == 1) return body(context, 0);
+  const FloatMode mode;
   torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
+    const FloatMode::Held held(mode);
     for (int64_t task = begin; task < end; ++task) body(context, static_cast<int>(task));
   });
 }

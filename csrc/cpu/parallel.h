@@ -6,6 +6,25 @@ namespace hetkern::cpu {
 
 int num_threads();
 
+// The caller's way with denormal numbers, held on another thread while this lives: torch.set_flush_denormal reaches one thread,
+// and a row has the same bits on each.
+class FloatMode {
+ public:
+  FloatMode();  // made where the call comes from
+  class Held {  // made on each thread that works for it
+   public:
+    explicit Held(const FloatMode& mode);
+    ~Held();
+
+   private:
+    unsigned before_;
+    bool other_;
+  };
+
+ private:
+  unsigned flushes_;
+};
+
 // Runs body(context, 0 … tasks - 1), in parallel where threads are free; the caller's thread takes part. Never throws.
 void run_tasks(int tasks, void (*body)(const void* context, int task), const void* context);
 

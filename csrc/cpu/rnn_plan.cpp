@@ -2,6 +2,7 @@
 
 #include <initializer_list>
 
+#include "../rnn_layer.h"
 #include "bf16_product.h"
 #include "team.h"
 
@@ -69,5 +70,7 @@ RnnPlan rnn_plan(const RnnShape& shape, const Machine& machine, const Vectors& v
   const int64_t bytes = blocks * columns * stride + 2 * B * stride + B * H * A + (3 * B + T + 2) * 8 + 16 * 64;
   return {path, static_cast<int>(tasks), wide, product, bytes};
 }
+
+int layer_tasks(int64_t multiply_adds) { return multiply_adds < kWorthSharing ? 1 : machine().threads; }
 
 }  // namespace hetkern::cpu

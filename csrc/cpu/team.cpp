@@ -97,7 +97,11 @@ void run_team(int tasks, int64_t steps, int64_t chunks, void (*body)(const void*
   join(0);
   for (std::thread& thread : threads) thread.join();
 #else
-  torch::stable::parallel_for(0, team.members, 1, [&](int64_t begin, int64_t) { join(begin); });
+  const FloatMode mode;
+  torch::stable::parallel_for(0, team.members, 1, [&](int64_t begin, int64_t) {
+    const FloatMode::Held held(mode);
+    join(begin);
+  });
 #endif
 }
 

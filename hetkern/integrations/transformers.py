@@ -90,6 +90,11 @@ class Structure:
         """Refuse by name."""
         raise NotImplementedError(_READS.format("[…]"))
 
+    @classmethod
+    def __torch_function__(cls, function: Any, *_: Any) -> Any:
+        """Refuse by name what torch is to compute with it: ``scores + mask``."""
+        raise NotImplementedError(_READS.format(getattr(function, "__name__", function)))
+
 
 _READS = (
     "hetkern in transformers: attention_mask: this model reads or changes its mask ({}), which is "
@@ -267,12 +272,12 @@ def attention_forward(
         NotImplementedError: weights or a head mask are asked for, or a model does to its mask what
             has no meaning here.
     """
-    for name in REFUSED:
-        if kwargs.get(name) is not None and kwargs[name] is not False:
-            raise NotImplementedError(
-                f"hetkern in transformers: {name}: not honoured, since the weights are never all "
-                "there: take attn_implementation='eager'"
-            )
+    asked = [name for name in REFUSED if kwargs.get(name) is not None and kwargs[name] is not False]
+    for name in asked or _collected():
+        raise NotImplementedError(
+            f"hetkern in transformers: {name}: not honoured, since the weights are never all "
+            "there: take attn_implementation='eager'"
+        )
     options: dict[str, Any] = {"scale": scaling, "softcap": softcap, "dropout_p": dropout}
     options["impl"] = impl
     if s_aux is not None:
@@ -307,6 +312,21 @@ def attention_forward(
             return out.transpose(1, 2).contiguous(), None
     out = ops.attention(query, key, value, **options)
     return out.transpose(1, 2).contiguous(), None
+
+
+def _collected() -> list[str]:
+    """What a model that keeps its arguments to itself will look for among its layers' results.
+
+    GPT-2 and others hand ``output_attentions`` to no layer: transformers' hooks read the weights.
+    """
+    try:
+        from transformers.utils.output_capturing import _active_collector as collector
+    except ImportError:  # another version: its models hand it on
+        return []
+    if torch.compiler.is_compiling() and not collector.compiling:  # a layer by itself
+        return []
+    collected = collector.get() or ()
+    return ["output_attentions"] if any(name.endswith("attentions") for name in collected) else []
 
 
 def _by_arguments(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .. import ops
 from .functional_attention import top_left_attention
 from .modules import Options
+from .recurrent_checks import check_dtype, check_tensor, named
 
 
 class MultiheadAttention(Options, nn.MultiheadAttention):
@@ -66,7 +67,15 @@ class MultiheadAttention(Options, nn.MultiheadAttention):
             device,
             dtype,
         )
+        if not 0.0 <= dropout < 1.0:
+            wanted = f"{named(self)}: dropout: wanted a probability in [0, 1)"
+            raise ValueError(f"{wanted}, got {dropout}")
         self._set_options(impl=impl)
+
+    @classmethod
+    def why_not_from(cls, module: nn.Module) -> str | None:
+        """Why a module of torch cannot become one of ours; None if it can."""
+        return "hetkern has no dropout=1.0" if getattr(module, "dropout", 0.0) == 1.0 else None
 
     def forward(
         self,
@@ -96,9 +105,10 @@ class MultiheadAttention(Options, nn.MultiheadAttention):
             ``(out, weights or None)``; a query that sees nothing gives the projection of 0.
 
         Raises:
-            ValueError: a mask is neither boolean nor floating, or does not fit.
-            RuntimeError: ``is_causal`` without ``attn_mask``, as torch.
+            ValueError: a shape does not fit, or a mask is neither boolean nor floating.
+            RuntimeError: a dtype does not fit, or ``is_causal`` without ``attn_mask``, as torch.
         """
+        self._check(query, key, value, key_padding_mask)
         if is_causal and attn_mask is None:
             raise RuntimeError("Need attn_mask if specifying the is_causal hint.")
         batched = query.dim() == 3
@@ -133,14 +143,44 @@ class MultiheadAttention(Options, nn.MultiheadAttention):
             return out[0], weights
         return (out if self.batch_first else out.transpose(0, 1)), weights
 
+    def _check(self, query: Any, key: Any, value: Any, padding: Tensor | None) -> None:
+        """What the products would broadcast, or say less plainly."""
+        name, E = named(self), self.embed_dim
+        layout = "(N, L, E)" if self.batch_first else "(L, N, E)"
+        check_tensor(f"{name}: query", query)
+        if query.dim() not in (2, 3):
+            wanted = f"wanted shape {layout} or (L, E)"
+            raise ValueError(f"{name}: query: {wanted}, got {tuple(query.shape)}")
+        batched = query.dim() == 3
+        at = 0 if self.batch_first else 1
+        rows = key
+        weight = self.in_proj_weight if self._qkv_same_embed_dim else self.q_proj_weight
+        for argument, t, width in (
+            ("query", query, E),
+            ("key", key, E if self.kdim is None else self.kdim),
+            ("value", value, E if self.vdim is None else self.vdim),
+        ):
+            check_tensor(f"{name}: {argument}", t)
+            wanted = ""
+            if t.dim() != query.dim():
+                wanted = f"{query.dim()} dimensions as query"
+            elif t.shape[-1] != width:
+                wanted = f"width {width}"
+            elif batched and t.shape[at] != query.shape[at]:
+                wanted = f"{query.shape[at]} sequences as query"
+            elif argument == "value" and t.shape[:-1] != rows.shape[:-1]:
+                wanted = f"as many places as key {tuple(rows.shape)}"
+            if wanted:
+                raise ValueError(f"{name}: {argument}: wanted {wanted}, got {tuple(t.shape)}")
+            check_dtype(RuntimeError, f"{name}: {argument}", t, weight.dtype)
+        if padding is not None and padding.dim() != query.dim() - 1:
+            wanted, got = "(N, S)" if batched else "(S)", tuple(padding.shape)
+            raise ValueError(f"{name}: key_padding_mask: wanted shape {wanted}, got {got}")
+
     def _projected(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
         """(N, H, L or S, head_dim) of each, the added keys included."""
         linear = torch_functional.linear
         E, biases = self.embed_dim, self.in_proj_bias
-        if query.shape[-1] != E:
-            raise ValueError(
-                f"MultiheadAttention: query: wanted width {E}, got {tuple(query.shape)}"
-            )
         if self._qkv_same_embed_dim and query is key and key is value:
             three = linear(query, self.in_proj_weight, biases).chunk(3, -1)
         else:

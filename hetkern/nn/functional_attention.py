@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -57,14 +58,15 @@ def scaled_dot_product_attention(
             raise ValueError(f"{name}: {argument}: wanted shape (…, L, E), got {tuple(t.shape)}")
     rank = max(query.dim(), key.dim(), value.dim())
     q, k, v = (t[(*[None] * (3 - t.dim()), ...)] for t in (query, key, value))
-    lead = torch.broadcast_shapes(q.shape[:-3], k.shape[:-3], v.shape[:-3])
+    lead = _broadcast("leading dimensions", q, k, v, slice(-3))
     heads = q.shape[-3]
     if not enable_gqa:
-        heads = torch.broadcast_shapes(q.shape[-3:-2], k.shape[-3:-2], v.shape[-3:-2])[0]
+        heads = _broadcast("heads (enable_gqa shares keys)", q, k, v, slice(-3, -2))[0]
         q = q.expand(*q.shape[:-3], heads, *q.shape[-2:])
         if k.shape[-3] != v.shape[-3]:
             k, v = (t.expand(*t.shape[:-3], heads, *t.shape[-2:]) for t in (k, v))
-    q, k, v = (t.expand(*lead, *t.shape[-3:]).reshape(-1, *t.shape[-3:]) for t in (q, k, v))
+    B = math.prod(lead)
+    q, k, v = (t.expand(*lead, *t.shape[-3:]).reshape(B, *t.shape[-3:]) for t in (q, k, v))
     mask = bias = None
     if attn_mask is not None:
         attn_mask = _four(attn_mask, lead)
@@ -107,10 +109,28 @@ def top_left_attention(
     return ops.attention(q, k, v, causal=is_causal, window=window, mask=mask, bias=bias, **more)
 
 
+def _broadcast(what: str, q: Tensor, k: Tensor, v: Tensor, dims: slice) -> torch.Size:
+    try:
+        return torch.broadcast_shapes(*(t.shape[dims] for t in (q, k, v)))
+    except RuntimeError:
+        got = ", ".join(str(tuple(t.shape)) for t in (q, k, v))
+        raise ValueError(
+            f"scaled_dot_product_attention: query, key, value: wanted {what} that broadcast, "
+            f"got {got}"
+        ) from None
+
+
 def _four(mask: Tensor, lead: torch.Size) -> Tensor:
     """A mask of any number of dimensions as one that broadcasts to (B, H, L, S)."""
     if mask.dim() < 4:
         return mask[(*[None] * (4 - mask.dim()), ...)]
-    if all(size == 1 for size in mask.shape[:-3]):
+    given = mask.shape[:-3]
+    if all(size == 1 for size in given):
         return mask.reshape(1, *mask.shape[-3:])
-    return mask.expand(*lead, *mask.shape[-3:]).reshape(-1, *mask.shape[-3:])
+    behind = lead[-len(given) :]
+    if len(behind) < len(given) or any(a not in (1, b) for a, b in zip(given, behind, strict=True)):
+        raise ValueError(
+            "scaled_dot_product_attention: attn_mask: wanted leading dimensions that broadcast to "
+            f"{tuple(lead)}, got {tuple(mask.shape)}"
+        )
+    return mask.expand(*lead, *mask.shape[-3:]).reshape(math.prod(lead), *mask.shape[-3:])

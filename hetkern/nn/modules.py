@@ -60,6 +60,12 @@ class Options(nn.Module):
         values = {name: getattr(self, name) for name in self.options}
         return {name: v for name, v in values.items() if v != getattr(type(self), name)}
 
+    def __prepare_scriptable__(self) -> nn.Module:  # torch.jit.script's question
+        raise NotImplementedError(
+            f"hetkern.nn.{type(self).__name__}: torch.jit.script: wanted torch.export or "
+            "torch.compile, which take it; or hetkern.nn.convert(model, to='torch') before"
+        )
+
     def extra_repr(self) -> str:
         """As torch's, then the options that were chosen."""
         chosen = [f"{name}={value!r}" for name, value in self.chosen_options().items()]

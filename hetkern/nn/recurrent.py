@@ -80,6 +80,11 @@ class _Sequences(Options, nn.RNNBase):
             ValueError: a dimension, or a value of ``lengths`` or ``reset``, does not fit.
             RuntimeError: the shape, dtype or device of a state does not fit, as in torch.
         """
+        if torch.jit.is_tracing():
+            raise NotImplementedError(
+                f"{named(self)}: torch.jit.trace: wanted torch.export or torch.compile, which take "
+                "it; or hetkern.nn.convert(model, to='torch') before"
+            )
         if not isinstance(input, PackedSequence):
             self._check(input, hx, None)
             return self._walk(input, hx, lengths=lengths, reset=reset, batch_first=self.batch_first)

@@ -200,9 +200,10 @@ def _sides(op: str, window: Window | None) -> tuple[int, int]:
     if not isinstance(window, (tuple, list)) or len(window) != 2:
         raise ValueError(f"{op}: window: wanted (left, right) or None, got {window!r}")
     left, right = (-1 if side is None else side for side in window)
-    if left < -1 or right < -1:
+    if isinstance(left, float) or isinstance(right, float) or left < -1 or right < -1:
         raise ValueError(
-            f"{op}: window: wanted sides of 0 or above, or -1 or None for no bound, got {window!r}"
+            f"{op}: window: wanted integers of 0 or above, or -1 or None for no bound, "
+            f"got {window!r}"
         )
     return left, right
 

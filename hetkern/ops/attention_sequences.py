@@ -14,10 +14,12 @@ from .attention import OPS, plan, run
 
 
 def _lengths(op: str, name: str, t: Any) -> Tensor:
-    """``t`` as int32, elements side by side."""
+    """``t`` as int32, elements side by side; what int32 does not hold stays out of range."""
     arguments.tensor(op, name, t)
     if t.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"{op}: {name}: wanted int32 or int64, got {t.dtype}")
+    if t.dtype is torch.int64:
+        t = t.clamp(-1, 2**31 - 1)
     return t.to(torch.int32).contiguous()
 
 
@@ -73,6 +75,9 @@ def attention_varlen(
         NotImplementedError: the named implementation cannot run here.
     """
     op = "hetkern.attention_varlen"
+    for name, most in (("max_seqlen_q", max_seqlen_q), ("max_seqlen_k", max_seqlen_k)):
+        if isinstance(most, float):
+            raise ValueError(f"{op}: {name}: wanted an integer, got {most}")
     cu_seqlens = (
         _lengths(op, "cu_seqlens_q", cu_seqlens_q),
         _lengths(op, "cu_seqlens_k", cu_seqlens_k),

@@ -92,6 +92,10 @@ def _define(family: _Family, implementation: str, space: str) -> None:
             setattr(calls, name, op)
 
 
+#: Arguments that the host reads, and that are on the CPU beside tensors of any device.
+ON_THE_CPU = ("batch_sizes",)
+
+
 def _on_one_device(op: Any, fake: Callable[..., Any]) -> Callable[..., Any]:
     """``fake``, but a tensor on another device than the first one's is refused.
 
@@ -103,7 +107,7 @@ def _on_one_device(op: Any, fake: Callable[..., Any]) -> Callable[..., Any]:
         tensors = [(n, t) for n, t in zip(names, args, strict=False) if isinstance(t, torch.Tensor)]
         device = tensors[0][1].device
         for name, tensor in tensors:
-            if tensor.device != device:
+            if tensor.device != device and not (name in ON_THE_CPU and tensor.is_cpu):
                 raise ValueError(
                     f"{op.name()}: {name}: wanted a tensor on {device}, got one on {tensor.device}"
                 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from .. import impl as _impl
 from ..reference import rnn as reference
 from ..reference.packed_rows import PackedRows, packed_rows
 from ..reference.rnn import CELLS, GATES, accumulator_of
-from . import arguments, philox
+from . import arguments, philox, rnn_fused_layer
 from .rnn import OPS, linear
 from .rnn_checks import check_call
 from .rnn_derivatives import gates_by
@@ -55,6 +56,10 @@ def run(
     arguments.tensor(op, "x", x)
     ops: SimpleNamespace | None = _impl.choose(op, OPS, x, impl)
     lengths, batch_sizes, reset = rows
+    named = ("lengths", lengths), ("batch_sizes", batch_sizes), ("reset", reset)
+    for name, t in (*named, *zip(("h0", "c0"), states, strict=False)):
+        if t is not None:
+            arguments.tensor(op, name, t)
     unbatched = batch_sizes is None and x.dim() == 2
     if unbatched:
         x = x.unsqueeze(0 if options.batch_first else 1)
@@ -65,13 +70,21 @@ def run(
     if batch_sizes is None and options.batch_first:
         x = x.transpose(0, 1)
 
-    x, h0, c0, weights = _in_one_dtype(cell, x, states, weights, B, options)
+    x, h0, c0, weights = _in_one_dtype(cell, x, states, weights)
+    fused = (
+        ops is OPS["cpu"]
+        and len(weights[0]) == 4
+        and options.recurrent_dropout == 0
+        and rnn_fused_layer.serves(x, weights)
+    )
+    if not fused:
+        h0, c0 = _or_zeros(cell, x, h0, c0, weights, B)
     at = _rows(x, B, lengths, batch_sizes, reset, options)
     if at.lengths is not None:  # NaN in the padding would be NaN in the weights' gradient
         t = torch.arange(x.shape[0], device=x.device)
         x = torch.where((t[:, None] < at.lengths)[..., None], x, 0.0)
 
-    y, h_n, c_n = _layers(ops, cell, x, h0, c0, weights, at, B, options)
+    y, h_n, c_n = _layers(ops, cell, x, h0, c0, weights, at, B, options, fused)
     if c_n is not None and c_n.dtype is not y.dtype:
         c_n = c_n.to(y.dtype)
     if batch_sizes is None and options.batch_first:
@@ -82,7 +95,7 @@ def run(
     return y, h_n, c_n
 
 
-def _layers(ops, cell, x, h0, c0, weights, at, B, options):
+def _layers(ops, cell, x, h0, c0, weights, at, B, options, fused):
     """Time-major x through every layer."""
     directions = 2 if options.bidirectional else 1
     layers = len(weights) // directions
@@ -106,17 +119,18 @@ def _layers(ops, cell, x, h0, c0, weights, at, B, options):
                 h_mask = philox.keep_mask(
                     seed, tuple(h0[k].shape), options.recurrent_dropout, stream, x
                 )
-            y, h_n, c_n = _walk(
-                ops,
-                cell,
-                _project(x, w_ih, b_ih),
-                (w_hh, b_hh, w_hr[0] if w_hr else None),
-                h0[k],
-                None if c0 is None else c0[k],
-                h_mask,
-                at,
-                direction == 1,
-            )
+            reverse = direction == 1
+            reset = at.reset
+            if reset is not None and reverse:
+                reset = _reset_backwards(reset, at)
+            h, c = (None if s is None else s[k] for s in (h0, c0))
+            given = x, w_ih, b_ih, w_hh, b_hh, h, c, at.lengths, at.batch_sizes, reset
+            if fused:
+                node = rnn_fused_layer.Layer(cell, reverse, functools.partial(_layer, ops))
+                y, h_n, c_n = rnn_fused_layer.run(node, *given)
+            else:
+                w_hr = w_hr[0] if w_hr else None
+                y, h_n, c_n = _layer(ops, cell, reverse, *given, h_mask, w_hr)
             outputs.append(y)
             h_ends.append(h_n)
             c_ends.append(c_n)
@@ -136,12 +150,25 @@ def _project(x, w_ih, b_ih):
     return linear(x, w_ih, b_ih)
 
 
-def _walk(ops, cell, x_gates, weights, h0, c0, h_mask, at, reverse):
-    """One layer in one direction."""
-    w_hh, b_hh, w_hr = weights
-    reset = at.reset
-    if reset is not None and reverse:
-        reset = _reset_backwards(reset, at.packed)
+def _layer(
+    ops,
+    cell,
+    reverse,
+    x,
+    w_ih,
+    b_ih,
+    w_hh,
+    b_hh,
+    h0,
+    c0,
+    lengths,
+    batch_sizes,
+    reset,
+    h_mask=None,
+    w_hr=None,
+):
+    """One layer in one direction: the input product of all steps, and the walk."""
+    x_gates = _project(x, w_ih, b_ih)
     if ops is None or w_hr is not None:
         return reference.rnn_sequence(
             cell,
@@ -151,27 +178,33 @@ def _walk(ops, cell, x_gates, weights, h0, c0, h_mask, at, reverse):
             h0,
             c0,
             w_hr=w_hr,
-            lengths=at.lengths,
-            batch_sizes=at.batch_sizes,
+            lengths=lengths,
+            batch_sizes=batch_sizes,
             h_mask=h_mask,
             reset=reset,
             reverse=reverse,
             gates=reference.rnn_gates if ops is None else gates_by(ops),
         )
     save = torch.is_grad_enabled()
-    rows = at.lengths, at.batch_sizes, h_mask, reset
+    where = lengths, batch_sizes, h_mask, reset
     y, h_n, c_n, _, _ = ops.rnn_sequence(
-        CELLS.index(cell), x_gates, w_hh, b_hh, h0, c0, *rows, reverse, save
+        CELLS.index(cell), x_gates, w_hh, b_hh, h0, c0, *where, reverse, save
     )
     return y, h_n, c_n if cell == "lstm" else None
 
 
-def _reset_backwards(reset, packed):
-    """A state that may not pass from step t - 1 to t may not pass from t to t - 1 either."""
-    if packed is not None:
-        reset = packed.padded(reset)
+def _reset_backwards(reset, at):
+    """A state that may not pass from step t - 1 to t may not pass from t to t - 1 either.
+
+    Behind a row's end is no step that a state could come from, whatever ``reset`` says there.
+    """
+    if at.packed is not None:
+        reset = at.packed.padded(reset)
+    elif at.lengths is not None:
+        t = torch.arange(reset.shape[0], device=reset.device)
+        reset = reset & (t[:, None] < at.lengths)
     back = torch.cat([reset[1:], torch.zeros_like(reset[:1])])
-    return back if packed is None else packed.packed(back)
+    return back if at.packed is None else at.packed.packed(back)
 
 
 def _rows(x, B, lengths, batch_sizes, reset, options) -> Rows:
@@ -189,8 +222,8 @@ def _rows(x, B, lengths, batch_sizes, reset, options) -> Rows:
     return Rows(lengths, batch_sizes, reset, packed)
 
 
-def _in_one_dtype(cell, x, states, weights, B, options):
-    """Everything in x's dtype, under autocast in its; states of zeros where there are none."""
+def _in_one_dtype(cell, x, states, weights):
+    """Everything that is there in x's dtype, under autocast in its."""
     device = x.device.type
     dtype = x.dtype
     if not x.is_meta and torch.is_autocast_enabled(device) and dtype != torch.float64:
@@ -198,16 +231,22 @@ def _in_one_dtype(cell, x, states, weights, B, options):
         x = x.to(dtype)
         weights = [[w if w is None else w.to(dtype) for w in layer] for layer in weights]
     h0, c0 = (*states, None)[:2]
+    if h0 is not None:
+        h0 = h0.to(dtype)
+    if c0 is not None:
+        c0 = c0.to(accumulator_of(dtype))
+    return x, h0, c0, weights
+
+
+def _or_zeros(cell, x, h0, c0, weights, B):
+    """States of zeros where there are none."""
     _, w_hh, _, _, *w_hr = weights[0]
     H = w_hh.shape[0] // GATES[cell]
     if h0 is None:
         h0 = x.new_zeros(len(weights), B, w_hr[0].shape[0] if w_hr else H)
-    h0 = h0.to(dtype)
-    if cell == "lstm":
-        accumulator = accumulator_of(dtype)
-        c0 = h0.new_zeros(len(weights), B, H) if c0 is None else c0
-        c0 = c0.to(accumulator)
-    return x, h0, c0, weights
+    if cell == "lstm" and c0 is None:
+        c0 = h0.new_zeros(len(weights), B, H, dtype=accumulator_of(x.dtype))
+    return h0, c0
 
 
 def plan(impl: str, x: Tensor, *args: Any, cell: str, weights: Weights, **named: Any) -> dict:

@@ -29,8 +29,11 @@ def sentence(error: Exception) -> str | None:
         return ""
     if is_out_of_memory(error):
         return "out of memory; a smaller --batch-size (with a larger --accumulate) takes less"
-    if isinstance(error, UserError | OSError):
+    if isinstance(error, UserError):
         return str(error)
+    if isinstance(error, OSError):  # its own text begins with a number
+        named = f"{error.filename}: " if error.filename is not None else ""
+        return f"{named}{error.strerror}" if error.strerror else str(error)
     return None
 
 

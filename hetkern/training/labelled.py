@@ -116,6 +116,8 @@ def _file(path: Path, text_column: str, label_column: str) -> Labelled:
     suffix = path.suffix.lower()
     left_out: Counter[str] = Counter()
     columns = text_column, label_column
+    if text_column == label_column:
+        raise UserError(f"{text_column!r} cannot be both the text and its label")
     if suffix in (".jsonl", ".ndjson", ".json"):
         rows = _json_lines(path, columns)
     elif suffix in (".tsv", ".tab", ".csv"):
@@ -162,6 +164,7 @@ def _table(path: Path, quoted: bool, columns: tuple[str, str]) -> Iterator[tuple
     how = {} if quoted else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
     reader = csv.reader(_lines(path), strict=quoted, **how)  # type: ignore[arg-type]
     places: tuple[int, int] | None = None
+    width = 0  # columns of the first row
     if all(column.isdigit() for column in columns):
         places = int(columns[0]) - 1, int(columns[1]) - 1
         if min(places) < 0:
@@ -177,12 +180,18 @@ def _table(path: Path, quoted: bool, columns: tuple[str, str]) -> Iterator[tuple
                 raise UserError(f"{path} line {line} cannot be read: {error}") from error
             if not row:
                 continue
+            width = width or len(row)
             if places is None:
                 places = _places(path, row, columns)
                 continue
             if len(row) <= max(places):
                 wanted = max(places) + 1
                 raise UserError(f"{path} line {line} has {len(row)} columns, {wanted} wanted")
+            if any(row[width:]):  # the end of a text, and it would be lost
+                held = "a text with a comma stands in quotes" if quoted else "a text has no tab"
+                raise UserError(
+                    f"{path} line {line} has {len(row)} columns, {width} wanted; {held}"
+                )
             text, label = row[places[0]], row[places[1]].strip()
             if not label:
                 raise UserError(f"{path} line {line} has no label")
@@ -199,6 +208,8 @@ def _places(path: Path, header: list[str], columns: tuple[str, str]) -> tuple[in
                 f"{path} has no column {column!r}; its first line names {', '.join(names)}. "
                 "Name them with --text-column and --label-column; without a header, 1, 2 …"
             )
+        if names.count(column) > 1:
+            raise UserError(f"{path}: its first line names {column!r} more than once")
     return names.index(columns[0]), names.index(columns[1])
 
 

@@ -16,6 +16,7 @@ import torch
 from hetkern.training import report, stops
 from hetkern.training.checkpoint import find_checkpoint, read_checkpoint, remove_parts, saved_steps
 from hetkern.training.config import RunConfig, TrainConfig, UserError
+from hetkern.training.denormals import flushed_denormals
 from hetkern.training.interrupt import stop_on_interrupt
 from hetkern.training.launch import (
     join,
@@ -119,7 +120,12 @@ def resumed_config(run: Path, changes: Mapping[str, Any]) -> RunConfig:
 
 
 def _in_this_process(config: RunConfig, run: Path | None, checkpoint: str) -> TrainResult:
-    with join(config) as workers, _threads(config.threads), own_random_states(config.seed):
+    with (
+        flushed_denormals(),  # first: the threads that torch starts take over what holds here
+        join(config) as workers,
+        _threads(config.threads),
+        own_random_states(config.seed),
+    ):
         return _train(config, workers, run, checkpoint)
 
 

@@ -16,6 +16,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hetkern.training.checkpoint import find_checkpoint, read_checkpoint, saved_steps
+from hetkern.training.denormals import flushed_denormals
 from hetkern.training.launch import join
 from hetkern.training.loading import choose_kernels_or_explain
 from hetkern.training.loop import prepared
@@ -64,7 +65,7 @@ def profile_run(run: Path, steps: int, changes: dict[str, Any]) -> str:
         Perfetto or ``chrome://tracing``.
     """
     config = config_of(run, **({"nproc": 1} | changes))
-    with join(config) as workers, own_random_states(config.seed):
+    with flushed_denormals(), join(config) as workers, own_random_states(config.seed):
         kernels = choose_kernels_or_explain(config.kernels, workers.device)
         task = prepared(config, workers)
         check_data(task.facts(), run)

@@ -33,6 +33,12 @@ def started(config: RunConfig, trainer: Trainer, run: Path, workers: Workers) ->
         f"kernels {config.kernels} on {workers.device}, {torch.get_num_threads()} threads",
         f"run     {run}",
     ]
+    texts, _ = task.size()
+    if task.unit != "token" and trainer.rows > texts:
+        lines.append(
+            f"        a step takes {trainer.rows:,} {task.unit}s from {texts:,}, some more than "
+            "once; a smaller --batch-size takes more steps over them"
+        )
     if trainer.step:
         lines.append(f"resumed after step {trainer.step}")
     return "\n".join(lines)

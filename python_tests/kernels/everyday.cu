@@ -143,6 +143,25 @@ __global__ void unwritten(int* y, int which) {
   y[threadIdx.x] = threadIdx.x < 32 ? v : which && v > 5 ? 2 : 1;
 }
 
+// Lanes that store to one place, one a warp. which: 1 and 2, one lane of a warp stores another value; 3, the warps share the place
+__global__ void one_place(int* y, int which) {
+  HETKERN_SHARED(Row, s);
+  const unsigned warp = threadIdx.x / 32, other = which == 1 ? 7 : which == 2 ? 63 : 64;
+  s.s[which == 3 ? 0 : warp] = threadIdx.x == other ? 6 : 5;
+  __syncthreads();
+  y[threadIdx.x] = s.s[warp];
+}
+
+// The second warp stores and returns, for which the barrier does not wait. which: 1, its stores are read before the barrier
+__global__ void returned(int* y, int which) {
+  HETKERN_SHARED(Row, s);
+  s.s[threadIdx.x] = 5;
+  if (threadIdx.x >= 32) return;
+  const int early = which ? s.s[threadIdx.x + 32] : 0;
+  __syncthreads();
+  y[threadIdx.x] = s.s[threadIdx.x + 32] + early;
+}
+
 // ---- Waiting. --------------------------------------------------------------------------------------------------------------
 
 __global__ void meet(float* a, float* b, unsigned* counter, int how) {
@@ -232,6 +251,8 @@ void go_part(const float* x, float* y, int n, int which, void* stream) {
   HETKERN_LAUNCH(part, 1, 32, 0, stream, x, y, n, which);
 }
 void go_unwritten(int* y, int which, void* stream) { HETKERN_LAUNCH(unwritten, 1, 64, sizeof(Row), stream, y, which); }
+void go_one_place(int* y, int which, void* stream) { HETKERN_LAUNCH(one_place, 1, 64, sizeof(Row), stream, y, which); }
+void go_returned(int* y, int which, void* stream) { HETKERN_LAUNCH(returned, 1, 64, sizeof(Row), stream, y, which); }
 void go_meet(float* a, float* b, unsigned* counter, int blocks, int how, cudaStream_t stream) {
   cudaMemsetAsync(counter, 0, 4, stream);
   cudaFuncSetAttribute(either<float>, cudaFuncAttributeMaxDynamicSharedMemorySize, 1024);

@@ -1,8 +1,8 @@
 // Textures and surfaces as image kernels use them.
-#include "cuda/device/launch.cuh"
-
 #include <cstdint>
 #include <cstring>
+
+#include "cuda/device/launch.cuh"
 
 namespace {
 
@@ -19,7 +19,8 @@ cudaTextureObject_t made(const cudaResourceDesc& resource, int mode, bool filter
   return object;
 }
 template <class T>
-cudaTextureObject_t of_rows(const T* x, int width, int height, int mode, bool filtered, bool normalized, bool fraction) {
+cudaTextureObject_t of_rows(const T* x, int width, int height, int mode, bool filtered, bool normalized,
+                            bool fraction) {
   cudaResourceDesc resource{};
   resource.resType = cudaResourceTypePitch2D;
   resource.res.pitch2D.devPtr = const_cast<T*>(x);
@@ -45,7 +46,8 @@ cudaArray_t volume(const float* x, int width, int height, int depth, unsigned fl
   return array;
 }
 
-__global__ void __launch_bounds__(64) read_kernel(cudaTextureObject_t t, const float* u, const float* v, float* y, int n) {
+__global__ void __launch_bounds__(64)
+    read_kernel(cudaTextureObject_t t, const float* u, const float* v, float* y, int n) {
   for (int i = threadIdx.x; i < n; i += blockDim.x) y[i] = tex2D<float>(t, u[i], v[i]);
 }
 __global__ void __launch_bounds__(64) pixels_kernel(cudaTextureObject_t t, float4* y, int width) {
@@ -67,7 +69,8 @@ __global__ void __launch_bounds__(64) layers_kernel(cudaTextureObject_t t, float
 __global__ void __launch_bounds__(64) gather_kernel(cudaTextureObject_t t, float4* y) {
   y[0] = tex2Dgather<float4>(t, 1.0f, 1.0f);
 }
-__global__ void __launch_bounds__(64) surface_kernel(cudaSurfaceObject_t from, cudaSurfaceObject_t to, int width, int past) {
+__global__ void __launch_bounds__(64)
+    surface_kernel(cudaSurfaceObject_t from, cudaSurfaceObject_t to, int width, int past) {
   const int x = threadIdx.x, y = threadIdx.y;
   const float value = surf2Dread<float>(from, (x + past) * static_cast<int>(sizeof(float)), y);
   surf2Dwrite(2 * value, to, (width - 1 - x) * static_cast<int>(sizeof(float)), y);
@@ -81,8 +84,7 @@ extern "C" void read(const float* x, const float* u, const float* v, float* y, i
   HETKERN_LAUNCH(read_kernel, 1, 64, 0, stream, t, u, v, y, n);
   cudaDestroyTextureObject(t);
 }
-extern "C" void pixels(const uint8_t* x, float* y, int width, int height, bool fraction, bool filtered,
-                       void* stream) {
+extern "C" void pixels(const uint8_t* x, float* y, int width, int height, bool fraction, bool filtered, void* stream) {
   const auto* colours = reinterpret_cast<const uchar4*>(x);
   const cudaTextureObject_t t = of_rows(colours, width, height, cudaAddressModeClamp, filtered, false, fraction);
   HETKERN_LAUNCH(pixels_kernel, 1, width * height, 0, stream, t, reinterpret_cast<float4*>(y), width);
@@ -98,9 +100,10 @@ extern "C" void fetch(const int* x, int* y, int n, void* stream) {
   HETKERN_LAUNCH(fetch_kernel, 1, 64, 0, stream, t, y, n + 2);
   cudaDestroyTextureObject(t);
 }
-extern "C" void volumes(const float* x, const float* at, float* y, float* layers, float* gathered, int width, int height,
-                        int depth, int n, void* stream) {
-  const cudaArray_t solid = volume(x, width, height, depth, 0), layered = volume(x, width, height, depth, cudaArrayLayered);
+extern "C" void volumes(const float* x, const float* at, float* y, float* layers, float* gathered, int width,
+                        int height, int depth, int n, void* stream) {
+  const cudaArray_t solid = volume(x, width, height, depth, 0),
+                    layered = volume(x, width, height, depth, cudaArrayLayered);
   const cudaTextureObject_t t = of_array(solid, true, false), l = of_array(layered, false, false);
   HETKERN_LAUNCH(volume_kernel, 1, 64, 0, stream, t, at, y, n);
   HETKERN_LAUNCH(layers_kernel, 1, 64, 0, stream, l, layers, depth);

@@ -8,12 +8,11 @@
 #include <math.h>  // abs, isnan and their kin at global scope, by the argument's type
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
-#include <time.h>  // clock
 
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <ctime>  // clock
 #include <limits>
 #include <new>
 #include <stdexcept>

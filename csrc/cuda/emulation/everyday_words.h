@@ -46,9 +46,20 @@ inline unsigned long long ullmax(unsigned long long a, unsigned long long b) { r
 
 // ---- Loads and stores with a cache hint. -----------------------------------------------------------------------------------
 
+namespace hetkern::emulation {
+template <class T>
+constexpr bool has_hints = is_half<T> || is_half2<T> ||
+                           is_one_of<T, char, signed char, short, int, long, long long, unsigned char, unsigned short,
+                                     unsigned, unsigned long, unsigned long long, float, double> ||
+                           is_one_of<T, char2, char4, short2, short4, int2, int4, longlong2, uchar2, uchar4, ushort2,
+                                     ushort4, uint2, uint4, ulonglong2, float2, float4, double2>;
+}  // namespace hetkern::emulation
+#define HETKERN_HINT(T) \
+  static_assert(::hetkern::emulation::has_hints<T>, "nvcc has this word for numbers and for their vectors of 2 and 4")
 #define HETKERN_LOAD(name)    \
   template <class T>          \
   inline T name(const T* p) { \
+    HETKERN_HINT(T);          \
     return *p;                \
   }
 HETKERN_LOAD(__ldg)
@@ -61,6 +72,7 @@ HETKERN_LOAD(__ldcv)
 #define HETKERN_STORE(name)                             \
   template <class T>                                    \
   inline void name(T* p, std::common_type_t<T> value) { \
+    HETKERN_HINT(T);                                    \
     *p = value;                                         \
   }
 HETKERN_STORE(__stwb)
@@ -68,6 +80,7 @@ HETKERN_STORE(__stcg)
 HETKERN_STORE(__stcs)
 HETKERN_STORE(__stwt)
 #undef HETKERN_STORE
+#undef HETKERN_HINT
 
 // ---- Bits and integers. ----------------------------------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ void AnnotateIgnoreReadsEnd(const char* file, int line);
 void AnnotateIgnoreWritesBegin(const char* file, int line);
 void AnnotateIgnoreWritesEnd(const char* file, int line);
 __attribute__((weak)) void hetkern_fiber_is_made(bool begins);  // tsan_fibers.cpp, where it is linked in
+__attribute__((weak)) void hetkern_stores_are_made();           // races.cpp, where it is linked in
 }
 #endif
 
@@ -77,9 +78,13 @@ inline void read(const void* p, size_t bytes, void* caller) {
   __tsan_read_range(const_cast<void*>(p), bytes);
   __tsan_func_exit();
 }
+// Before the machine does something for the running thread: what the thread stored so far is in memory.
+inline void stores_are_made() {
+  if (hetkern_stores_are_made && quiet_depth == 0) hetkern_stores_are_made();
+}
 // Within it, calls that TSan intercepts (memcpy, free, …) count for nothing.
 struct Quiet {
-  Quiet() { ++quiet_depth, AnnotateIgnoreReadsBegin("", 0), AnnotateIgnoreWritesBegin("", 0); }
+  Quiet() { stores_are_made(), ++quiet_depth, AnnotateIgnoreReadsBegin("", 0), AnnotateIgnoreWritesBegin("", 0); }
   ~Quiet() { AnnotateIgnoreWritesEnd("", 0), AnnotateIgnoreReadsEnd("", 0), --quiet_depth; }
 };
 
@@ -104,6 +109,7 @@ inline void arrived(Stack&, Stack*) {}
 #endif
 template <class Name>
 inline void name(Stack&, Name) {}
+inline void stores_are_made() {}
 inline void* new_identity() { return nullptr; }
 inline void adopt(Stack&) {}
 inline void release(const void*) {}

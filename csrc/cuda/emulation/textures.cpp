@@ -1,7 +1,7 @@
 // Arrays, textures and surfaces as launchers make them.                                                   (reads and writes: textures.h)
-#include "cuda_words.h"
-
 #include <cstdlib>
+
+#include "cuda_words.h"
 
 using hetkern::emulation::Level;
 using hetkern::emulation::Texture;
@@ -21,9 +21,7 @@ struct cudaMipmappedArray {
 
 namespace {
 
-size_t texel_bytes(const cudaChannelFormatDesc& c) {
-  return static_cast<size_t>(c.x + c.y + c.z + c.w) / 8;
-}
+size_t texel_bytes(const cudaChannelFormatDesc& c) { return static_cast<size_t>(c.x + c.y + c.z + c.w) / 8; }
 int at_least_one(size_t n) { return n == 0 ? 1 : static_cast<int>(n); }
 
 void make(cudaArray& a, const cudaChannelFormatDesc& channels, cudaExtent extent, unsigned flags) {
@@ -55,16 +53,21 @@ Texture texture(const cudaResourceDesc& r) {
   } else if (r.resType == cudaResourceTypeLinear) {
     const auto& l = r.res.linear;
     t.channels = l.desc, t.linear = true;
-    t.level[0] = {static_cast<char*>(l.devPtr), static_cast<int>(l.sizeInBytes / texel_bytes(l.desc)), 1, 1, l.sizeInBytes,
+    t.level[0] = {static_cast<char*>(l.devPtr),
+                  static_cast<int>(l.sizeInBytes / texel_bytes(l.desc)),
+                  1,
+                  1,
+                  l.sizeInBytes,
                   l.sizeInBytes};
   } else {
     const auto& p = r.res.pitch2D;
     t.channels = p.desc;
-    t.level[0] = {static_cast<char*>(p.devPtr), static_cast<int>(p.width), static_cast<int>(p.height), 1, p.pitchInBytes,
-                  p.pitchInBytes * p.height};
+    t.level[0] = {
+        static_cast<char*>(p.devPtr), static_cast<int>(p.width), static_cast<int>(p.height), 1, p.pitchInBytes,
+        p.pitchInBytes * p.height};
     if (p.pitchInBytes < p.width * texel_bytes(p.desc))
-      throw std::runtime_error("a texture's pitch of " + std::to_string(p.pitchInBytes) + " bytes is less than its row of " +
-                               std::to_string(p.width * texel_bytes(p.desc)));
+      throw std::runtime_error("a texture's pitch of " + std::to_string(p.pitchInBytes) +
+                               " bytes is less than its row of " + std::to_string(p.width * texel_bytes(p.desc)));
   }
   t.layered = (t.flags & cudaArrayLayered) != 0;
   return t;
@@ -94,7 +97,8 @@ HETKERN_RUNTIME(cudaFreeArray, cudaArray_t array) {
   if (array && !array->part_of_mipmap) std::free(array->level.data), delete array;
   return cudaSuccess;
 }
-HETKERN_RUNTIME(cudaArrayGetInfo, cudaChannelFormatDesc* channels, cudaExtent* extent, unsigned* flags, cudaArray_t array) {
+HETKERN_RUNTIME(cudaArrayGetInfo, cudaChannelFormatDesc* channels, cudaExtent* extent, unsigned* flags,
+                cudaArray_t array) {
   if (channels) *channels = array->channels;
   if (extent) *extent = array->extent;
   if (flags) *flags = array->flags;
@@ -129,10 +133,11 @@ HETKERN_RUNTIME(cudaMallocPitch, void** p, size_t* pitch, size_t width, size_t h
 }
 HETKERN_RUNTIME(cudaMemcpy2D, void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t bytes, size_t rows,
                 cudaMemcpyKind) {
-  return copy_rows(static_cast<char*>(to), to_pitch, static_cast<const char*>(from), from_pitch, bytes, rows), cudaSuccess;
+  return copy_rows(static_cast<char*>(to), to_pitch, static_cast<const char*>(from), from_pitch, bytes, rows),
+         cudaSuccess;
 }
-HETKERN_RUNTIME(cudaMemcpy2DToArray, cudaArray_t array, size_t x, size_t y, const void* from, size_t pitch, size_t bytes,
-                size_t rows, cudaMemcpyKind) {
+HETKERN_RUNTIME(cudaMemcpy2DToArray, cudaArray_t array, size_t x, size_t y, const void* from, size_t pitch,
+                size_t bytes, size_t rows, cudaMemcpyKind) {
   const Level& l = array->level;
   if (x + bytes > l.pitch || y + rows > static_cast<size_t>(l.height)) return cudaErrorInvalidValue;
   return copy_rows(l.data + y * l.pitch + x, l.pitch, static_cast<const char*>(from), pitch, bytes, rows), cudaSuccess;
@@ -141,8 +146,8 @@ HETKERN_RUNTIME(cudaMemcpy2DToArrayAsync, cudaArray_t array, size_t x, size_t y,
                 size_t bytes, size_t rows, cudaMemcpyKind kind, cudaStream_t) {
   return cudaMemcpy2DToArray(array, x, y, from, pitch, bytes, rows, kind);
 }
-HETKERN_RUNTIME(cudaMemcpy2DFromArray, void* to, size_t pitch, cudaArray_const_t array, size_t x, size_t y, size_t bytes,
-                size_t rows, cudaMemcpyKind) {
+HETKERN_RUNTIME(cudaMemcpy2DFromArray, void* to, size_t pitch, cudaArray_const_t array, size_t x, size_t y,
+                size_t bytes, size_t rows, cudaMemcpyKind) {
   const Level& l = array->level;
   if (x + bytes > l.pitch || y + rows > static_cast<size_t>(l.height)) return cudaErrorInvalidValue;
   return copy_rows(static_cast<char*>(to), pitch, l.data + y * l.pitch + x, l.pitch, bytes, rows), cudaSuccess;
@@ -176,7 +181,8 @@ HETKERN_RUNTIME(cudaCreateTextureObject, cudaTextureObject_t* object, const cuda
   if (view || how->sRGB) throw std::runtime_error("a texture's resource view and sRGB are not known to the emulation");
   if (how->filterMode == cudaFilterModeLinear && integers &&
       (how->readMode == cudaReadModeElementType || t.channels.x == 32))
-    throw std::runtime_error("a texture of integers is filtered: CUDA filters floats alone (cudaReadModeNormalizedFloat)");
+    throw std::runtime_error(
+        "a texture of integers is filtered: CUDA filters floats alone (cudaReadModeNormalizedFloat)");
   *object = reinterpret_cast<cudaTextureObject_t>(new Texture(t));
   return cudaSuccess;
 }

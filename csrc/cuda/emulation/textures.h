@@ -50,7 +50,8 @@ template <class Part>
 inline Part texel_part(const Texture& t, const char* p, int part, Site site) {
   const int bits = t.channels.x;
   if (part >= t.parts()) return Part{};
-  const bool floats = t.channels.f == cudaChannelFormatKindFloat, is_signed = t.channels.f == cudaChannelFormatKindSigned;
+  const bool floats = t.channels.f == cudaChannelFormatKindFloat,
+             is_signed = t.channels.f == cudaChannelFormatKindSigned;
   uint32_t raw;
   p += part * bits / 8;
   if (bits == 8)
@@ -59,7 +60,9 @@ inline Part texel_part(const Texture& t, const char* p, int part, Site site) {
     raw = *reinterpret_cast<const uint16_t*>(p);
   else
     raw = *reinterpret_cast<const uint32_t*>(p);
-  const int value = bits == 8 ? static_cast<int8_t>(raw) : bits == 16 ? static_cast<int16_t>(raw) : static_cast<int>(raw);
+  const int value = bits == 8    ? static_cast<int8_t>(raw)
+                    : bits == 16 ? static_cast<int16_t>(raw)
+                                 : static_cast<int>(raw);
   const bool fraction = !floats && bits < 32 && t.how.readMode == cudaReadModeNormalizedFloat;
   if constexpr (std::is_same_v<Part, float>) {
     if (floats) return bits == 16 ? half_bits(static_cast<uint16_t>(raw)) : __uint_as_float(raw);
@@ -117,7 +120,8 @@ inline T sampled(const Texture& t, const Level& level, const Along& x, const Alo
     const float weight = (i ? x.weight : 1 - x.weight) * (j ? y.weight : 1 - y.weight) * (k ? z.weight : 1 - z.weight);
     if (weight == 0) continue;
     const bool inside = x.inside[i] && y.inside[j] && z.inside[k];
-    const char* p = level.data + static_cast<size_t>(z.at[k]) * level.slice + static_cast<size_t>(y.at[j]) * level.pitch +
+    const char* p = level.data + static_cast<size_t>(z.at[k]) * level.slice +
+                    static_cast<size_t>(y.at[j]) * level.pitch +
                     static_cast<size_t>(x.at[i]) * static_cast<size_t>(t.texel());
     for (int part = 0; part < kParts; ++part) {
       const Part value = inside ? texel_part<Part>(t, p, part, site) : static_cast<Part>(t.how.borderColor[part & 3]);
@@ -169,15 +173,15 @@ inline T sampled_between(const Texture& t, int dimensions, float x, float y, flo
 
 #define HETKERN_SITE hetkern::emulation::Site site = hetkern::emulation::Site::here()
 // name(object, …) and name(&result, object, …)
-#define HETKERN_TEXTURE(name, parameters, arguments, value)                                 \
-  template <class T>                                                                        \
-  inline T name(cudaTextureObject_t object, HETKERN_UNPACKED parameters, HETKERN_SITE) {     \
-    const hetkern::emulation::Texture& t = hetkern::emulation::texture_of(object, #name, site); \
-    return hetkern::emulation::value;                                                       \
-  }                                                                                         \
-  template <class T>                                                                        \
+#define HETKERN_TEXTURE(name, parameters, arguments, value)                                            \
+  template <class T>                                                                                   \
+  inline T name(cudaTextureObject_t object, HETKERN_UNPACKED parameters, HETKERN_SITE) {               \
+    const hetkern::emulation::Texture& t = hetkern::emulation::texture_of(object, #name, site);        \
+    return hetkern::emulation::value;                                                                  \
+  }                                                                                                    \
+  template <class T>                                                                                   \
   inline void name(T* result, cudaTextureObject_t object, HETKERN_UNPACKED parameters, HETKERN_SITE) { \
-    *result = name<T>(object, HETKERN_UNPACKED arguments, site);                            \
+    *result = name<T>(object, HETKERN_UNPACKED arguments, site);                                       \
   }
 #define HETKERN_UNPACKED(...) __VA_ARGS__
 HETKERN_TEXTURE(tex1D, (float x), (x), sampled_at<T>(t, 0, 1, x, 0, 0, -1, site))
@@ -263,11 +267,12 @@ inline T* surface_place(cudaSurfaceObject_t object, int x, int y, int z, cudaSur
   if (x % size != 0) fail(site, "%s of %d bytes at byte %d of a row: x counts bytes and is aligned", what, size, x);
   const bool inside = x >= 0 && x + size <= bytes && y >= 0 && y < level.height && z >= 0 && z < level.depth;
   if (!inside && mode == cudaBoundaryModeTrap)
-    fail(site, "%s at byte %d, row %d, depth %d of a surface of %d bytes by %d by %d", what, x, y, z, bytes, level.height,
-         level.depth);
+    fail(site, "%s at byte %d, row %d, depth %d of a surface of %d bytes by %d by %d", what, x, y, z, bytes,
+         level.height, level.depth);
   if (!inside && mode == cudaBoundaryModeZero) return nullptr;
   const auto within = [](int i, int n) { return static_cast<size_t>(i < 0 ? 0 : i >= n ? n - 1 : i); };
-  return reinterpret_cast<T*>(level.data + within(z, level.depth) * level.slice + within(y, level.height) * level.pitch +
+  return reinterpret_cast<T*>(level.data + within(z, level.depth) * level.slice +
+                              within(y, level.height) * level.pitch +
                               (x < 0              ? 0
                                : x + size > bytes ? static_cast<size_t>(bytes - size)
                                                   : static_cast<size_t>(x)));
@@ -275,23 +280,23 @@ inline T* surface_place(cudaSurfaceObject_t object, int x, int y, int z, cudaSur
 
 }  // namespace hetkern::emulation
 
-#define HETKERN_SURFACE(name, parameters, x, y, z)                                                                   \
-  template <class T>                                                                                                 \
-  inline T name##read(cudaSurfaceObject_t object, HETKERN_UNPACKED parameters,                                        \
-                      cudaSurfaceBoundaryMode mode = cudaBoundaryModeTrap, HETKERN_SITE) {                            \
-    const T* p = hetkern::emulation::surface_place<T>(object, x, y, z, mode, #name "read", site);                    \
-    return p ? *p : T{};                                                                                             \
-  }                                                                                                                  \
-  template <class T>                                                                                                 \
-  inline void name##read(T* result, cudaSurfaceObject_t object, HETKERN_UNPACKED parameters,                          \
-                         cudaSurfaceBoundaryMode mode = cudaBoundaryModeTrap, HETKERN_SITE) {                         \
-    const T* p = hetkern::emulation::surface_place<T>(object, x, y, z, mode, #name "read", site);                    \
-    *result = p ? *p : T{};                                                                                          \
-  }                                                                                                                  \
-  template <class T>                                                                                                 \
-  inline void name##write(T value, cudaSurfaceObject_t object, HETKERN_UNPACKED parameters,                           \
-                          cudaSurfaceBoundaryMode mode = cudaBoundaryModeTrap, HETKERN_SITE) {                        \
-    if (T* p = hetkern::emulation::surface_place<T>(object, x, y, z, mode, #name "write", site)) *p = value;         \
+#define HETKERN_SURFACE(name, parameters, x, y, z)                                                           \
+  template <class T>                                                                                         \
+  inline T name##read(cudaSurfaceObject_t object, HETKERN_UNPACKED parameters,                               \
+                      cudaSurfaceBoundaryMode mode = cudaBoundaryModeTrap, HETKERN_SITE) {                   \
+    const T* p = hetkern::emulation::surface_place<T>(object, x, y, z, mode, #name "read", site);            \
+    return p ? *p : T{};                                                                                     \
+  }                                                                                                          \
+  template <class T>                                                                                         \
+  inline void name##read(T* result, cudaSurfaceObject_t object, HETKERN_UNPACKED parameters,                 \
+                         cudaSurfaceBoundaryMode mode = cudaBoundaryModeTrap, HETKERN_SITE) {                \
+    const T* p = hetkern::emulation::surface_place<T>(object, x, y, z, mode, #name "read", site);            \
+    *result = p ? *p : T{};                                                                                  \
+  }                                                                                                          \
+  template <class T>                                                                                         \
+  inline void name##write(T value, cudaSurfaceObject_t object, HETKERN_UNPACKED parameters,                  \
+                          cudaSurfaceBoundaryMode mode = cudaBoundaryModeTrap, HETKERN_SITE) {               \
+    if (T* p = hetkern::emulation::surface_place<T>(object, x, y, z, mode, #name "write", site)) *p = value; \
   }
 #define HETKERN_UNPACKED(...) __VA_ARGS__
 HETKERN_SURFACE(surf1D, (int x), x, 0, 0)

@@ -97,6 +97,7 @@ void fiber_main() {
   sanitize::acquire(&machine.group_begins);
   if (machine.failed) end_early(machine.me());
   machine.body(machine.arguments);
+  sanitize::stores_are_made();
   ++sanitize::quiet_depth;  // nobody interrupts what has returned
   Fiber& f = machine.me();
   {
@@ -104,6 +105,8 @@ void fiber_main() {
     if (f.owes_wait) fail(f.site, "a thread arrived at a cluster barrier and returned without waiting");
     sanitize::release(&machine.launch_ended);
     sanitize::release(machine.team().ended.get());
+    BlockBarrier& barrier = machine.team().barrier;  // which waits for who has not returned: to return is to arrive
+    sanitize::release(&barrier.order[barrier.phase % 2]);
     f.state = State::returned;
     Cluster& cluster = machine.group().cluster;
     --cluster.alive;

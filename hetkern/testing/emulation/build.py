@@ -222,7 +222,7 @@ def _machine(kind: str) -> list[Path]:
     """The emulation's own objects, without instrumentation."""
     folder = own_headers() / "cuda" / "emulation"
     sources = (folder / "sources.txt").read_text().split()
-    sources += ["traffic.cpp"] if kind == "traffic" else []
+    sources += {"traffic": ["traffic.cpp"], "thread": ["races.cpp"]}.get(kind, [])
     if kind == "thread" and _cheap_fibers():
         sources.insert(0, "tsan_fibers.cpp")  # which marks where the kernel ends
     sources += ["foreign.cpp", "runtime.cpp", "textures.cpp", *(["driver.cpp"] if kind != "plain" else [])]

@@ -246,10 +246,11 @@ class EmulatedKernel:
             folder = Path(name)
             arguments = Arguments(folder, self._names, args, slots)
             ours = "handle_segv=0:handle_sigbus=0:handle_sigfpe=0:handle_sigill=0"
+            every = "suppress_equal_stacks=0:suppress_equal_addresses=0"  # for races.cpp
             environment = {
                 **os.environ,
                 "ASAN_OPTIONS": f"detect_leaks=0:{ours}",  # threads stop where a check fails
-                "TSAN_OPTIONS": f"halt_on_error=1:exitcode=66:{ours}",
+                "TSAN_OPTIONS": f"halt_on_error=1:exitcode=66:{every}:{ours}",
                 "UBSAN_OPTIONS": "print_stacktrace=1",
             }
             done = self._child(folder, environment)

@@ -62,6 +62,8 @@ class RunConfig(Settings):
         self.at_least(0, "epochs", "learning_rate", "min_learning_rate", "warmup", "weight_decay",
                       "clip", "seed", "eval_every", "patience", "save_every",
                       "threads")  # fmt: skip
+        if self.seed >= 1 << 63:  # what torch's generators take
+            raise UserError(f"seed must be below 2^63, got {self.seed}")
         self.one_of("optimizer", "adamw", "adam", "sgd")
         self.one_of("schedule", "cosine", "linear", "constant")
         self.one_of("precision", "float32", "bf16", "fp16")

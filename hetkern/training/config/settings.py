@@ -51,7 +51,10 @@ class Settings:
     def __post_init__(self) -> None:
         """Check every value against its type, and those that have limits against them."""
         for name, kind in _kinds(type(self)).items():
-            object.__setattr__(self, name, _converted(name, getattr(self, name), kind))
+            value = _converted(name, getattr(self, name), kind)
+            if value == "":  # a shell's empty variable; as a path it would be this folder
+                raise UserError(f"{name} must not be empty")
+            object.__setattr__(self, name, value)
         self.check()
 
     def check(self) -> None:
