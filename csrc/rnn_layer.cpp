@@ -13,9 +13,11 @@
 namespace hetkern {
 namespace {
 
-Tensor last_narrowed(Tensor t, int64_t columns) {
-  const auto last = static_cast<int64_t>(t.sizes().size()) - 1;
-  return torch::stable::narrow(t, last, 0, columns);
+// A view of t's first columns, for as long as t lives.
+Tensor first_columns(const Tensor& t, int64_t columns) {
+  const Sizes sizes = t.sizes(), strides = t.strides();
+  return torch::stable::from_blob(const_cast<void*>(t.const_data_ptr()), RowsShape(sizes, columns), strides, t.device(),
+                                  t.scalar_type());
 }
 
 Tensor workspace_of(const Tensor& like, int64_t bytes) {
@@ -92,7 +94,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rnn_layer(int64_t cell, const
   const auto by_row = [&](int64_t wide) { return empty(x, RowsShape(x.sizes(), wide), type); };
   Tensor y = by_row(H);
   Tensor held = saved ? by_row(saved * H) : columns == H ? y : by_row(columns);
-  const Tensor x_gates = saved * H > columns ? last_narrowed(held, columns) : held;
+  const Tensor x_gates = saved * H > columns ? first_columns(held, columns) : held;
   const Sequence s(op, cell, x_gates, w_hh, b_hh, *zeros_unless(h0, x, true, B, H), zeros_unless(c0, x, lstm, B, H),
                    lengths, batch_sizes, std::nullopt, reset, true);
   if (b_ih) {
@@ -137,7 +139,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> rnn_layer_bac
   const int64_t H = w_hh.size(1), columns = gates_of(kind) * H, B = in.sequences(batch_sizes);
   const ScalarType type = x.scalar_type();
   if (saved_gates_of(kind)) check_shape(op, "gates", gates, RowsShape(x.sizes(), saved_gates_of(kind) * H));
-  const Tensor like_x_gates = saved_gates_of(kind) ? last_narrowed(gates, columns) : y;
+  const Tensor like_x_gates = saved_gates_of(kind) ? first_columns(gates, columns) : y;
   const Sequence s(op, cell, like_x_gates, w_hh, std::nullopt, *zeros_unless(h0, x, true, B, H),
                    zeros_unless(c0, x, lstm, B, H), lengths, batch_sizes, std::nullopt, reset, true);
 
@@ -160,7 +162,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> rnn_layer_bac
   };
   const auto vector = [&](bool wanted) { return wanted ? empty(x, {&columns, 1}, type) : s.nothing(type); };
   Tensor dx = wants(0) ? empty(x, x.sizes(), type) : s.nothing(type);
-  Tensor dw_ih = matrix(wants(1), in.I), db_ih = vector(wants(2)), dw_hh = matrix(wants(3), H), db_hh = vector(wants(4));
+  Tensor dw_ih = matrix(wants(1), in.I), db_ih = vector(wants(2)), dw_hh = matrix(wants(3), H),
+         db_hh = vector(wants(4));
   Tensor dh0 = s.by_sequence(true, type), dc0 = s.by_sequence(lstm, type);
   const auto results = [&] { return std::tuple{dx, dw_ih, db_ih, dw_hh, db_hh, dh0, dc0}; };
   if (in.rows() == 0) {

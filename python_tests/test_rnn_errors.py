@@ -96,7 +96,9 @@ WRONG = {
 def test_a_sequence_refuses_by_name(impl, wrong, message):
     if impl.name == "reference" and "lengths" in wrong and "wanted .*in" in message:
         pytest.skip("the reference looks at no value")
-    with pytest.raises(ValueError, match=rf"(hetkern.gru|hetkern::rnn_sequence): {message}"):
+    with pytest.raises(
+        ValueError, match=rf"(hetkern.gru|hetkern::rnn_(sequence|layer)): {message}"
+    ):
         gru(**wrong)
 
 

@@ -59,8 +59,8 @@ void product(const LayerProduct& p) {
         const int64_t j = (b * NV + v) * W<A>, n = p.N - j;
         A* const panel = panels + b * words * NV * W<A>;
         if (p.w_by_columns)
-          pack_columns<P, A>([&](int64_t k) { return k < p.K && n > 0 ? w + k * p.N + j : nullptr; }, n, words, panel, v,
-                             NV);
+          pack_columns<P, A>([&](int64_t k) { return k < p.K && n > 0 ? w + k * p.N + j : nullptr; }, n, words, panel,
+                             v, NV);
         else
           pack_rows<P, A>(w + (n > 0 ? j * p.K : 0), n, p.K, panel, v, NV);
       }
@@ -209,7 +209,8 @@ struct Gradients {
             columns - j, kChunk, panel, v, NV);
       }
       for (int64_t q = vectors.begin; q < vectors.end;) {  // the vectors of one block at a time
-        const int64_t g = q / units, block_end = (g + 1) * units, last = vectors.end < block_end ? vectors.end : block_end;
+        const int64_t g = q / units, block_end = (g + 1) * units,
+                      last = vectors.end < block_end ? vectors.end : block_end;
         const int64_t unit = (q - g * units) * W<A>, to_unit = (last - g * units) * W<A>;
         if (to[g] >= 0)
           add_panel<A, NV>(panel, column, columns, transposed + q * W<A> * kChunk, (to_unit < H ? to_unit : H) - unit,
@@ -220,9 +221,8 @@ struct Gradients {
   }
   template <class RowOf>
   void add(const RowOf& row_of, int64_t columns, void* dw, const int* to, Share vectors, A* panel, bool begin) const {
-    with_vectors(panel_vectors<A>(columns), [&](auto NV) {
-      add_operand<decltype(NV)::value>(row_of, columns, dw, to, vectors, panel, begin);
-    });
+    with_vectors(panel_vectors<A>(columns),
+                 [&](auto NV) { add_operand<decltype(NV)::value>(row_of, columns, dw, to, vectors, panel, begin); });
   }
 
   void run(int task) const {

@@ -225,7 +225,12 @@ def _machine(kind: str) -> list[Path]:
     sources += {"traffic": ["traffic.cpp"], "thread": ["races.cpp"]}.get(kind, [])
     if kind == "thread" and _cheap_fibers():
         sources.insert(0, "tsan_fibers.cpp")  # which marks where the kernel ends
-    sources += ["foreign.cpp", "runtime.cpp", "textures.cpp", *(["driver.cpp"] if kind != "plain" else [])]
+    sources += [
+        "foreign.cpp",
+        "runtime.cpp",
+        "textures.cpp",
+        *(["driver.cpp"] if kind != "plain" else []),
+    ]
     flags = ("-O2", f"-DHETKERN_EMULATION_{KINDS[kind][2]}")
 
     def made(source: str) -> Path:
