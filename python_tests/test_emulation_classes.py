@@ -50,7 +50,7 @@ def test_half_a_warp_has_no_matrix(go):
         go("doubles", *x, 16)
 
 
-@pytest.mark.parametrize("how", [None, "thread"])
+@pytest.mark.parametrize("how", [None, pytest.param("thread", marks=pytest.mark.proof)])
 def test_groups_by_a_label(go, how):
     label = torch.tensor([7, -2, 7, 4, 4, 7, -2, 9] * 8, dtype=torch.int32)
     y = torch.zeros(64, 6, dtype=torch.int32)
@@ -66,7 +66,9 @@ def test_groups_by_a_label(go, how):
 
 
 @pytest.mark.parametrize("by_barrier", [True, False])
-@pytest.mark.parametrize("how", [None, "address", "thread"])
+@pytest.mark.parametrize(
+    "how", [None, *(pytest.param(how, marks=pytest.mark.proof) for how in ("address", "thread"))]
+)
 def test_what_a_barrier_or_a_pipeline_counts_has_arrived(go, by_barrier, how):
     x, y = torch.randn(3, 16, 4), torch.zeros(3, 16, 4)
     go("turned", x, y, 3, by_barrier, True, how=how)
@@ -77,6 +79,11 @@ def test_a_copy_that_nobody_waits_for_has_not_arrived(go):
     x, y = torch.randn(3, 16, 4), torch.zeros(3, 16, 4)
     go("turned", x, y, 3, False, False)
     assert y.isnan().any()
+
+
+@pytest.mark.proof
+def test_a_copy_that_nobody_waits_for_is_a_race(go):
+    x, y = torch.randn(3, 16, 4), torch.zeros(3, 16, 4)
     with pytest.raises(EmulationError, match="data race"):
         go("turned", x, y, 3, True, False, how="thread")
 
