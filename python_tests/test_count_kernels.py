@@ -49,7 +49,8 @@ def test_a_headers_kernels_count_once_and_are_judged_by_themselves(tmp_path):
     (work / "stubs").mkdir(parents=True)
     folder.mkdir()
     (folder / "both.cuh").write_text(
-        "#pragma once\n__global__ void good(float* x) { extern __shared__ float s[][4]; *x = s[1][0]; }\n"
+        "#pragma once\n__global__ void good(float* x)"
+        " { extern __shared__ float s[][4]; *x = s[1][0]; }\n"
         "__global__ void bad(float* x) { *x = __a_word_of_nobody(1); }\n"
     )
     count_kernels.rewrite_headers(folder, work)

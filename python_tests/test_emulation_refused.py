@@ -33,7 +33,7 @@ def cuda_file(tmp_path):
         ('__device__ void f() { asm volatile("bar.sync 0;"); }', "asm"),
         ("#include <cub/block/block_reduce.cuh>", "#include <cub/"),
         ("using Reduce = cub::BlockReduce<float, 128>;", "CUB"),
-        ("auto f() { return cooperative_groups::coalesced_threads(); }", "coalesced groups"),
+        ("auto f() { return cooperative_groups::coalesced_threads(); }", "cg::coalesced_threads"),
         ("#include <cooperative_groups/memcpy_async.h>", "#include <cooperative_groups/memcpy"),
         ("void f() { cudaLaunchKernel(nullptr, 1, 1, nullptr); }", "cudaLaunch…"),
         ("__device__ unsigned f() { return __activemask(); }", "__activemask"),

@@ -232,7 +232,10 @@ inline float __fmul_rn(float x, float y) { return hetkern::emulation::alone(x * 
 inline float __fmaf_rn(float x, float y, float z) { return std::fma(x, y, z); }
 inline double __dadd_rn(double x, double y) { return hetkern::emulation::alone(x + y); }
 inline double __dmul_rn(double x, double y) { return hetkern::emulation::alone(x * y); }
-inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
+template <int = 0>  // a file's own goes first, as of min and max
+inline float rsqrtf(float x) {
+  return 1.0f / std::sqrt(x);
+}
 inline double rsqrt(double x) { return 1.0 / std::sqrt(x); }
 namespace hetkern::emulation {
 

@@ -2,18 +2,31 @@
 #pragma once
 
 // ---- min and max: of floats a NaN on either side is dropped; mixed types as CUDA mixes them. -------------------------------
+// Templates, since files bring their own for compilers that are not nvcc: theirs is taken then, and is no second definition.
 
-inline float min(float a, float b) { return std::fmin(a, b); }
-inline float max(float a, float b) { return std::fmax(a, b); }
-inline double min(double a, double b) { return std::fmin(a, b); }
-inline double max(double a, double b) { return std::fmax(a, b); }
-inline double min(float a, double b) { return std::fmin(static_cast<double>(a), b); }
-inline double max(float a, double b) { return std::fmax(static_cast<double>(a), b); }
-inline double min(double a, float b) { return std::fmin(a, static_cast<double>(b)); }
-inline double max(double a, float b) { return std::fmax(a, static_cast<double>(b)); }
-#define HETKERN_MIN_MAX(R, A, B)                                                                                      \
-  constexpr R min(A a, B b) { return static_cast<R>(a) < static_cast<R>(b) ? static_cast<R>(a) : static_cast<R>(b); } \
-  constexpr R max(A a, B b) { return static_cast<R>(a) < static_cast<R>(b) ? static_cast<R>(b) : static_cast<R>(a); }
+#define HETKERN_FLOAT_MIN_MAX(R, A, B)                      \
+  template <int = 0>                                        \
+  inline R min(A a, B b) {                                  \
+    return std::fmin(static_cast<R>(a), static_cast<R>(b)); \
+  }                                                         \
+  template <int = 0>                                        \
+  inline R max(A a, B b) {                                  \
+    return std::fmax(static_cast<R>(a), static_cast<R>(b)); \
+  }
+HETKERN_FLOAT_MIN_MAX(float, float, float)
+HETKERN_FLOAT_MIN_MAX(double, double, double)
+HETKERN_FLOAT_MIN_MAX(double, float, double)
+HETKERN_FLOAT_MIN_MAX(double, double, float)
+#undef HETKERN_FLOAT_MIN_MAX
+#define HETKERN_MIN_MAX(R, A, B)                                                          \
+  template <int = 0>                                                                      \
+  constexpr R min(A a, B b) {                                                             \
+    return static_cast<R>(a) < static_cast<R>(b) ? static_cast<R>(a) : static_cast<R>(b); \
+  }                                                                                       \
+  template <int = 0>                                                                      \
+  constexpr R max(A a, B b) {                                                             \
+    return static_cast<R>(a) < static_cast<R>(b) ? static_cast<R>(b) : static_cast<R>(a); \
+  }
 #define HETKERN_MIN_MAX_OF(S, U) \
   HETKERN_MIN_MAX(S, S, S)       \
   HETKERN_MIN_MAX(U, U, U)       \

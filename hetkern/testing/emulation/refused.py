@@ -28,19 +28,19 @@ REFUSED = (
     (r"\bcub\s*::", "CUB", "write the reduction out with shuffles"),
     (r"\bthrust\s*::", "Thrust", "write a kernel"),
     (
-        r"\b(coalesced_threads|coalesced_group|labeled_partition|binary_partition)\b",
-        "coalesced groups",
+        r"\bcoalesced_threads\b",
+        "cg::coalesced_threads",
         "which lanes run together only a GPU decides; name them, or use cg::tiled_partition",
     ),
-    (r"\b(nvcuda\s*::\s*)?wmma\s*::", "wmma", _PTX),
-    (r"\bcuda\s*::\s*(barrier|pipeline|memcpy_async|atomic\w*|ptx)\b", "libcu++", _CLASSES),
+    (r"\bwmma\s*::\s*experimental\b", "wmma::experimental", _PTX),
+    (r"\bcuda\s*::\s*(pipeline_shared_state|pipeline_role|atomic\w*|ptx)\b", "libcu++", _CLASSES),
     (r"\b__cluster_dims__\b", "__cluster_dims__", "launch with HETKERN_LAUNCH_CLUSTER"),
     (r"\b__threadfence(_block|_system)?\b", "__threadfence", _ORDER),
     (r"\b__activemask\b", "__activemask", "name the lanes that take part"),
 )
 _HEADERS = (
-    r"#\s*include\s*<(cub/|thrust/|cooperative_groups/(?!reduce\.h|scan\.h)|mma\.h"
-    r"|cuda/(?!device/|emulation/))[^>]*>"
+    r"#\s*include\s*<(cub/|thrust/|cooperative_groups/(?!reduce\.h|scan\.h)"
+    r"|cuda/(?!device/|emulation/|barrier>|pipeline>))[^>]*>"
 )
 _DEFINING = ("ptx.cuh", "launch.cuh", "shared_parts.cuh")
 _NOISE = re.compile(r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"', re.S)

@@ -1,7 +1,7 @@
 // Cooperative groups as most kernels use them: the block, tiles of a warp, the grid of a cooperative launch, clusters.
 //
-// A tile is its lanes' mask; what it does is what the warp's functions do. coalesced_threads and the partitions by a value are not
-// here: which lanes run together only a GPU decides.
+// A tile is its lanes' mask; what it does is what the warp's functions do. coalesced_threads is not here: which lanes run together
+// only a GPU decides.
 #pragma once
 #include "../cuda_words.h"
 
@@ -13,6 +13,28 @@ namespace details {
 
 inline unsigned linear(uint3 i, dim3 n) { return (i.z * n.y + i.y) * n.x + i.x; }
 inline unsigned count(dim3 n) { return n.x * n.y * n.z; }
+
+// What warp's functions take goes as it is, another value in words of four bytes.
+template <class T, class Each>
+T by_pieces(T value, Each each) {
+  if constexpr (std::is_arithmetic_v<T> || std::is_enum_v<T> || hetkern::emulation::is_half<T> ||
+                hetkern::emulation::is_half2<T>) {
+    return static_cast<T>(each(value));
+  } else {
+    static_assert(std::is_trivially_copyable_v<T>, "a group's shuffles take what memcpy may copy");
+    unsigned words[(sizeof(T) + 3) / 4] = {};
+    std::memcpy(words, &value, sizeof value);
+    for (unsigned& word : words) word = each(word);
+    std::memcpy(static_cast<void*>(&value), words, sizeof value);
+    return value;
+  }
+}
+
+// The n-th lane of a mask.
+inline unsigned lane_of(unsigned mask, unsigned n) {
+  while (n--) mask &= mask - 1;
+  return static_cast<unsigned>(__builtin_ctz(mask));
+}
 
 }  // namespace details
 
@@ -31,6 +53,8 @@ class thread_block {
 
 inline thread_block this_thread_block() { return {}; }
 
+class coalesced_group;
+
 // Lanes of one warp: N side by side.
 class tile_of_lanes {
  public:
@@ -47,21 +71,23 @@ class tile_of_lanes {
   unsigned meta_group_rank() const { return hetkern::emulation::current->linear / lanes_; }
   unsigned meta_group_size() const { return (details::count(blockDim) + lanes_ - 1) / lanes_; }
 
+  // Of a struct they take each piece, as CUDA's do.
   template <class T>
   T shfl(T value, int rank, Site site = Site::here()) const {
-    return __shfl_sync(mask_, value, rank, width(), site);
+    return details::by_pieces(value, [&](auto v) { return __shfl_sync(mask_, v, rank, width(), site); });
   }
   template <class T>
   T shfl_up(T value, unsigned by, Site site = Site::here()) const {
-    return __shfl_up_sync(mask_, value, by, width(), site);
+    return details::by_pieces(value, [&](auto v) { return __shfl_up_sync(mask_, v, by, width(), site); });
   }
   template <class T>
   T shfl_down(T value, unsigned by, Site site = Site::here()) const {
-    return __shfl_down_sync(mask_, value, by, width(), site);
+    return details::by_pieces(value, [&](auto v) { return __shfl_down_sync(mask_, v, by, width(), site); });
   }
   template <class T>
   T shfl_xor(T value, unsigned bits, Site site = Site::here()) const {
-    return __shfl_xor_sync(mask_, value, static_cast<int>(bits), width(), site);
+    return details::by_pieces(value,
+                              [&](auto v) { return __shfl_xor_sync(mask_, v, static_cast<int>(bits), width(), site); });
   }
   int any(int mine, Site site = Site::here()) const { return ballot(mine, site) != 0; }
   int all(int mine, Site site = Site::here()) const { return __ballot_sync(mask_, !mine, site) == 0; }
@@ -74,6 +100,8 @@ class tile_of_lanes {
   unsigned match_all(T value, int& same, Site site = Site::here()) const {
     return __match_all_sync(mask_, value, &same, site) >> first_;
   }
+  template <class Label>
+  coalesced_group partition(Label label, Site site) const;
 
  private:
   int width() const { return static_cast<int>(lanes_); }
@@ -95,6 +123,77 @@ class thread_block_tile : public tile_of_lanes {
 template <unsigned N, class Parent>
 thread_block_tile<N, Parent> tiled_partition(const Parent&) {
   return {};
+}
+
+// Any lanes of a warp, in their order: what a partition by a value gives. Ranks outside the group are undefined in CUDA and refused
+// here.
+class coalesced_group {
+ public:
+  static constexpr bool is_tile = false, is_coalesced = true;
+  coalesced_group(unsigned mask, unsigned groups, unsigned group) : mask_(mask), groups_(groups), group_(group) {}
+  void sync(Site site = Site::here()) const { hetkern::emulation::warp_barrier(mask_, site); }
+  unsigned thread_rank() const { return static_cast<unsigned>(__builtin_popcount(mask_ & (own() - 1))); }
+  unsigned size() const { return static_cast<unsigned>(__builtin_popcount(mask_)); }
+  unsigned num_threads() const { return size(); }
+  unsigned meta_group_rank() const { return group_; }
+  unsigned meta_group_size() const { return groups_; }
+
+  template <class T>
+  T shfl(T value, unsigned rank, Site site = Site::here()) const {
+    if (rank >= size()) hetkern::emulation::fail(site, "shfl from rank %u of a group of %u threads", rank, size());
+    const int lane = static_cast<int>(details::lane_of(mask_, rank));
+    return details::by_pieces(value, [&](auto v) { return __shfl_sync(mask_, v, lane, 32, site); });
+  }
+  // Past the group a thread takes its own.
+  template <class T>
+  T shfl_up(T value, unsigned by, Site site = Site::here()) const {
+    return shfl(value, by > thread_rank() ? thread_rank() : thread_rank() - by, site);
+  }
+  template <class T>
+  T shfl_down(T value, unsigned by, Site site = Site::here()) const {
+    return shfl(value, by >= size() - thread_rank() ? thread_rank() : thread_rank() + by, site);
+  }
+  int any(int mine, Site site = Site::here()) const { return __any_sync(mask_, mine, site); }
+  int all(int mine, Site site = Site::here()) const { return __all_sync(mask_, mine, site); }
+  unsigned ballot(int mine, Site site = Site::here()) const { return packed(__ballot_sync(mask_, mine, site)); }
+  template <class T>
+  unsigned match_any(T value, Site site = Site::here()) const {
+    return packed(__match_any_sync(mask_, value, site));
+  }
+  unsigned mask() const { return mask_; }  // of lanes
+
+ private:
+  static unsigned own() { return 1u << hetkern::emulation::current->lane; }
+  unsigned packed(unsigned lanes) const {
+    unsigned bits = 0;
+    for (unsigned rank = 0; rank < size(); ++rank) bits |= (lanes >> details::lane_of(mask_, rank) & 1) << rank;
+    return bits;
+  }
+  unsigned mask_, groups_, group_;
+};
+
+// The threads that bring the same label; all of the group call it.
+template <class Label>
+coalesced_group labeled_partition(const tile_of_lanes& tile, Label label, Site site = Site::here()) {
+  static_assert(std::is_integral_v<Label>, "a label is an integer");
+  return tile.partition(label, site);
+}
+inline coalesced_group binary_partition(const tile_of_lanes& tile, bool mine, Site site = Site::here()) {
+  return tile.partition(mine, site);
+}
+template <class Label>
+coalesced_group tile_of_lanes::partition(Label label, Site site) const {
+  Label all[32];
+  const unsigned present = hetkern::emulation::gather(mask_, &label, all, sizeof label, site);
+  unsigned mine = 0, groups = 0, group = 0;
+  for (unsigned lane = 0; lane < 32; ++lane) {
+    if (!(present >> lane & 1)) continue;
+    bool first = true;
+    for (unsigned before = 0; before < lane; ++before) first &= !(present >> before & 1) || all[before] != all[lane];
+    if (all[lane] == label) mine |= 1u << lane, group = first ? groups : group;
+    groups += first;
+  }
+  return {mine, groups, group};
 }
 
 // Any of them.

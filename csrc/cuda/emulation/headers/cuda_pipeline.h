@@ -1,7 +1,7 @@
 // CUDA's primitives for copies to shared memory that go on beside the thread: cp.async by other names.
 #pragma once
-#include "cuda_bf16.h"
-#include "cuda_fp16.h"
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
 // These need those.
 #include "../ptx_twins.h"
 

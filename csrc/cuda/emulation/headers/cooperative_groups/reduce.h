@@ -31,10 +31,17 @@ struct bit_xor {
 
 template <class Tile, class T, class Fold>
 T reduce(const Tile& tile, T value, Fold&& fold, Site site = Site::here()) {
-  static_assert(Tile::is_tile, "cg::reduce over a block is not known here: reduce its tiles");
-  for (unsigned step = tile.num_threads() / 2; step > 0; step /= 2)
-    value = fold(value, tile.shfl_xor(value, step, site));
-  return value;
+  static_assert(Tile::is_tile || std::is_same_v<Tile, coalesced_group>,
+                "cg::reduce over a block is not known here: reduce its tiles");
+  if constexpr (std::is_same_v<Tile, coalesced_group>) {  // one after the other
+    T result = tile.shfl(value, 0, site);
+    for (unsigned rank = 1; rank < tile.size(); ++rank) result = fold(result, tile.shfl(value, rank, site));
+    return result;
+  } else {
+    for (unsigned step = tile.num_threads() / 2; step > 0; step /= 2)
+      value = fold(value, tile.shfl_xor(value, step, site));
+    return value;
+  }
 }
 
 }  // namespace cooperative_groups
