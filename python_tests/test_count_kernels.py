@@ -59,3 +59,16 @@ def test_a_headers_kernels_count_once_and_are_judged_by_themselves(tmp_path):
         (folder / f"{name}.cu").write_text('#include "both.cuh"\n')
         assert count_kernels.count(folder / f"{name}.cu", folder, [], work, why) == wanted
     assert list(why.values()) == [1] and "__a_word_of_nobody" in "".join(why)
+
+
+def test_a_headers_launch_configuration_is_host_code_and_no_kernels_fault(tmp_path):
+    skip_unless_possible()
+    folder, work = tmp_path / "theirs", tmp_path / "work" / "theirs"
+    (work / "stubs").mkdir(parents=True)
+    folder.mkdir()
+    (folder / "host.cuh").write_text("#pragma once\nstruct How { cudaLaunchConfig_t how; };\n")
+    file = folder / "one.cu"
+    file.write_text('#include "host.cuh"\n__global__ void one(float* x) { *x = 1.0f; }\n')
+    count_kernels.rewrite_headers(folder, work)
+    why: collections.Counter[str] = collections.Counter()
+    assert count_kernels.count(file, folder, [], work, why) == (1, 1), why
