@@ -127,9 +127,7 @@ def functions(code: str) -> list[tuple[int, int, str, str]]:
             continue
         start = max(code.rfind(c, 0, match.start()) for c in ";}{") + 1
         head = code[start : match.start()]
-        start += len(head) - len(
-            head.lstrip()
-        )  # the line where it begins, not where the last one ends
+        start += len(head) - len(head.lstrip())  # its own first line
         try:
             past = closing(code, body.end() - 1)
         except ValueError:

@@ -20,31 +20,22 @@ Tensor first_columns(const Tensor& t, int64_t columns) {
                                   t.scalar_type());
 }
 
-Tensor workspace_of(const Tensor& like, int64_t bytes) {
-  const int64_t words = bytes / 4 + 17;
-  return empty(like, {&words, 1}, ScalarType::Float);
-}
-void* aligned(const Tensor& t) {
-  return reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(t.mutable_data_ptr()) + 63) / 64 * 64);
-}
-
 // x, or a gradient like it.
 struct Input {
   const char* op;
+  Cell cell;
   Tensor x;
   bool packed;
   int64_t I;
-  Input(const char* op, int64_t cell, const Tensor& given, const Tensor& w_ih, const Tensor& w_hh, bool packed)
-      : op(op), x(given), packed(packed) {
-    if (cell < 0 || cell >= kCells)
-      value_error(op, ": cell: wanted 0 (tanh), 1 (relu), 2 (lstm) or 3 (gru), got ", cell);
+  Input(const char* op, int64_t number, const Tensor& given, const Tensor& w_ih, const Tensor& w_hh, bool packed)
+      : op(op), cell(checked_cell(op, number)), x(given), packed(packed) {
     const size_t rank = packed ? 2 : 3;
     if (x.sizes().size() != rank) value_error(op, ": x: wanted ", rank, " dimensions, got shape ", x.sizes());
     if (x.scalar_type() != ScalarType::Float && x.scalar_type() != ScalarType::Double)
       value_error(op, ": x: wanted float32 or float64, got ", name_of(x.scalar_type()));
     I = x.size(static_cast<int64_t>(rank) - 1);
     if (w_hh.sizes().size() != 2) value_error(op, ": w_hh: wanted 2 dimensions, got shape ", w_hh.sizes());
-    const int64_t wanted[] = {gates_of(static_cast<Cell>(cell)) * w_hh.size(1), I};
+    const int64_t wanted[] = {gates_of(cell) * w_hh.size(1), I};
     check_like(op, "w_ih", w_ih, x, x.scalar_type()), check_shape(op, "w_ih", w_ih, {wanted, 2});
     if (I > 1 && x.stride(static_cast<int64_t>(rank) - 1) != 1) x = torch::stable::contiguous(x);
   }
@@ -72,8 +63,8 @@ OptionalTensor zeros_unless(const OptionalTensor& given, const Tensor& x, bool w
 void multiply(LayerProduct p, const Tensor& like) {
   p.tasks = cpu::layer_tasks(p.rows * p.K * p.N);
   const LayerKernels& k = cpu::layer_kernels();
-  const Tensor workspace = workspace_of(like, k.product_workspace(p));
-  p.workspace = aligned(workspace);
+  const Tensor workspace = workspace_like(like, k.product_workspace(p));
+  p.workspace = workspace.mutable_data_ptr();
   k.product(p);
 }
 
@@ -84,7 +75,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rnn_layer(int64_t cell, const
                                                              OptionalTensor reset, bool reverse, bool save) {
   constexpr const char* op = "hetkern::rnn_layer";
   const Input in(op, cell, x, w_ih, w_hh, batch_sizes.has_value());
-  const auto kind = static_cast<Cell>(cell);
+  const Cell kind = in.cell;
   const bool lstm = kind == Cell::lstm;
   const int64_t H = w_hh.size(1), columns = gates_of(kind) * H, B = in.sequences(batch_sizes);
   const int64_t saved = save ? saved_gates_of(kind) : 0;
@@ -121,8 +112,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rnn_layer(int64_t cell, const
   p.h_n = h_n.mutable_data_ptr(), p.c_n = lstm ? c_n.mutable_data_ptr() : nullptr;
   const RnnKernels& k = cpu::rnn_kernels();
   const RnnPlan plan = k.plan(s.shape(false));
-  const Tensor workspace = workspace_of(x, plan.workspace);
-  p.workspace = aligned(workspace);
+  const Tensor workspace = workspace_like(x, plan.workspace);
+  p.workspace = workspace.mutable_data_ptr();
   k.sequence(p, plan, nullptr);
   return {y, h_n, c_n, gates, cells};
 }
@@ -134,7 +125,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> rnn_layer_bac
     OptionalTensor lengths, OptionalTensor batch_sizes, OptionalTensor reset, bool reverse, int64_t asked) {
   constexpr const char* op = "hetkern::rnn_layer_backward";
   const Input in(op, cell, x, w_ih, w_hh, batch_sizes.has_value());
-  const auto kind = static_cast<Cell>(cell);
+  const Cell kind = in.cell;
   const bool lstm = kind == Cell::lstm;
   const int64_t H = w_hh.size(1), columns = gates_of(kind) * H, B = in.sequences(batch_sizes);
   const ScalarType type = x.scalar_type();
@@ -187,8 +178,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> rnn_layer_bac
   if (s.B * H > 0) {
     const RnnKernels& k = cpu::rnn_kernels();
     const RnnPlan plan = k.plan(s.shape(true));
-    const Tensor workspace = workspace_of(x, plan.workspace);
-    p.workspace = aligned(workspace);
+    const Tensor workspace = workspace_like(x, plan.workspace);
+    p.workspace = workspace.mutable_data_ptr();
     k.sequence_backward(p, plan, nullptr);
   }
 
@@ -214,8 +205,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> rnn_layer_bac
     g.dw_hh = data(wants(3), dw_hh), g.db_hh = data(wants(4), db_hh);
     g.tasks = cpu::layer_tasks(g.rows * blocks * H * (in.I + H));
     const LayerKernels& k = cpu::layer_kernels();
-    const Tensor workspace = workspace_of(x, k.gradients_workspace(g));
-    g.workspace = aligned(workspace);
+    const Tensor workspace = workspace_like(x, k.gradients_workspace(g));
+    g.workspace = workspace.mutable_data_ptr();
     k.gradients(g);
   }
   return results();

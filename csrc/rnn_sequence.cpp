@@ -49,7 +49,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rnn_sequence(int64_t cell, co
   if (plan.path == RnnPath::step_by_step) {
     run_steps(p, k, x_gates, on.stream);
   } else {
-    const Tensor workspace = s.workspace(plan);
+    const Tensor workspace = workspace_like(x_gates, plan.workspace);
     p.workspace = workspace.mutable_data_ptr();
     k.sequence(p, plan, on.stream);
   }
@@ -100,7 +100,7 @@ std::tuple<Tensor, Tensor, Tensor> rnn_sequence_backward(int64_t cell, OptionalT
   if (plan.path == RnnPath::step_by_step) {
     run_steps_backward(p, k, x_gates, on.stream);
   } else {
-    const Tensor workspace = s.workspace(plan);
+    const Tensor workspace = workspace_like(x_gates, plan.workspace);
     p.workspace = workspace.mutable_data_ptr();
     k.sequence_backward(p, plan, on.stream);
   }

@@ -18,6 +18,18 @@ struct RowsShape {
   operator Sizes() const { return {size, rank}; }
 };
 
+inline Cell checked_cell(const char* op, int64_t number) {
+  if (number < 0 || number >= kCells)
+    value_error(op, ": cell: wanted 0 (tanh), 1 (relu), 2 (lstm) or 3 (gru), got ", number);
+  return static_cast<Cell>(number);
+}
+
+// Memory for a kernel while it runs; torch's is 64-byte aligned.
+inline Tensor workspace_like(const Tensor& x, int64_t bytes) {
+  const int64_t words = bytes / 4 + 1;
+  return empty(x, {&words, 1}, ScalarType::Float);
+}
+
 struct Sequence {
   const char* op;
   Cell cell;
@@ -44,9 +56,7 @@ struct Sequence {
         batch_sizes(sizes_),
         h_mask(mask),
         reset(reset_) {
-    if (number < 0 || number >= kCells)
-      value_error(op, ": cell: wanted 0 (tanh), 1 (relu), 2 (lstm) or 3 (gru), got ", number);
-    cell = static_cast<Cell>(number), lstm = cell == Cell::lstm;
+    cell = checked_cell(op, number), lstm = cell == Cell::lstm;
     type = checked_float(op, "x_gates", x_gates);
     storage = x_gates.scalar_type(), accumulator = accumulator_of(storage);
     const Sizes sizes = x_gates.sizes();
@@ -139,10 +149,6 @@ struct Sequence {
     if (reset) p.reset = steps(*reset);
   }
   RnnShape shape(bool backward) const { return {cell, type, T, B, H, lengths || batch_sizes, backward}; }
-  Tensor workspace(const RnnPlan& plan) const {
-    const int64_t words = plan.workspace / 4 + 1;
-    return empty(x, {&words, 1}, ScalarType::Float);
-  }
 };
 
 }  // namespace

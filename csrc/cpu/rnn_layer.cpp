@@ -113,9 +113,9 @@ Blocks blocks_of(Cell cell) {
 
 template <class A>
 struct Sizes {
-  int64_t vectors, columns, panel;  // of dgates; of x and of h~ in whole panels; elements of the largest panel
-  explicit Sizes(const LayerGradients& p)
-      : vectors(blocks_of(p.walk.cell).count * ceil_div(p.walk.H, W<A>)), columns(0), panel(kChunk * 4 * W<A>) {}
+  static constexpr int64_t panel = kChunk * 4 * W<A>;  // elements of the largest panel
+  int64_t vectors;                                     // of dgates
+  explicit Sizes(const LayerGradients& p) : vectors(blocks_of(p.walk.cell).count * ceil_div(p.walk.H, W<A>)) {}
 };
 
 template <class A>
@@ -227,7 +227,7 @@ struct Gradients {
 
   void run(int task) const {
     const Share vectors(D * units, task, p.tasks);
-    A* const panel = panels + task * Sizes<A>(p).panel;
+    A* const panel = panels + task * Sizes<A>::panel;
     const Blocks blocks = blocks_of(p.walk.cell);
     for (int64_t begin = 0; begin < p.rows; begin += kChunk) {
       const int64_t end = begin + kChunk < p.rows ? begin + kChunk : p.rows;

@@ -81,8 +81,7 @@ def run(
         h0, c0 = _or_zeros(cell, x, h0, c0, weights, B)
     at = _rows(x, B, lengths, batch_sizes, reset, options)
     if at.lengths is not None:  # NaN in the padding would be NaN in the weights' gradient
-        t = torch.arange(x.shape[0], device=x.device)
-        x = torch.where((t[:, None] < at.lengths)[..., None], x, 0.0)
+        x = torch.where(_there(x, at.lengths)[..., None], x, 0.0)
 
     y, h_n, c_n = _layers(ops, cell, x, h0, c0, weights, at, B, options, fused)
     if c_n is not None and c_n.dtype is not y.dtype:
@@ -193,6 +192,11 @@ def _layer(
     return y, h_n, c_n if cell == "lstm" else None
 
 
+def _there(rows, lengths):
+    """(T, B): where a time-major tensor's steps are within their rows."""
+    return torch.arange(rows.shape[0], device=rows.device)[:, None] < lengths
+
+
 def _reset_backwards(reset, at):
     """A state that may not pass from step t - 1 to t may not pass from t to t - 1 either.
 
@@ -201,8 +205,7 @@ def _reset_backwards(reset, at):
     if at.packed is not None:
         reset = at.packed.padded(reset)
     elif at.lengths is not None:
-        t = torch.arange(reset.shape[0], device=reset.device)
-        reset = reset & (t[:, None] < at.lengths)
+        reset = reset & _there(reset, at.lengths)
     back = torch.cat([reset[1:], torch.zeros_like(reset[:1])])
     return back if at.packed is None else at.packed.packed(back)
 
