@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from hetkern.models import GPT
+from hetkern.ops import products
 from hetkern.training import (
     TrainConfig,
     UserError,
@@ -76,6 +77,16 @@ def test_eval_reads_the_whole_split_whatever_the_run_was_told(run, text, capsys)
     assert shown["bits_per_byte"] == pytest.approx(exact.bits_per_byte, rel=1e-6)
     [floor] = shown["floors"].values()
     assert 0 < floor < exact.loss  # the text repeats itself
+
+
+@pytest.mark.parametrize("plain_loops", [False, True])
+def test_a_precision_that_this_processor_lacks_is_said(
+    plain_loops, text, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(products, "WIDENED", frozenset([torch.bfloat16] if plain_loops else []))
+    config = TINY | {"data": text, "steps": 1, "warmup": 0, "precision": "bf16"}
+    train(TrainConfig(**config, out=tmp_path / "run"))
+    assert ("bf16 in plain loops" in capsys.readouterr().out) == plain_loops
 
 
 def test_eval_in_words_and_of_the_training_split(run, capsys):

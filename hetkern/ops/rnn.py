@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from .. import impl as _impl
 from ..reference import rnn as reference
@@ -19,6 +18,7 @@ from ..reference.rnn import CELLS, GATES, accumulator_of
 from . import arguments
 from . import rnn_derivatives as derivatives
 from .family import Derivative, Op, register
+from .products import linear
 from .rnn_batching import batch_gates, batch_sequence
 
 # ---- Schemas and shapes. -------------------------------------------------------------------------
@@ -157,20 +157,6 @@ def _step(
         h, c = _batched_step(ops, cell, x, h, c, w_ih, w_hh, b_ih, b_hh)
         return h.squeeze(0), c if c is None else c.squeeze(0)
     return _batched_step(ops, cell, x, h, c, w_ih, w_hh, b_ih, b_hh)
-
-
-def linear(x, weight, bias):
-    """``F.linear``, with a column of zeros beside rows of 16 bits and odd width.
-
-    Over AMX torch's product reads an even number of columns: behind an odd row it meets the next
-    number in memory, which times 0 is NaN if it is not finite (torch 2.13, bfloat16). And the bias
-    lies side by side: to another it adds a product of 16 bits that it has rounded before.
-    """
-    if bias is not None and not bias.is_contiguous():
-        bias = bias.contiguous()
-    if x.shape[-1] % 2 and x.device.type == "cpu" and (x.dtype.itemsize == 2 or _in_autocast(x)):
-        x, weight = F.pad(x, (0, 1)), F.pad(weight, (0, 1))
-    return F.linear(x, weight, bias)
 
 
 def _batched_step(ops, cell, x, h, c, w_ih, w_hh, b_ih, b_hh):

@@ -11,6 +11,7 @@ import torch
 from ..reference import rnn as reference
 from ..reference.packed_rows import packed_rows
 from ..reference.rnn import CELLS
+from .products import matmul
 
 # ---- rnn_gates: cell, x_gates, h_gates, h, c -> h_next, c_next -----------------------------------
 
@@ -153,7 +154,7 @@ def _weight_gradient(cell, rows, y, h0, where, reverse):
     if y.dim() == 2 or any(w is not None for w in where) or y.element_size() < 4:
         lengths, batch_sizes, h_mask, reset = where
         h = states_before(cell, y, h0, lengths, batch_sizes, h_mask, reset, reverse)
-        return rows.mT @ h.flatten(0, -2)
+        return matmul(rows.mT, h.flatten(0, -2))
     B = h0.shape[0]  # each sequence begins once, at h0: no copy of y
     first, rest = (rows[-B:], rows[:-B]) if reverse else (rows[:B], rows[B:])
     before = (y[1:] if reverse else y[:-1]).flatten(0, -2)

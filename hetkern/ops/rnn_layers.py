@@ -16,7 +16,8 @@ from ..reference import rnn as reference
 from ..reference.packed_rows import PackedRows, packed_rows
 from ..reference.rnn import CELLS, GATES, accumulator_of
 from . import arguments, philox, rnn_fused_layer
-from .rnn import OPS, linear
+from .products import linear
+from .rnn import OPS
 from .rnn_checks import check_call
 from .rnn_derivatives import gates_by
 

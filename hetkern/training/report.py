@@ -8,11 +8,12 @@ from pathlib import Path
 
 import torch
 
+from hetkern.ops import products
 from hetkern.training.config import RunConfig
 from hetkern.training.progress import duration
 from hetkern.training.result import TrainResult
 from hetkern.training.task import Evaluation
-from hetkern.training.trainer import Trainer
+from hetkern.training.trainer import AUTOCAST, Trainer
 from hetkern.training.workers import Workers
 
 
@@ -33,6 +34,11 @@ def started(config: RunConfig, trainer: Trainer, run: Path, workers: Workers) ->
         f"kernels {config.kernels} on {workers.device}, {torch.get_num_threads()} threads",
         f"run     {run}",
     ]
+    if workers.device.type == "cpu" and AUTOCAST.get(config.precision) in products.WIDENED:
+        lines.append(
+            f"        torch multiplies {config.precision} in plain loops on this processor, on one "
+            "thread: --precision float32 is many times as fast"
+        )
     texts, _ = task.size()
     if task.unit != "token" and trainer.rows > texts:
         lines.append(
