@@ -21,7 +21,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from hetkern.testing.emulation import build, refused
+from hetkern.testing.emulation import build, refused, rewriting
 from hetkern.testing.emulation.rewriting import closing
 
 _NOISE = re.compile(r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])\'', re.S)
@@ -153,10 +153,24 @@ def compiling(file: Path, flags: list[str], stubs: Path) -> list[str]:
     return [*map(str, front), "-I", str(stubs), "-x", "c++", str(file)]
 
 
-def lines_left(copy: Path, flags: list[str], stubs: Path) -> dict[str, set[int]]:
+def preprocessed(copy: Path, flags: list[str], stubs: Path) -> tuple[str, str]:
+    """What the preprocessor makes of a file and what it says.
+
+    A header that is not there is an empty one.
+    """
+    command = compiling(copy, ["-E", "-DHETKERN_MARKS", *flags], stubs)
+    for _ in range(20):
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+        missing = re.search(r"fatal error: (\S+): No such file", done.stderr)
+        if not missing or missing[1].startswith(("/", "..")):
+            break
+        (stubs / missing[1]).parent.mkdir(parents=True, exist_ok=True)
+        (stubs / missing[1]).write_text(_STUBS.get(missing[1], ""))
+    return done.stdout, done.stderr
+
+
+def lines_left(text: str) -> dict[str, set[int]]:
     """Of each file read the lines of which the preprocessor leaves something, by its markers."""
-    command = compiling(copy, ["-E", *flags], stubs)
-    text = subprocess.run(command, capture_output=True, text=True, errors="replace").stdout
     left: dict[str, set[int]] = collections.defaultdict(set)
     name, number = "", 0
     for line in text.split("\n"):
@@ -169,20 +183,18 @@ def lines_left(copy: Path, flags: list[str], stubs: Path) -> dict[str, set[int]]
     return left
 
 
-def errors_of(file: Path, flags: list[str], stubs: Path) -> list[tuple[str, int, str]]:
-    """File, line and text of each error; a header that is not there is an empty one.
+def errors_of(text: str, said: str, flags: list[str], stubs: Path) -> list[tuple[str, int, str]]:
+    """File, line and text of each error in preprocessed text, and those said of it before.
 
     What goes wrong in a template of the emulation's own headers stands where it was asked for.
     """
-    command = compiling(file, ["-fsyntax-only", "-fmax-errors=0", *flags], stubs)
-    for _ in range(20):
-        said = subprocess.run(command, capture_output=True, text=True, errors="replace").stderr
-        missing = re.search(r"fatal error: (\S+): No such file", said)
-        if not missing or missing[1].startswith(("/", "..")):
-            break
-        (stubs / missing[1]).parent.mkdir(parents=True, exist_ok=True)
-        (stubs / missing[1]).write_text(_STUBS.get(missing[1], ""))
-    found, asked = [], None
+    calls, unknown = build.with_asm_as_calls(text)
+    found = [(file, line, f"the emulation refuses {what}") for file, line, what in unknown]
+    whole = stubs.parent / "text.ii"
+    whole.write_text(rewriting.rewritten(calls))
+    command = compiling(whole, ["-fpreprocessed", "-fsyntax-only", "-fmax-errors=0", *flags], stubs)
+    said += subprocess.run(command, capture_output=True, text=True, errors="replace").stderr
+    asked = None
     for m in re.finditer(r"^(\S+?):(\d+):(?:\d+:)? +(.*)$", said, re.M):
         if m[3] == "required from here":
             asked = m[1], int(m[2])
@@ -212,8 +224,9 @@ def count(
     copy.write_text(f'{_HEAD}#line 1 "{file}"\n{rewritten(text)}')
     # A header that is named with its folder is the copy, too.
     flags = ["-I", str(work.parent), "-I", str(file.parent), *flags]
-    found = errors_of(copy, flags, work / "stubs")
-    left = lines_left(copy, flags, work / "stubs")
+    whole, said = preprocessed(copy, flags, work / "stubs")
+    found = errors_of(whole, said, flags, work / "stubs")
+    left = lines_left(whole)
     theirs = [Path(name) for name in left if folder in Path(name).parents and name != str(file)]
     kernels = [
         (str(name), *f)
@@ -227,8 +240,8 @@ def count(
     _counted.update(theirs)
     for name in (file, *theirs):
         code = without_noise(name.read_text(errors="replace"))
-        for said in refused.refusals(re.sub(_LEFT_OUT, " ", code), "-"):
-            _, number, reason = said.split(":", 2)
+        for line in refused.refusals(re.sub(_LEFT_OUT, " ", code), "-"):
+            _, number, reason = line.split(":", 2)
             if int(number) in left[str(name)]:
                 found.append((str(name), int(number), reason.strip()))
     shared, own = [], collections.defaultdict(list)

@@ -22,7 +22,8 @@ __global__ void left_out(float* x) { *x = 1; }
 #endif
 __global__ void unknown(float* x) { *x = __a_word_of_nobody(1); }
 __global__ void within(float3* x) { *x = __ldg(x); }  // goes wrong in a header of the emulation
-__global__ void refused(float* x) { asm("trap;"); }
+__global__ void refused(float* x) { asm("tcgen05.fence;"); }
+__global__ void known(float* x) { asm("add.f32 %0, %0, %0;" : "+f"(*x)); }
 void host(float* x) { one<<<1, 32>>>(x); cublasSgemm(x); }
 """
 
@@ -33,13 +34,13 @@ def test_a_kernel_counts_if_it_was_compiled(tmp_path):
     folder.mkdir()
     file = folder / "kernels.cu"
     file.write_text(SOURCE)
-    for flags, wanted in ([], 3), (["-DONLY_IF_ASKED"], 4):
+    for flags, wanted in ([], 4), (["-DONLY_IF_ASKED"], 5):
         why: collections.Counter[str] = collections.Counter()
         work = tmp_path / f"work{wanted}" / "theirs"
         (work / "stubs").mkdir(parents=True)
-        assert count_kernels.count(file, folder, flags, work, why) == (wanted, 7)
+        assert count_kernels.count(file, folder, flags, work, why) == (wanted, 8)
         reasons = "\n".join(why)
-        assert "__a_word_of_nobody" in reasons and "asm" in reasons
+        assert "__a_word_of_nobody" in reasons and "tcgen05.fence" in reasons
         assert ("leaves it out" in reasons) == (not flags)
 
 

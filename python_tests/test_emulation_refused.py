@@ -30,7 +30,7 @@ def cuda_file(tmp_path):
         ("void f() { kernel<<<1, 32>>>(); }", "<<<…>>>"),
         ("__global__ void k() { __shared__ float s[32]; }", "__shared__"),
         ("extern __shared__ float s[];", "__shared__"),
-        ('__device__ void f() { asm volatile("bar.sync 0;"); }', "asm"),
+        ('__device__ void f() { asm volatile("bar.sync 3, 64;"); }', "asm: it does not know bar.s"),
         ("#include <cub/block/block_reduce.cuh>", "#include <cub/"),
         ("using Reduce = cub::BlockReduce<float, 128>;", "CUB"),
         ("auto f() { return cooperative_groups::coalesced_threads(); }", "cg::coalesced_threads"),
@@ -86,6 +86,14 @@ def test_a_header_that_is_missing_is_the_compilers_error(cuda_file):
 def test_comments_and_strings_are_not_words(cuda_file):
     text = '// asm <<<\n/* __shared__\n cub:: */ const char* const s = "<<<";'
     assert not list(refused.refusals(text, "kernel.cu"))
+
+
+def test_this_projects_own_sources_have_no_inline_ptx(tmp_path):
+    file = tmp_path / "kernel.cu"
+    file.write_text('__device__ void f() { asm volatile("bar.sync 0;"); }')
+    program = [sys.executable, refused.__file__, str(file)]
+    done = subprocess.run(program, capture_output=True, text=True)
+    assert done.returncode and "kernel.cu:1: the emulation refuses asm: PTX goes" in done.stderr
 
 
 def test_a_word_that_nobody_knows_does_not_compile(cuda_file):

@@ -276,6 +276,9 @@ inline cudaError_t cudaFuncSetCacheConfig(void (*kernel)(Parameters...), cudaFun
 #include "everyday_half.h"
 #include "everyday_math.h"
 #include "textures.h"
+#ifdef HETKERN_MARKS  // hetkern/testing/emulation/inline_asm.py writes calls of these
+#include "inline_ptx.h"
+#endif
 
 // For what kernels ask of it. CUDA's own headers, which would turn to PTX, are read without. (headers/)
 #ifdef HETKERN_CUDA_ARCH

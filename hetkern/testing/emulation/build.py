@@ -13,8 +13,9 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from hetkern.testing.emulation.inline_asm import without_asm
 from hetkern.testing.emulation.refused import refusals
-from hetkern.testing.emulation.rewriting import rewritten
+from hetkern.testing.emulation.rewriting import closing, rewritten
 from hetkern.testing.emulation.whole_reports import keep_report
 
 
@@ -199,9 +200,19 @@ _ENTERED = re.compile(rb'^# \d+ "((?:[^"\\\n]|\\.)*)" 1(?: 4)?$', re.M)
 def _users_files(preprocessed: bytes) -> list[Path]:
     """The files in a preprocessed text that are neither the system's nor the kit's own."""
     names = (re.sub(rb"\\(.)", rb"\1", m[1]) for m in _ENTERED.finditer(preprocessed))
-    files = dict.fromkeys(Path(os.fsdecode(name)).resolve() for name in names)
-    ours = (own_headers() / "cuda").resolve()
-    return [f for f in files if ours not in f.parents and f.is_file()]
+    return [
+        f for f in dict.fromkeys(Path(os.fsdecode(name)).resolve() for name in names) if is_users(f)
+    ]
+
+
+def is_users(file: Path) -> bool:
+    """Whether a file is there and not the kit's own."""
+    return (own_headers() / "cuda").resolve() not in file.parents and file.is_file()
+
+
+def with_asm_as_calls(preprocessed: str) -> tuple[str, list[tuple[str, int, str]]]:
+    """The text with the inline PTX of the user's files as C++, and what of it is not known."""
+    return without_asm(preprocessed, lambda name: is_users(Path(name).resolve()), closing)
 
 
 @functools.cache
@@ -255,7 +266,11 @@ def build(source: Path, launchers: list[str], kind: str, flags: tuple[str, ...])
     wanted = f'#include "{source.resolve()}"\n\n#include "cuda/emulation/foreign.h"\n'
     quiet = ("-Wall", "-Wno-unknown-pragmas", "-Wno-sign-compare")
     flags = (*kernel, *_CASTS, *quiet, *gpu_flags(flags))
-    text = rewritten(_preprocessed(wanted, flags).decode(errors="surrogateescape"))
+    text, unknown = with_asm_as_calls(_preprocessed(wanted, flags).decode(errors="surrogateescape"))
+    if unknown:
+        refused = (f"{file}:{line}: the emulation refuses {what}" for file, line, what in unknown)
+        raise EmulationError("\n".join(refused))
+    text = rewritten(text)
     there = [name for name in launchers if re.search(rf"\b{name}\s*\(", text)]
     text += _ENTRIES + "".join(_ENTRY.format(name) for name in there) + "{nullptr}};\n"
     fast = str("-DHETKERN_FAST_MATH" in flags).lower()
