@@ -93,11 +93,6 @@ inline uint32_t prmt(uint32_t low, uint32_t high, uint32_t selector) {
   }
   return result;
 }
-inline uint32_t funnel(uint32_t low, uint32_t high, uint32_t by, bool left, bool wrap) {
-  by = wrap ? by & 31 : by < 32 ? by : 32;
-  const uint64_t both = uint64_t{high} << 32 | low;
-  return static_cast<uint32_t>(left ? both << by >> 32 : both >> by);
-}
 template <class A, class B>
 inline uint32_t dot4(uint32_t a, uint32_t b, uint32_t sum) {
   for (unsigned i = 0; i < 4; ++i)

@@ -9,6 +9,7 @@
 #include <type_traits>
 
 #include "memory_twins.h"
+#include "short_floats.h"
 
 namespace hetkern::emulation::inline_ptx {
 
@@ -35,41 +36,8 @@ inline void out(T& to, R bits) {
   to = value;
 }
 
-// 16-bit floats as their bits: the kernel's file need not include cuda_fp16.h.
-template <int kFraction>
-struct Short {
-  uint16_t bits;
-  static constexpr int kExponents = 15 - kFraction, kBias = (1 << (kExponents - 1)) - 1;
-  explicit operator double() const {
-    const int exponent = bits >> kFraction & ((1 << kExponents) - 1), fraction = bits & ((1 << kFraction) - 1);
-    const double size = exponent == (1 << kExponents) - 1 ? fraction ? std::numeric_limits<double>::quiet_NaN()
-                                                                     : std::numeric_limits<double>::infinity()
-                        : exponent ? std::ldexp(1.0 + std::ldexp(fraction, -kFraction), exponent - kBias)
-                                   : std::ldexp(fraction, 1 - kBias - kFraction);
-    return bits >> 15 ? -size : size;
-  }
-  explicit operator float() const { return static_cast<float>(static_cast<double>(*this)); }
-  // To nearest even, or toward zero.
-  static Short from(double x, bool cut = false) {
-    const auto sign = static_cast<uint16_t>(std::signbit(x) ? 0x8000 : 0);
-    const uint16_t infinite = ((1 << kExponents) - 1) << kFraction;
-    if (std::isnan(x)) return {uint16_t{0x7fff}};
-    x = std::fabs(x);
-    if (std::isinf(x)) return {static_cast<uint16_t>(sign | infinite)};
-    int exponent = x > 0 ? std::ilogb(x) : 1 - kBias;
-    if (exponent < 1 - kBias) exponent = 1 - kBias;
-    const double scaled = std::ldexp(x, kFraction - exponent),
-                 whole = cut ? std::trunc(scaled) : std::nearbyint(scaled);
-    const auto number = static_cast<int64_t>(whole) + (int64_t{exponent + kBias - 1} << kFraction);
-    const int64_t most = cut ? infinite - 1 : infinite;
-    return {static_cast<uint16_t>(sign | (number > most ? most : number))};
-  }
-  explicit Short(double x) : bits(from(x).bits) {}
-  constexpr Short(uint16_t b) : bits(b) {}
-  Short() = default;
-};
-using F16 = Short<10>;
-using BF16 = Short<7>;
+using emulation::BF16;
+using emulation::F16;
 template <class T>
 constexpr bool is_short = std::is_same_v<T, F16> || std::is_same_v<T, BF16>;
 template <class T>
@@ -151,18 +119,6 @@ inline T atomic(void* p, bool acquire, bool release, Change change, Site site = 
   if (release) order_release(p);
   if (acquire) order_acquire(p);
   return before;
-}
-
-inline void copy_async(void* shared, const void* global, unsigned bytes, unsigned taken, Site site = Site::here()) {
-  const auto source = static_cast<int>(taken);
-  if (bytes == 4)
-    ptx::copy_async<4>(shared, global, source, site);
-  else if (bytes == 8)
-    ptx::copy_async<8>(shared, global, source, site);
-  else if (bytes == 16)
-    ptx::copy_async<16>(shared, global, source, site);
-  else
-    fail(site, "cp.async of %u bytes: wanted 4, 8 or 16", bytes);
 }
 
 // ---- Threads. --------------------------------------------------------------------------------------------------------------

@@ -56,6 +56,19 @@ inline void copy_async(void* shared, const void* global, int source_bytes = Byte
   emulation::begin_copy_async(shared, &value, Bytes, site);
 }
 
+// Of a size that only the call knows; `what` is its name in a message.
+inline void copy_async_of(void* shared, const void* global, size_t bytes, int source_bytes, const char* what,
+                          Site site = Site::here()) {
+  if (bytes == 4)
+    copy_async<4>(shared, global, source_bytes, site);
+  else if (bytes == 8)
+    copy_async<8>(shared, global, source_bytes, site);
+  else if (bytes == 16)
+    copy_async<16>(shared, global, source_bytes, site);
+  else
+    emulation::fail(site, "%s of %zu bytes: wanted 4, 8 or 16", what, bytes);
+}
+
 inline void copy_async_commit() { emulation::commit_copies(); }
 
 template <int Pending>

@@ -3,6 +3,7 @@
 //
 // An object is a pointer to the struct here. A texel is loaded where the kernel stands, so that the sanitizers see it.
 #pragma once
+#include "short_floats.h"
 
 namespace hetkern::emulation {
 
@@ -37,14 +38,6 @@ struct PartOf<T, std::void_t<decltype(T::x)>> {
   using type = decltype(T::x);
 };
 
-inline float half_bits(uint16_t h) {
-  const int exponent = h >> 10 & 31, fraction = h & 1023;
-  const float size = exponent == 0    ? std::ldexp(static_cast<float>(fraction), -24)
-                     : exponent == 31 ? (fraction ? NAN : INFINITY)
-                                      : std::ldexp(static_cast<float>(fraction + 1024), exponent - 25);
-  return h >> 15 ? -size : size;
-}
-
 // One channel of the texel at p, as a read gives it.
 template <class Part>
 inline Part texel_part(const Texture& t, const char* p, int part, Site site) {
@@ -65,7 +58,7 @@ inline Part texel_part(const Texture& t, const char* p, int part, Site site) {
                                  : static_cast<int>(raw);
   const bool fraction = !floats && bits < 32 && t.how.readMode == cudaReadModeNormalizedFloat;
   if constexpr (std::is_same_v<Part, float>) {
-    if (floats) return bits == 16 ? half_bits(static_cast<uint16_t>(raw)) : __uint_as_float(raw);
+    if (floats) return bits == 16 ? static_cast<float>(F16(static_cast<uint16_t>(raw))) : __uint_as_float(raw);
     if (!fraction) fail(site, "a texture of integers is read as float, without cudaReadModeNormalizedFloat");
     if (is_signed) return std::fmax(static_cast<float>(value) / static_cast<float>((1 << (bits - 1)) - 1), -1.0f);
     return static_cast<float>(raw) / static_cast<float>((1u << bits) - 1);

@@ -135,8 +135,11 @@ def _integers(
 def _funnel(i: Instruction) -> _Parts:
     if len(i.modifiers) != 3 or i.modifiers[0] not in "lr" or i.type != "b32":
         raise i.unknown()
-    left, wrap = (str(w).lower() for w in (i.modifiers[0] == "l", i.modifiers[1] == "wrap"))
-    return f"{NAMESPACE}funnel(a, b, c, {left}, {wrap})", ["uint32_t"] * 3
+    direction, how, _ = i.modifiers
+    clamps = {"wrap": "", "clamp": "c"}
+    if how not in clamps:
+        raise i.unknown()
+    return f"::__funnelshift_{direction}{clamps[how]}(a, b, c)", ["uint32_t"] * 3
 
 
 def _dot(i: Instruction) -> _Parts:

@@ -11,8 +11,8 @@ from hetkern.testing.emulation.inline_words import (
     Instruction,
     Unknown,
     of_type,
-    split,
 )
+from hetkern.testing.ptx.parse import split
 
 _SPACES = ("global", "shared", "shared::cta")
 _SCOPES = ("cta", "cluster", "gpu", "sys")
@@ -142,7 +142,7 @@ def _copy(i: Instruction) -> str:
     elif more:
         taken = a.value(more[0], "unsigned")
     where = f"{a.address(to, 'shared')}, {a.address(source, 'global')}"
-    return f"{NAMESPACE}copy_async({where}, {count}, {taken});"
+    return f'::hetkern::ptx::copy_async_of({where}, {count}, int({taken}), "cp.async");'
 
 
 def _is_predicate(i: Instruction, operand: str) -> bool:
@@ -152,12 +152,10 @@ def _is_predicate(i: Instruction, operand: str) -> bool:
 def _cvta(i: Instruction) -> str:
     a, (target, source) = i.assembler, i.operands
     space = i.modifiers[-2]
-    if space == "global" or i.type != "u64":
-        if i.type != "u64":
-            raise i.unknown()
-        return a.set(target, a.value(source, "uint64_t"))
-    if space not in ("shared", "shared::cta"):
+    if i.type != "u64" or space not in _SPACES:
         raise i.unknown()
+    if space == "global":
+        return a.set(target, a.value(source, "uint64_t"))
     if i.modifiers[0] == "to":
         pointer = f"{NAMESPACE}from_generic({a.register(source)})"
         return a.set(target, f"uint64_t{{{NAMESPACE}to_shared({pointer})}}")
@@ -214,6 +212,13 @@ _PRODUCTS: tuple[tuple[set[str], set[str], set[str]], ...] = (
 )
 
 
+def _named(*kinds: str) -> str:
+    return ", ".join(
+        e if e.endswith("_t") or e in ("float", "double") else NAMESPACE + e
+        for e in (_ELEMENTS[kind] for kind in kinds)
+    )
+
+
 def _mma(i: Instruction) -> str:
     words = [w for w in i.modifiers if w != "satfinite"]
     saturates = "satfinite" in i.modifiers
@@ -222,13 +227,9 @@ def _mma(i: Instruction) -> str:
     _, _, shape, major_a, major_b, to, kind_a, kind_b, added = words
     m, k = (int(n) for n in re.fullmatch(r"m(\d+)n\d+k(\d+)", shape).groups())  # type: ignore[union-attr]
     register = "uint64_t" if to == "f64" else "uint32_t"
-    names = lambda *kinds: ", ".join(  # noqa: E731
-        e if e.endswith("_t") or e in ("float", "double") else NAMESPACE + e
-        for e in (_ELEMENTS[kind] for kind in kinds)
-    )
     if shape == "m8n8k4" and kind_a == kind_b == "f16" and to == added and to in ("f16", "f32"):
         rows = ", ".join(str(major == "row").lower() for major in (major_a, major_b))
-        call = f"mma_884<{rows}, {names(to, to)}>"
+        call = f"mma_884<{rows}, {_named(to, to)}>"
     elif (
         any(
             {kind_a, kind_b} <= kinds and shape in shapes and to in sums
@@ -237,7 +238,7 @@ def _mma(i: Instruction) -> str:
         and [major_a, major_b, added] == ["row", "col", to]
         and (not saturates or to == "s32")
     ):
-        call = f"mma<{m}, {k}, {names(kind_a, kind_b, to)}, {str(saturates).lower()}>"
+        call = f"mma<{m}, {k}, {_named(kind_a, kind_b, to)}, {str(saturates).lower()}>"
     else:
         raise i.unknown()
     a = i.assembler

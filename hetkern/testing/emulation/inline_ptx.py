@@ -19,8 +19,8 @@ from hetkern.testing.emulation.inline_words import (
     literal,
     of_type,
     special,
-    split,
 )
+from hetkern.testing.ptx.parse import split
 
 _STATEMENT = re.compile(
     r"\s*(?:(?P<open>\{)|(?P<close>\})|(?P<label>[A-Za-z_$][\w$]*)\s*:(?!:)"

@@ -105,16 +105,3 @@ _SPECIAL = {
 def special(operand: str) -> str | None:
     """What a special register reads as; None: it is none that is known."""
     return _SPECIAL.get(operand[1:]) if operand.startswith("%") else None
-
-
-def split(operands: str) -> list[str]:
-    """Operands between commas outside brackets."""
-    parts, depth, current = [], 0, ""
-    for letter in operands:
-        depth += (letter in "{[(") - (letter in "}])")
-        if letter == "," and depth == 0:
-            parts.append(current.strip())
-            current = ""
-        else:
-            current += letter
-    return [*parts, current.strip()] if current.strip() else parts

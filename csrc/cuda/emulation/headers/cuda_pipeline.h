@@ -11,14 +11,7 @@ inline void __pipeline_memcpy_async(void* shared, const void* global, size_t byt
   namespace ptx = hetkern::ptx;
   const int taken = static_cast<int>(bytes - zeros);
   if (zeros > bytes) hetkern::emulation::fail(site, "__pipeline_memcpy_async: %zu zeros in %zu bytes", zeros, bytes);
-  if (bytes == 4)
-    ptx::copy_async<4>(shared, global, taken, site);
-  else if (bytes == 8)
-    ptx::copy_async<8>(shared, global, taken, site);
-  else if (bytes == 16)
-    ptx::copy_async<16>(shared, global, taken, site);
-  else
-    hetkern::emulation::fail(site, "__pipeline_memcpy_async of %zu bytes: wanted 4, 8 or 16", bytes);
+  ptx::copy_async_of(shared, global, bytes, taken, "__pipeline_memcpy_async", site);
 }
 inline void __pipeline_commit() { hetkern::ptx::copy_async_commit(); }
 inline void __pipeline_wait_prior(size_t pending) { hetkern::emulation::wait_copies(static_cast<unsigned>(pending)); }
