@@ -47,7 +47,8 @@ def test_the_twin_table_has_every_function_of_ptx_and_calls_it():
     assert sorted(table) == sorted(twins.wrappers()) and len(table) >= 16
     called = "".join(file.read_text() for file in (HERE / "twins.cu", HERE / "twins_tiles.h"))
     assert [name for name in table if not re.search(rf"ptx::{name}\b", called)] == []
-    twin = (ROOT / "csrc/cuda/emulation/ptx_twins.h").read_text()
+    emulation = ROOT / "csrc/cuda/emulation"
+    twin = "".join((emulation / name).read_text() for name in ("ptx_twins.h", "memory_twins.h"))
     assert [n for n in table if not re.search(rf"^inline [^(]*\b{n}\(", twin, re.MULTILINE)] == []
     assert not [n for n in twins.HELPERS if re.search(rf"\b{n}\b", twin)]
 
@@ -95,7 +96,7 @@ def test_a_twin_that_differs_is_named(runner, tmp_path, monkeypatch):
     right = programs.Programs(runner, tmp_path / "right", None, quick=True)
     output = runner.command([right.emulated("twins", source)]).stdout
     shutil.copytree(ROOT / "csrc/cuda", tmp_path / "csrc/cuda")
-    header = tmp_path / "csrc/cuda/emulation/ptx_twins.h"
+    header = tmp_path / "csrc/cuda/emulation/memory_twins.h"
     broken = re.sub(r"Value value\{\};", "Value value = ~Value{};", header.read_text())
     assert broken != header.read_text()
     header.write_text(broken)

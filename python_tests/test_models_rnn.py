@@ -192,12 +192,14 @@ def test_variational_dropout_is_drawn_once_a_sequence(cell, kernels):
                 weight[64:128] = -1e4  # the memory forgets
             if cell == "gru" and name.startswith("bias_ih"):
                 weight[64:128] = -1e4  # the state is all new
+    if kernels == "torch":  # whose float32 rows have other bits beside others, by the processor
+        model.double()
     tokens = torch.full((3, 5), 4)
-    logits, _ = model(tokens)
+    logits = model(tokens)[0].float()
     assert torch.equal(logits, logits[:, :1].expand_as(logits))
     assert not torch.equal(logits[0], logits[1])
     model.eval()
-    still = model(tokens)[0]
+    still = model(tokens)[0].float()
     assert torch.equal(still[0], still[1])
 
 

@@ -154,7 +154,8 @@ def test_attention_is_torchs_over_torchs_arguments(dtype):
         for a, exact, b in zip(
             got, results(F.scaled_dot_product_attention, torchs, F64), wanted, strict=True
         ):
-            assert_close_to_exact(a, exact, b, dim=(-2, -1), name=name)
+            # All heads are a row: of one head torch's error is luck, another on each processor.
+            assert_close_to_exact(a, exact, b, dim=(-3, -2, -1), name=name)
 
 
 def test_attention_has_right_gradients():

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from hetkern.testing.emulation.inline_ptx import Assembler
+from typing import Protocol
 
 #: csrc/cuda/emulation/inline_ptx.h
 NAMESPACE = "::hetkern::emulation::inline_ptx::"
@@ -25,6 +22,28 @@ class Unknown(Exception):
     """What of inline PTX the emulation does not know."""
 
 
+class Operands(Protocol):
+    """What an instruction's translation asks of the statement that it stands in."""
+
+    def register(self, operand: str) -> str:
+        """A register that may be written."""
+
+    def size(self, operand: str) -> int:
+        """Its bytes; 0 of a constant and of a predicate."""
+
+    def predicate(self, operand: str) -> str:
+        """A bool."""
+
+    def value(self, operand: str, kind: str) -> str:
+        """What is read, as C++'s ``kind``."""
+
+    def set(self, operand: str, value: str) -> str:
+        """The assignment; of "_" nothing is kept."""
+
+    def address(self, operand: str, space: str) -> str:
+        """A pointer."""
+
+
 @dataclass
 class Instruction:
     """``name.modifier….type operands``."""
@@ -33,7 +52,7 @@ class Instruction:
     modifiers: list[str]  #: all words after the name, the type included
     operands: list[str]
     text: str
-    assembler: Assembler
+    assembler: Operands
 
     @property
     def type(self) -> str:

@@ -59,12 +59,22 @@ def rounded_to_tf32(values: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(values), rounded.view(np.float32), values)
 
 
+def product_of_rows(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """``x @ y``, rounded once from float64.
+
+    In float32 a row's bits would depend on the rows beside it, by the kernels that NumPy's BLAS has
+    for this processor; on a GPU they do not.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.matmul(x.astype(np.float64), y.astype(np.float64)).astype(np.float32)
+
+
 def _product_in_tf32x3(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Three products of what ten bits hold and of what they leave; the small ones come first."""
     x_big, y_big = rounded_to_tf32(x), rounded_to_tf32(y)
     x_small, y_small = rounded_to_tf32(x - x_big), rounded_to_tf32(y - y_big)
-    small = np.matmul(x_small, y_big) + np.matmul(x_big, y_small)
-    return np.where(np.isnan(small), np.float32(0), small) + np.matmul(x_big, y_big)
+    small = product_of_rows(x_small, y_big) + product_of_rows(x_big, y_small)
+    return np.where(np.isnan(small), np.float32(0), small) + product_of_rows(x_big, y_big)
 
 
 def repair(interpreter: Any, tl: Any) -> None:
@@ -357,7 +367,7 @@ def _dot(interpreter: Any, tl: Any) -> None:
         elif dtype == tl.float32 and str(precision).lower().endswith("tf32x3"):
             in_parts = True
         x, y = x.astype(np.float32), y.astype(np.float32)
-        product = _product_in_tf32x3(x, y) if in_parts else np.matmul(x, y)
+        product = _product_in_tf32x3(x, y) if in_parts else product_of_rows(x, y)
         if d.dtype.scalar == tl.bfloat16:
             total = product + bfloat16_to_float32(d.data)
             return handle(float32_to_bfloat16(total), tl.bfloat16)
