@@ -228,6 +228,25 @@ inline void store_first(T* to, Vec<A> v, int64_t n) {
   if (n > 0) store_some<A>(to, v, n);
 }
 
+// In place of a number of lanes: all of them, and no branches at each of a loop's many loads and stores.
+struct AllLanes {};
+template <class A, class T>
+inline Vec<A> load_first(const T* from, AllLanes) {
+  return load<A>(from);
+}
+template <class A, class T>
+inline void store_first(T* to, Vec<A> v, AllLanes) {
+  store<A>(to, v);
+}
+// Calls use(the first lanes of a vector that are elements), if there are any.
+template <class A, class Use>
+inline void with_lanes(int64_t n, const Use& use) {
+  if (n >= W<A>)
+    use(AllLanes{});
+  else if (n > 0)
+    use(n);
+}
+
 // Words k … k + W - 1 of a row of K elements.
 template <class P, class A, class T>
 inline Vec<A> load_words(const T* row, int64_t K, int64_t k) {

@@ -1,8 +1,9 @@
 // What one step does behind its products, a vector of units at a time: one struct a cell.      (equations: csrc/rnn.h)
 //
 //   G       column blocks of x_gates and h_gates; S what a sequence saves; D what its backward gives
-//   activate(x, h, act)          x, h: G vectors; act: the gates after their functions (gru: and h'_n)
-//   next(act, h, c) -> h_next    c in and out
+//   open(x, h, act, c)           x, h: G vectors; act, c: all that waits for no other function's result
+//   close(act, h, c) -> h_next   act: now the gates after their functions (gru: and h'_n), N of them
+//                                (in two, so that rows' long chains of operations can overlap)
 //   backward(act, h_before, c_before, c_next, dh, dc, d)     d: D vectors, as dgates; gives what of dh does not pass W_hh; dc in, out
 //   second(…)                    derivatives of backward
 #pragma once
@@ -16,9 +17,13 @@ namespace {
 template <class E>
 using AccumulatorOf = std::conditional_t<std::is_same_v<E, double>, double, float>;
 
-template <class A>
-inline Vec<A> sigmoid(Vec<A> x) {
-  return A(1) / (A(1) + exp(-x));
+inline Vec<double> sigmoid(Vec<double> x) { return 1.0 / (1.0 + exp(-x)); }
+// Error below 2.3 ulp; 0 below -88, where the quotient would be denormal. A clamp and this end cost less than an exp of any number.
+inline Vec<float> sigmoid(Vec<float> x) {
+  const Exponential of = exponential(max(splat(-87.0f), -x));  // NaN passes
+  const Vec<float> power = bit_cast<Vec<float>>((of.exponent << 23) + (127 << 23));
+  const Vec<float> s = 1.0f / (1.0f + fma(power, of.less_1, power));
+  return x < -88.0f ? Vec<float>{} : s;
 }
 
 // tanh at half the cost, with e = exp(-2|x|) and t = e - 1: -t / (1 + e) near 0, below 2.3 ulp, and 1 - 2 e / (1 + e) from 0.6,
@@ -45,14 +50,11 @@ struct Second {
 template <class A, bool relu>
 struct PlainCell {
   static constexpr Cell cell = relu ? Cell::relu : Cell::tanh;
-  static constexpr int G = 1, S = 0, D = 1;
+  static constexpr int G = 1, N = 1, S = 0, D = 1;
   static constexpr bool has_c = false, reads_h = false;
   using V = Vec<A>;
-  static void activate(const V* x, const V* h, V* act) {
-    const V both = x[0] + h[0];
-    act[0] = relu ? max(V{}, both) : tanh_of_gate(both);
-  }
-  static V next(const V* act, V, V&) { return act[0]; }
+  static void open(const V* x, const V* h, V* act, V&) { act[0] = x[0] + h[0]; }
+  static V close(V* act, V, V) { return act[0] = relu ? max(V{}, act[0]) : tanh_of_gate(act[0]); }
   static V slope(V y) { return fma(-y, y, splat(A(1))); }
   static V backward(const V* act, V, V, V, V dh, V&, V* d) {
     if constexpr (relu)
@@ -74,17 +76,15 @@ struct PlainCell {
 template <class A>
 struct LstmCell {
   static constexpr Cell cell = Cell::lstm;
-  static constexpr int G = 4, S = 4, D = 4;
+  static constexpr int G = 4, N = 4, S = 4, D = 4;
   static constexpr bool has_c = true, reads_h = false;
   using V = Vec<A>;
-  static void activate(const V* x, const V* h, V* act) {
-    act[0] = sigmoid<A>(x[0] + h[0]), act[1] = sigmoid<A>(x[1] + h[1]);
-    act[2] = tanh_of_gate(x[2] + h[2]), act[3] = sigmoid<A>(x[3] + h[3]);
-  }
-  static V next(const V* act, V, V& c) {
+  static void open(const V* x, const V* h, V* act, V& c) {
+    act[0] = sigmoid(x[0] + h[0]), act[1] = sigmoid(x[1] + h[1]);
+    act[2] = tanh_of_gate(x[2] + h[2]), act[3] = sigmoid(x[3] + h[3]);
     c = fma(act[1], c, act[0] * act[2]);
-    return act[3] * tanh_of_gate(c);
   }
+  static V close(const V* act, V, V c) { return act[3] * tanh_of_gate(c); }
   static V backward(const V* act, V, V c, V c_next, V dh, V& dc, V* d) {
     const V i = act[0], f = act[1], g = act[2], o = act[3], one = splat(A(1)), t = tanh_of_gate(c_next);
     const V D_ = fma(dh * o, fma(-t, t, one), dc);
@@ -116,14 +116,17 @@ struct LstmCell {
 template <class A>
 struct GruCell {
   static constexpr Cell cell = Cell::gru;
-  static constexpr int G = 3, S = 4, D = 4;
+  static constexpr int G = 3, N = 4, S = 4, D = 4;
   static constexpr bool has_c = false, reads_h = true;
   using V = Vec<A>;
-  static void activate(const V* x, const V* h, V* act) {
-    act[0] = sigmoid<A>(x[0] + h[0]), act[1] = sigmoid<A>(x[1] + h[1]);
-    act[2] = tanh_of_gate(fma(act[0], h[2], x[2])), act[3] = h[2];
+  static void open(const V* x, const V* h, V* act, V&) {
+    act[0] = sigmoid(x[0] + h[0]), act[1] = sigmoid(x[1] + h[1]);
+    act[2] = fma(act[0], h[2], x[2]), act[3] = h[2];
   }
-  static V next(const V* act, V h, V&) { return fma(act[1], h - act[2], act[2]); }
+  static V close(V* act, V h, V) {
+    act[2] = tanh_of_gate(act[2]);
+    return fma(act[1], h - act[2], act[2]);
+  }
   static V backward(const V* act, V h, V, V, V dh, V&, V* d) {
     const V r = act[0], z = act[1], n = act[2], hn = act[3], one = splat(A(1));
     const V dn = dh * (one - z) * fma(-n, n, one);

@@ -54,7 +54,8 @@ struct Forward {
       }
     }
   }
-  Vec<A> masked(Vec<A> h, int64_t b, int64_t j, int64_t n) const {
+  template <class Lanes>
+  Vec<A> masked(Vec<A> h, int64_t b, int64_t j, Lanes n) const {
     return p.h_mask ? h * load_first<A>(static_cast<const E*>(p.h_mask) + b * p.H + j, n) : h;
   }
 
@@ -62,70 +63,114 @@ struct Forward {
   // next one's, which a tile between them would put out of the processor's sight.
   static constexpr int kTogether = 4;
 
-  // All gates of some blocks for some rows: their tiles' sums, then the step.
-  void epilogue(const A* tiles, const int64_t* block, int blocks, int64_t first, int rows, int64_t t,
-                int parity) const {
-    const int64_t next = w.reverse ? t - 1 : t + 1, H = p.H;
-    for (int r = 0; r < rows; ++r) {
-      const int64_t b = w.order[first + r];
+  // Some blocks of units at a step of some rows, and where their tiles' sums lie: vector i of row r.
+  struct Tile {
+    int64_t block[kTogether];
+    int blocks;
+    int64_t first;
+    int rows;
+    int64_t t;
+    int parity;
+    int64_t unit(int i) const { return (block[i / U] * U + i % U) * W<A>; }
+    int sums(int i, int r) const { return ((i / U * rows + r) * NV + i % U) * W<A>; }
+    int acts(int i, int r) const { return (i * rows + r) * C::N * W<A>; }
+  };
+
+  // x_gates, asked for before the tiles that they are added to.
+  void ask(const Tile& tile) const {
+    for (int r = 0; r < tile.rows; ++r) {
+      const E* const x_row = w.row<const E>(p.x_gates, tile.t, w.order[tile.first + r]);
+      for (int i = 0; i < tile.blocks * U; ++i)
+        for (int g = 0; g < C::G; ++g) prefetch(x_row + g * p.H + tile.unit(i));
+    }
+  }
+
+  // The first half of an epilogue: sums to gates, and cells.
+  void open(const Tile& tile, const A* tiles, A* acts) const {
+    const int64_t H = p.H, t = tile.t;
+    const E* const b_hh = static_cast<const E*>(p.b_hh);
+    for (int r = 0; r < tile.rows; ++r) {
+      const int64_t b = w.order[tile.first + r];
       const E* const x_row = w.row<const E>(p.x_gates, t, b);
-      E* const y_row = w.row<E>(p.y, t, b);
-      E* const gates_row = w.row<E>(p.gates, t, b);
-      A* const cells_row = C::has_c ? w.row<A>(p.cells, t, b) : nullptr;
-      E* const h_row = static_cast<E*>(p.h_n) + b * H;
-      A* const c_row = C::has_c ? static_cast<A*>(p.c_n) + b * H : nullptr;
-      Left* const left_row = left + ((parity ^ 1) * p.B + first + r) * stride;
       const E* const x_soon = w.row<const E>(p.x_gates, w.soon(t, b, w.ahead, w.reverse), b);
-      const bool anew = w.anew(t, b);
-      const bool anew_next = w.reset && next >= 0 && next < w.length[b] && w.anew(next, b);
-      for (int i = 0; i < blocks * U; ++i) {
-        const A* const sums = tiles + ((i / U * rows + r) * NV + i % U) * W<A>;
-        const int64_t j = (block[i / U] * U + i % U) * W<A>, n = H - j;
-        if (n <= 0) continue;
-        Vec<A> x[C::G], h[C::G], act[4];
+      A* const cells_row = C::has_c ? w.row<A>(p.cells, t, b) : nullptr;
+      A* const c_row = C::has_c ? static_cast<A*>(p.c_n) + b * H : nullptr;
+      const bool anew = C::has_c && w.anew(t, b);
+      const auto unit = [&](const A* sums, A* to, int64_t j, auto n) {
+        Vec<A> x[C::G], h[C::G], act[C::N], c{};
         for (int g = 0; g < C::G; ++g) {
           prefetch_to_l2(x_soon + g * H + j);
           x[g] = load_first<A>(x_row + g * H + j, n);
           h[g] = load<A>(sums + g * U * W<A>);
-          if (p.b_hh) h[g] += load_first<A>(static_cast<const E*>(p.b_hh) + g * H + j, n);
+          if (b_hh) h[g] += load_first<A>(b_hh + g * H + j, n);
         }
-        Vec<A> before{}, c{};
-        if (C::reads_h && !anew) before = load_first<A>(h_row + j, n);
         if (C::has_c && !anew) c = load_first<A>(c_row + j, n);
-        C::activate(x, h, act);
-        const Vec<A> h_next = C::next(act, before, c);
-        store_first<A>(y_row + j, h_next, n);
-        store_first<A>(h_row + j, h_next, n);
+        C::open(x, h, act, c);
+        for (int k = 0; k < C::N; ++k) store<A>(to + k * W<A>, act[k]);
         if constexpr (C::has_c) {
           store_first<A>(c_row + j, c, n);
           if (cells_row) store_first<A>(cells_row + j, c, n);
         }
+      };
+      for (int i = 0; i < tile.blocks * U; ++i) {
+        const int64_t j = tile.unit(i);
+        with_lanes<A>(H - j, [&](auto n) { unit(tiles + tile.sums(i, r), acts + tile.acts(i, r), j, n); });
+      }
+    }
+  }
+
+  // The second half: gates and cells to the next state.
+  void close(const Tile& tile, const A* acts) const {
+    const int64_t H = p.H, t = tile.t, next = w.reverse ? t - 1 : t + 1;
+    for (int r = 0; r < tile.rows; ++r) {
+      const int64_t b = w.order[tile.first + r];
+      E* const y_row = w.row<E>(p.y, t, b);
+      E* const gates_row = w.row<E>(p.gates, t, b);
+      E* const h_row = static_cast<E*>(p.h_n) + b * H;
+      const A* const c_row = C::has_c ? static_cast<const A*>(p.c_n) + b * H : nullptr;
+      Left* const left_row = left + ((tile.parity ^ 1) * p.B + tile.first + r) * stride;
+      const bool anew = C::reads_h && w.anew(t, b);
+      const bool anew_next = w.reset && next >= 0 && next < w.length[b] && w.anew(next, b);
+      const auto unit = [&](const A* from, int64_t j, auto n) {
+        Vec<A> act[C::N], before{}, c{};
+        for (int k = 0; k < C::N; ++k) act[k] = load<A>(from + k * W<A>);
+        if (C::reads_h && !anew) before = load_first<A>(h_row + j, n);
+        if constexpr (C::has_c) c = load_first<A>(c_row + j, n);
+        const Vec<A> h_next = C::close(act, before, c);
+        store_first<A>(y_row + j, h_next, n);
+        store_first<A>(h_row + j, h_next, n);
         if (C::S > 0 && gates_row)
           for (int g = 0; g < C::S; ++g) store_first<A>(gates_row + g * H + j, act[g], n);
         const Vec<A> read = masked(rounded<A, E>(h_next), b, j, n);
         store_left<P, A, E>(left_row, j, anew_next ? Vec<A>{} : read, n);
+      };
+      for (int i = 0; i < tile.blocks * U; ++i) {
+        const int64_t j = tile.unit(i);
+        with_lanes<A>(H - j, [&](auto n) { unit(acts + tile.acts(i, r), j, n); });
       }
     }
   }
 
   // Step s of a slice's rows and some blocks of units.
   void step(Slice& slice, Share of_blocks, int64_t s) const {
-    alignas(64) A tiles[kMostTileRows * 4 * W<A>];
-    const int64_t t = w.reverse ? p.T - 1 - s : s;
-    const int parity = static_cast<int>(s & 1);
-    slice.move_to(w, t);
+    alignas(64) A tiles[kMostTileRows * 4 * W<A>], acts[kMostTileRows * 4 * W<A>];
+    Tile tile{};
+    tile.t = w.reverse ? p.T - 1 - s : s, tile.parity = static_cast<int>(s & 1);
+    slice.move_to(w, tile.t);
     const int together = U == 1 && slice.rows <= 2 ? kTogether : 1;
     for (int64_t i = of_blocks.begin; i < of_blocks.end; i += together) {
-      int64_t block[kTogether];
-      int n = 0;
-      for (; n < together && i + n < of_blocks.end; ++n)
-        block[n] = to_and_fro(i + n, of_blocks.begin, of_blocks.end, s);
+      tile.blocks = 0;
+      for (int& n = tile.blocks; n < together && i + n < of_blocks.end; ++n)
+        tile.block[n] = to_and_fro(i + n, of_blocks.begin, of_blocks.end, s);
       row_groups(slice.begin, slice.begin + slice.rows, most_rows<P>(NV), [&](int64_t first, int rows) {
-        const Left* const rows_left = left + (parity * p.B + first) * stride;
-        for (int k = 0; k < n; ++k)
-          kTiles<P, NV>.of[rows - 1](rows_left, stride, panels + block[k] * words * NV * W<A>, words,
+        tile.first = first, tile.rows = rows;
+        ask(tile);
+        const Left* const rows_left = left + (tile.parity * p.B + first) * stride;
+        for (int k = 0; k < tile.blocks; ++k)
+          kTiles<P, NV>.of[rows - 1](rows_left, stride, panels + tile.block[k] * words * NV * W<A>, words,
                                      tiles + k * rows * NV * W<A>);
-        epilogue(tiles, block, n, first, rows, t, parity);
+        open(tile, tiles, acts);
+        close(tile, acts);
       });
     }
   }

@@ -52,9 +52,9 @@ void forward(const GatesForward& p) {
     Vec<A> x[C::G], h[C::G], act[4];
     read_blocks<C::G, A>(row_at<const E>(p.x_gates, b), p.H, j, n, x);
     read_blocks<C::G, A>(row_at<const E>(p.h_gates, b), p.H, j, n, h);
-    C::activate(x, h, act);
     Vec<A> c = read<A>(row_at<const A>(p.c, b), j, n);
-    const Vec<A> h_next = C::next(act, read<A>(row_at<const E>(p.h, b), j, n), c);
+    C::open(x, h, act, c);
+    const Vec<A> h_next = C::close(act, read<A>(row_at<const E>(p.h, b), j, n), c);
     store_first<A>(row_at<E>(p.h_next, b) + j, h_next, n);
     if constexpr (C::has_c) store_first<A>(row_at<A>(p.c_next, b) + j, c, n);
   });
@@ -68,10 +68,10 @@ void backward(const GatesBackward& p) {
     Vec<A> x[C::G], hg[C::G], act[4], d[4];
     read_blocks<C::G, A>(row_at<const E>(p.x_gates, b), p.H, j, n, x);
     read_blocks<C::G, A>(row_at<const E>(p.h_gates, b), p.H, j, n, hg);
-    C::activate(x, hg, act);
     const Vec<A> h = read<A>(row_at<const E>(p.h, b), j, n), c = read<A>(row_at<const A>(p.c, b), j, n);
     Vec<A> c_next = c, dc = read<A>(row_at<const A>(p.dc_next, b), j, n);
-    C::next(act, h, c_next);
+    C::open(x, hg, act, c_next);
+    C::close(act, h, c_next);
     const Vec<A> dh = C::backward(act, h, c, c_next, read<A>(row_at<const E>(p.dh_next, b), j, n), dc, d);
     if constexpr (C::reads_h) {  // gru: dn r, dr, dz, dn
       const Vec<A> through_h[3] = {d[1], d[2], d[0]};
@@ -93,10 +93,10 @@ void double_backward(const GatesDoubleBackward& p) {
     Vec<A> x[C::G], hg[C::G], act[4];
     read_blocks<C::G, A>(row_at<const E>(p.x_gates, b), p.H, j, n, x);
     read_blocks<C::G, A>(row_at<const E>(p.h_gates, b), p.H, j, n, hg);
-    C::activate(x, hg, act);
     const Vec<A> h = read<A>(row_at<const E>(p.h, b), j, n), c = read<A>(row_at<const A>(p.c, b), j, n);
     Vec<A> c_next = c;
-    C::next(act, h, c_next);
+    C::open(x, hg, act, c_next);
+    C::close(act, h, c_next);
     Second<A> s{};
     read_blocks<C::G, A>(row_at<const E>(p.g_dx_gates, b), p.H, j, n, s.gx);
     read_blocks<C::G, A>(row_at<const E>(p.g_dh_gates, b), p.H, j, n, s.gh);

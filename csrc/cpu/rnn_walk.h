@@ -144,8 +144,8 @@ void clear_padding(const Walk& w, const Steps& s, int64_t columns, int tasks) {
 // ---- Left operands. -------------------------------------------------------------------------------------------------------
 
 // What a product reads of numbers that are stored as E: rounded to E, at column j of a row.
-template <class P, class A, class E>
-inline void store_left(typename P::Left* row, int64_t j, Vec<A> v, int64_t n) {
+template <class P, class A, class E, class Lanes>
+inline void store_left(typename P::Left* row, int64_t j, Vec<A> v, Lanes n) {
   if constexpr (P::per_word == 2 || std::is_same_v<A, E>)
     store_first<A>(row + j, v, n);
   else
