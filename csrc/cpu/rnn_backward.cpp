@@ -52,20 +52,17 @@ struct Backward {
   }
 
   // What reached row b's state from the step behind it.
-  Vec<A> passed(const A* product, int64_t b, int64_t j, int64_t n) const {
+  template <class Lanes>
+  Vec<A> passed(const A* product, int64_t b, int64_t j, Lanes n) const {
     const int64_t at = b * p.H + j;
     Vec<A> d{};
-    if (C::reads_h || !product) d = load<A>(dh + at, n);
+    if (C::reads_h || !product) d = load_first<A>(dh + at, n);
     if (product) {
-      Vec<A> through = ::hetkern::cpu::load<A>(product);
+      Vec<A> through = load<A>(product);
       if (p.h_mask) through *= load_first<A>(static_cast<const E*>(p.h_mask) + at, n);
       d += through;
     }
     return d;
-  }
-  template <class X>
-  static Vec<A> load(const X* from, int64_t n) {
-    return load_first<A>(from, n);
   }
 
   // Row r of the slice has left its first step behind.
@@ -96,27 +93,29 @@ struct Backward {
     const E* const dy_soon = w.row<const E>(p.dy, soon, b);
     const E* const h_behind = C::reads_h ? w.row<const E>(p.y, behind, b) : nullptr;
     const A* const c_behind = C::has_c ? w.row<const A>(p.cells, behind, b) : nullptr;
-    for (int u = 0; u < U; ++u) {
-      const int64_t j = (block * U + u) * W<A>, n = H - j;
-      if (n <= 0) break;
-      for (int g = 0; g < (C::S > 0 ? C::S : 1); ++g) prefetch_to_l2(saved_soon + g * H + j);
+    const auto unit = [&](const A* sums, int64_t j, auto n) {
+      for (int g = 0; g < C::N; ++g) prefetch_to_l2(saved_soon + g * H + j);
       if (dy_row) prefetch_to_l2(dy_soon + j);
       if (C::reads_h) prefetch_to_l2(h_behind + j);
       if (C::has_c) prefetch_to_l2(c_behind + j);
-      Vec<A> total = passed(product ? product + u * W<A> : nullptr, b, j, n);
-      if (dy_row) total += load(dy_row + j, n);
+      Vec<A> total = passed(sums, b, j, n);
+      if (dy_row) total += load_first<A>(dy_row + j, n);
       Vec<A> act[4], d[4], dc{}, c{}, c_prev{}, h_prev{};
-      for (int g = 0; g < (C::S > 0 ? C::S : 1); ++g) act[g] = load(saved + g * H + j, n);
-      if (C::reads_h && h_before) h_prev = load(h_before + j, n);
+      for (int g = 0; g < C::N; ++g) act[g] = load_first<A>(saved + g * H + j, n);
+      if (C::reads_h && h_before) h_prev = load_first<A>(h_before + j, n);
       if constexpr (C::has_c) {
-        c = load(c_row + j, n), dc = load(static_cast<A*>(p.dc0) + b * H + j, n);
-        if (c_before) c_prev = load(c_before + j, n);
+        c = load_first<A>(c_row + j, n), dc = load_first<A>(static_cast<A*>(p.dc0) + b * H + j, n);
+        if (c_before) c_prev = load_first<A>(c_before + j, n);
       }
       const Vec<A> kept = C::backward(act, h_prev, c_prev, c, total, dc, d);
       if (C::reads_h) store_first<A>(dh + b * H + j, anew ? Vec<A>{} : kept, n);
       if constexpr (C::has_c) store_first<A>(static_cast<A*>(p.dc0) + b * H + j, anew ? Vec<A>{} : dc, n);
       for (int g = 0; g < C::D; ++g) store_first<A>(d_row + g * H + j, d[g], n);
       for (int g = 0; g < C::G; ++g) store_left<P, A, E>(left_row, g * H + j, anew ? Vec<A>{} : d[g], n);
+    };
+    for (int u = 0; u < U; ++u) {
+      const int64_t j = (block * U + u) * W<A>;
+      with_lanes<A>(H - j, [&](auto n) { unit(product ? product + u * W<A> : nullptr, j, n); });
     }
   }
 
