@@ -53,6 +53,20 @@ constexpr bool has_hints = is_half<T> || is_half2<T> ||
                                      unsigned, unsigned long, unsigned long long, float, double> ||
                            is_one_of<T, char2, char4, short2, short4, int2, int4, longlong2, uchar2, uchar4, ushort2,
                                      ushort4, uint2, uint4, ulonglong2, float2, float4, double2>;
+
+// One volatile access, as of a number.
+template <class T>
+inline T read_from_memory(const void* p) {
+  using Word = std::conditional_t<
+      sizeof(T) == 1, uint8_t,
+      std::conditional_t<sizeof(T) == 2, uint16_t, std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>>>;
+  constexpr size_t kWords = sizeof(T) / sizeof(Word);
+  typedef Word Bits __attribute__((vector_size(kWords * sizeof(Word)), may_alias));
+  const Bits bits = *static_cast<const volatile Bits*>(p);
+  T value;
+  __builtin_memcpy(static_cast<void*>(&value), &bits, sizeof value);
+  return value;
+}
 }  // namespace hetkern::emulation
 #define HETKERN_HINT(T) \
   static_assert(::hetkern::emulation::has_hints<T>, "nvcc has this word for numbers and for their vectors of 2 and 4")
@@ -63,10 +77,18 @@ constexpr bool has_hints = is_half<T> || is_half2<T> ||
     return *p;                \
   }
 HETKERN_LOAD(__ldg)
-HETKERN_LOAD(__ldcg)
 HETKERN_LOAD(__ldca)
 HETKERN_LOAD(__ldcs)
 HETKERN_LOAD(__ldlu)
+#undef HETKERN_LOAD
+// Past the first cache: what other blocks' atomics have made of it.
+#define HETKERN_LOAD(name)                             \
+  template <class T>                                   \
+  inline T name(const T* p) {                          \
+    HETKERN_HINT(T);                                   \
+    return hetkern::emulation::read_from_memory<T>(p); \
+  }
+HETKERN_LOAD(__ldcg)
 HETKERN_LOAD(__ldcv)
 #undef HETKERN_LOAD
 #define HETKERN_STORE(name)                             \

@@ -90,6 +90,15 @@ inline void load(const void* p, T (&to)[n], Site site = Site::here()) {
   __builtin_memcpy(to, &value, sizeof value);
 }
 template <class T, unsigned n>
+inline void load_from_memory(const void* p, T (&to)[n], Site site = Site::here()) {
+  struct Values {
+    T each[n];
+  };
+  check_aligned(p, sizeof(Values), site);
+  const Values values = read_from_memory<Values>(p);
+  __builtin_memcpy(to, &values, sizeof values);
+}
+template <class T, unsigned n>
 inline void store(void* p, const T (&from)[n], Site site = Site::here()) {
   typedef T Value __attribute__((vector_size(n * sizeof(T)), may_alias));
   check_aligned(p, n * sizeof(T), site);

@@ -34,7 +34,11 @@ KINDS = {
         ("-fsanitize=address,undefined",),
         "ADDRESS",
     ),
-    "thread": (("-O1", "-fsanitize=thread", *_ALIGNMENT), ("-fsanitize=thread",), "THREAD"),
+    "thread": (
+        ("-O1", "-fsanitize=thread", "--param=tsan-distinguish-volatile=1", *_ALIGNMENT),
+        ("-fsanitize=thread",),
+        "THREAD",
+    ),
     "traffic": (
         (*_SCALAR, "-fno-tree-sra", "-fno-ipa-sra", "-fsanitize=thread", *_ALIGNMENT, *_COUNTED),
         (),
@@ -233,7 +237,7 @@ def _machine(kind: str) -> list[Path]:
     """The emulation's own objects, without instrumentation."""
     folder = own_headers() / "cuda" / "emulation"
     sources = (folder / "sources.txt").read_text().split()
-    sources += {"traffic": ["traffic.cpp"], "thread": ["races.cpp"]}.get(kind, [])
+    sources += {"traffic": ["traffic.cpp"], "thread": ["races.cpp", "volatiles.cpp"]}.get(kind, [])
     if kind == "thread" and _cheap_fibers():
         sources.insert(0, "tsan_fibers.cpp")  # which marks where the kernel ends
     sources += [

@@ -57,7 +57,8 @@ def _load(i: Instruction) -> str:
     sets = (
         a.set(t, _sign(i, f"hetkern_e[{n}]")) for n, t in enumerate(_elements(i.operands[0], count))
     )
-    return f"{kind} hetkern_e[{count}]; {NAMESPACE}load({p}, hetkern_e); " + " ".join(sets)
+    load = "load_from_memory" if {"cg", "cv"} & set(i.modifiers) else "load"
+    return f"{kind} hetkern_e[{count}]; {NAMESPACE}{load}({p}, hetkern_e); " + " ".join(sets)
 
 
 def _sign(i: Instruction, value: str) -> str:
