@@ -150,7 +150,8 @@ __attribute__((visibility("default"))) void __asan_on_error() {
   const int n = std::snprintf(
       text, sizeof text, "%zx %zu %d %zx\n%s\n%u %u %u %u\n", reinterpret_cast<size_t>(__asan_get_report_address()),
       __asan_get_report_access_size(), __asan_get_report_access_type(),
-      static_cast<size_t>(static_cast<char*>(__asan_get_report_pc()) - __ehdr_start),
+      static_cast<size_t>(static_cast<char*>(__asan_get_report_pc()) - 1 -
+                          __ehdr_start),  // within the call that reports
       thread ? hetkern::emulation::grid->kernel : "", b.x, b.y, b.z, thread ? thread->linear : 0);
   const int file = open((folder + "fault").c_str(), O_CREAT | O_WRONLY | O_TRUNC, 0600);
   if (file >= 0 && write(file, text, static_cast<size_t>(n)) == n) close(file);

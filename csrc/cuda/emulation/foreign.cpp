@@ -7,6 +7,7 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "fenced.h"
 #include "signals.h"
 #include "threads.h"
 
@@ -86,3 +87,10 @@ VISIBLE unsigned long hetkern_undefined(char* place, size_t size) {
   if (u.taken) std::snprintf(place, size, "%s at %s:%d", u.kernel, u.first.file, u.first.line);
   return u.taken;
 }
+
+// Memory for a tensor's copy, and a byte beside it that a kernel has stored to.
+VISIBLE void* hetkern_take(size_t bytes, size_t alignment, size_t begin) {
+  return fenced::take(bytes, alignment, begin);
+}
+VISIBLE void hetkern_give_back(void* p) { fenced::give_back(static_cast<char*>(p)); }
+VISIBLE const void* hetkern_touched(const void* p) { return fenced::touched(static_cast<const char*>(p)); }

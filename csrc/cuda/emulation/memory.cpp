@@ -15,7 +15,9 @@
 #include <vector>
 
 #include "bulk.h"
+#include "fenced.h"
 #include "sanitizers.h"
+#include "signals.h"
 
 namespace hetkern::emulation {
 
@@ -61,6 +63,36 @@ char* place_of(unsigned number, size_t bytes) {
 }
 
 }  // namespace
+#elif defined(HETKERN_EMULATION_PLAIN)
+namespace {
+
+// Blocks that run beside one another have a place each, which the next ones take again.
+struct Place {
+  char* at = nullptr;
+  size_t bytes = 0;
+};
+std::vector<Place> places;
+
+char* place_of(unsigned number, size_t bytes) {
+  if (places.size() <= number) places.resize(number + 1);
+  Place& p = places[number];
+  if (p.at && p.bytes != bytes) fenced::give_back(p.at), p = {};
+  if (!p.at) p = {fenced::take(bytes, 1024, 0, fenced::kNear), bytes};
+  if (!p.at) throw std::bad_alloc();
+  return p.at;
+}
+
+// By the last thread of a block.
+void check_marks(const Block& block, size_t bytes) {
+  const char* const touched = fenced::touched(block.shared);
+  if (!touched) return;
+  for (Place& p : places)
+    if (p.at == block.shared) p = {};  // whose marks are no longer right
+  fail({}, "out of bounds: a store at byte %td of the block's shared memory, which has %zu", touched - block.shared,
+       bytes);
+}
+
+}  // namespace
 #endif
 
 namespace {
@@ -87,7 +119,7 @@ bool is_shared(const void* p, size_t bytes) {
 void begin_block(Block& block, size_t bytes, [[maybe_unused]] unsigned place) {
   block.shared = nullptr;
   if (bytes == 0) return;
-#ifdef HETKERN_EMULATION_ADDRESS
+#if defined(HETKERN_EMULATION_ADDRESS) || defined(HETKERN_EMULATION_PLAIN)
   block.shared = place_of(place, bytes);
 #else
   void* p = nullptr;
@@ -99,6 +131,9 @@ void begin_block(Block& block, size_t bytes, [[maybe_unused]] unsigned place) {
 }
 
 void end_block(Block& block, size_t bytes, bool peers_live) {
+#ifdef HETKERN_EMULATION_PLAIN
+  if (bytes) check_marks(block, bytes);
+#endif
   if (!peers_live || bytes == 0) return;
   sanitize::written(block.shared, bytes, __builtin_return_address(0));  // a peer that still reads it is in a race
   Quiet quiet;
@@ -113,7 +148,9 @@ void release_block(Block& block) {
   close(block, grid->shared_bytes);
 #else
   forget_barriers(block.shared, grid->shared_bytes);
+#ifndef HETKERN_EMULATION_PLAIN
   std::free(block.shared);
+#endif
 #endif
   block.shared = nullptr;
 }
@@ -302,6 +339,15 @@ extern "C" [[noreturn]] void __ubsan_handle_type_mismatch_v1_abort(void* data, v
   std::abort();
 }
 #endif
+
+// What -fstack-protector calls, in the kernels of a plain call. (hetkern/testing/emulation/build.py)
+extern "C" [[noreturn]] __attribute__((visibility("hidden"))) void __stack_chk_fail() {
+  if (hetkern::emulation::current)
+    hetkern::emulation::fail({}, "out of bounds: a store past the end of a local array, at instruction +0x%zx",
+                             hetkern::emulation::offset_of(__builtin_return_address(0)));
+  std::fprintf(stderr, "a store past the end of a local array, outside a kernel\n");
+  std::abort();
+}
 
 // assert in a kernel.
 extern "C" [[noreturn]] __attribute__((visibility("hidden"))) void __assert_fail(const char* expression,

@@ -5,6 +5,8 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "fenced.h"
+
 extern "C" {
 
 #define HETKERN_RUNTIME(name, ...) __attribute__((visibility("hidden"))) cudaError_t CUDARTAPI name(__VA_ARGS__)
@@ -47,12 +49,22 @@ HETKERN_RUNTIME(cudaGetSymbolAddress, void** p, const void* symbol) {
   return *p = const_cast<void*>(symbol), cudaSuccess;
 }
 HETKERN_RUNTIME(cudaMalloc, void** p, size_t n) {
+#ifdef HETKERN_EMULATION_PLAIN
+  if (!(*p = hetkern::emulation::fenced::take(n, 256))) return cudaErrorMemoryAllocation;
+#else
   if (posix_memalign(p, 256, n + (n == 0))) return cudaErrorMemoryAllocation;
+#endif
   std::memset(*p, 0xff, n);  // NaN: a GPU's is whatever was there
   return cudaSuccess;
 }
 HETKERN_RUNTIME(cudaMallocAsync, void** p, size_t n, cudaStream_t) { return cudaMalloc(p, n); }
-HETKERN_RUNTIME(cudaFree, void* p) { return std::free(p), cudaSuccess; }
+HETKERN_RUNTIME(cudaFree, void* p) {
+#ifdef HETKERN_EMULATION_PLAIN
+  return !p || hetkern::emulation::fenced::give_back(static_cast<char*>(p)) ? cudaSuccess : cudaErrorInvalidValue;
+#else
+  return std::free(p), cudaSuccess;
+#endif
+}
 HETKERN_RUNTIME(cudaFreeAsync, void* p, cudaStream_t) { return cudaFree(p); }
 
 HETKERN_RUNTIME(cudaDeviceGetAttribute, int* value, cudaDeviceAttr attribute, int device) {

@@ -64,7 +64,7 @@ void describe(char (&text)[256]) {
     std::snprintf(memory, sizeof memory, "%s at address %p, where there is no memory",
                   crash.writes ? "a store" : "a load", crash.address),
         what = memory;
-  std::snprintf(text, sizeof text, "%s, at instruction +0x%zx", what, static_cast<size_t>(crash.place - __ehdr_start));
+  std::snprintf(text, sizeof text, "%s, at instruction +0x%zx", what, offset_of(crash.place));
 }
 
 // Where a thread goes on that has crashed, on an empty stack: nobody returns from it.
@@ -216,6 +216,10 @@ double seconds_used() {
   timespec t{};
   clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
   return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
+}
+
+size_t offset_of(const void* instruction) {
+  return static_cast<size_t>(static_cast<const char*>(instruction) - __ehdr_start);
 }
 
 void guarded(void (*call)(void*), void* argument) {

@@ -28,7 +28,11 @@ _SCALAR = ("-O2", "-fno-tree-vectorize", "-fno-tree-slp-vectorize")
 _COUNTED = ("-include", "cuda/emulation/counted_words.h")
 #: For each way to run: the kernel's flags, the linker's, and what the emulation is told.
 KINDS = {
-    "plain": ((*_SCALAR, *_ALIGNMENT), ("-shared", "-Wl,--no-undefined"), "PLAIN"),
+    "plain": (
+        (*_SCALAR, *_ALIGNMENT, "-fstack-protector-strong"),
+        ("-shared", "-Wl,--no-undefined"),
+        "PLAIN",
+    ),
     "address": (
         ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"),
         ("-fsanitize=address,undefined",),

@@ -6,6 +6,7 @@ takes the tensors' bytes and brings the results back (csrc/cuda/emulation/driver
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import re
@@ -18,15 +19,15 @@ from pathlib import Path
 
 from torch import Tensor
 
-from hetkern.testing.emulation.arguments import Arguments, span
+from hetkern.testing.emulation.arguments import Arguments
 from hetkern.testing.emulation.build import EmulationError, build
-from hetkern.testing.emulation.reports import of_address, of_thread, with_places
+from hetkern.testing.emulation.fenced import Fenced
+from hetkern.testing.emulation.reports import describe, of_address, of_thread, with_places
 from hetkern.testing.emulation.rewriting import closing
 from hetkern.testing.traffic.table import Traffic
 
 _ERRORS = {1: IndexError, 2: ValueError, 3: EmulationError}
 _CTRL_C = 4
-_MOST_KEPT = 1 << 29  #: bytes of results that are kept to compare them
 _FORMATS = {
     "bool": "?7x", "float32": "f4x", "float64": "d", "int8": "b7x", "int16": "h6x", "int32": "i4x",
     "int64": "q", "uint8": "B7x", "uint16": "H6x", "uint32": "I4x", "uint64": "Q",
@@ -114,6 +115,7 @@ class EmulatedKernel:
         self._launcher = launcher
         self._names = launchers[launcher]
         self._program = built = build(file, list(launchers), kind, flags)
+        self._checked = lambda: EmulatedKernel(file, launcher, launchers, "address", flags)
         self._library = ctypes.CDLL(str(built)) if kind == "plain" else None
         if self._library:
             self._library.hetkern_parameters.restype = ctypes.c_char_p
@@ -138,7 +140,7 @@ class EmulatedKernel:
         ]
         slots.append(bytes(8))
         if self._library:
-            self._in_this_process(args, b"".join(slots))
+            self._in_this_process(args, slots)
             return None
         return self._in_a_child(args, slots)
 
@@ -151,33 +153,60 @@ class EmulatedKernel:
             if isinstance(value, Tensor)
         ]
 
-    def _run(self, args: tuple[object, ...], slots: bytes, fill: int) -> None:
+    def _run(self, args: tuple[object, ...], slots: list[bytes], fenced: Fenced, fill: int) -> None:
         assert self._library is not None
         error = ctypes.create_string_buffer(4096)
         size = ctypes.c_size_t(len(error))
-        kind = self._library.hetkern_call(self._launcher.encode(), slots, fill, error, size)
+        given = b"".join(slots)
+        kind = self._library.hetkern_call(self._launcher.encode(), given, fill, error, size)
         if kind == _CTRL_C:
             raise KeyboardInterrupt
+        where = self._where(args, [fenced.address(t) if isinstance(t, Tensor) else 0 for t in args])
+        touched = fenced.touched()
         if kind:
-            where = self._where(args, [t.data_ptr() if isinstance(t, Tensor) else 0 for t in args])
             said = error.value.decode(errors="replace")
             raise _ERRORS[kind](with_places(said, self._program, where))
+        if touched is not None:
+            self._say_who_stored(args)
+            raise EmulationError(
+                f"{self._launcher}: out of bounds: a store {describe(touched, where)}; "
+                'sanitize="address" may say by whom'
+            )
 
-    def _in_this_process(self, args: tuple[object, ...], slots: bytes) -> None:
+    def _say_who_stored(self, args: tuple[object, ...]) -> None:
+        """Run the call once more, where a store outside of a tensor is seen when it is made."""
+        with contextlib.suppress(NotImplementedError):
+            try:
+                checked = self._checked()
+            except EmulationError:  # there is no AddressSanitizer here
+                return
+            checked(*args)
+
+    def _in_this_process(self, args: tuple[object, ...], slots: list[bytes]) -> None:
         """One run, and more where a shuffle gave values that CUDA leaves undefined.
 
         A right kernel may take such values, and does not use them: its results are the same
-        whatever they are.
+        whatever they are. A run that fails leaves the tensors as they were.
         """
         assert self._library is not None
-        spans = [
-            span(value)
+        tensors = [
+            (value, " const" not in parameter)
             for value, parameter in zip(args, self.parameters, strict=False)
-            if isinstance(value, Tensor) and " const" not in parameter
+            if isinstance(value, Tensor)
         ]
-        checked = sum(size for _, size in spans) <= _MOST_KEPT
-        before = [ctypes.string_at(*where) for where in spans] if checked else []
-        self._run(args, slots, 0)
+        with Fenced(self._library, tensors) as fenced:
+            slots = [
+                struct.pack("Q", fenced.address(value)) if isinstance(value, Tensor) else slot
+                for value, slot in zip((*args, None), slots, strict=True)
+            ]
+            self._run(args, slots, fenced, 0)
+            self._check_undefined(args, slots, fenced)
+            fenced.bring_back()
+
+    def _check_undefined(
+        self, args: tuple[object, ...], slots: list[bytes], fenced: Fenced
+    ) -> None:
+        assert self._library is not None
         place = ctypes.create_string_buffer(512)
         if not self._library.hetkern_undefined(place, ctypes.c_size_t(len(place))):
             return
@@ -185,16 +214,15 @@ class EmulatedKernel:
             "a value that a shuffle takes from a lane outside its mask, or from one that has "
             f"returned, where CUDA gives none [{place.value.decode(errors='replace')}]"
         )
-        if not checked:
-            warnings.warn(f"{self._launcher}: takes {what}", RuntimeWarning, stacklevel=4)
+        if not fenced.fenced:
+            warnings.warn(f"{self._launcher}: takes {what}", RuntimeWarning, stacklevel=5)
             return
-        results = [ctypes.string_at(*where) for where in spans]
+        results = fenced.results()
 
         def same_again(fill: int) -> bool:
-            for (start, size), was in zip(spans, before, strict=True):
-                ctypes.memmove(start, was, size)
-            self._run(args, slots, fill)
-            return [ctypes.string_at(*where) for where in spans] == results
+            fenced.fill()
+            self._run(args, slots, fenced, fill)
+            return fenced.results() == results
 
         for fill in range(1, 4):
             # What is never the same may depend on a clock.
