@@ -76,12 +76,13 @@ def _with_macro(text: str) -> str | None:
     call = re.compile(r"\s*\(").match(text, end + 3) if end >= 0 else None
     start = at
     depth = 0
-    while start and (depth or re.match(r"[\w:>\s]", text[start - 1])):
+    while start and (depth or re.match(r"[\w:>\s\\]", text[start - 1])):
         start -= 1
         depth += (text[start] == ">") - (text[start] == "<")
-        if not depth and text[start].isspace() and not re.match(r"\s*(<|$)", text[start:at]):
+        if not depth and text[start].isspace() and not re.match(r"[\s\\]*(<|$)", text[start:at]):
             break
-    kernel = text[start:at].strip()
+    kernel = text[start:at].strip(" \t\n\\")
+    gap = text[start:at].partition(kernel)[2]  # in a macro the end of a line
     if not call or not kernel:
         return text[:at] + "//" + text[at + 3 :]
     try:
@@ -93,7 +94,7 @@ def _with_macro(text: str) -> str | None:
     arguments = text[call.end() : past - 1]
     comma = ", " if arguments.strip() else ""
     return (
-        f"{text[:start]} HETKERN_LAUNCH(({kernel}), {', '.join(given)}{comma}{arguments})"
+        f"{text[:start]} HETKERN_LAUNCH(({kernel}){gap}, {', '.join(given)}{comma}{arguments})"
         + text[past:]
     )
 

@@ -73,3 +73,10 @@ def test_a_headers_launch_configuration_is_host_code_and_no_kernels_fault(tmp_pa
     count_kernels.rewrite_headers(folder, work)
     why: collections.Counter[str] = collections.Counter()
     assert count_kernels.count(file, folder, [], work, why) == (1, 1), why
+
+
+def test_a_launch_in_a_macro_keeps_the_ends_of_its_lines():
+    text = "#define GO(k, n) \\\n  k<n, f(1, 2)> \\\n    <<<grid, 32, 0, s>>>( \\\n    x);\n"
+    launched = count_kernels.rewritten(text)
+    assert "HETKERN_LAUNCH((k<n, f(1, 2)>) \\\n" in launched
+    assert [line[-1] for line in launched.splitlines()] == ["\\", "\\", "\\", ";"]
