@@ -92,3 +92,17 @@ def test_a_word_that_a_file_brings_is_taken(go):
     y = torch.zeros(2)
     go("brought", y)
     assert y.tolist() == [1000.5, 5 + 2 + 7]
+
+
+@pytest.mark.parametrize("by_group", [False, True], ids=["__activemask", "coalesced_threads"])
+def test_lanes_that_run_together_take_their_places_in_a_list(go, by_group):
+    x, y, count = torch.randn(64), torch.zeros(64), torch.zeros(1, dtype=torch.int32)
+    go("filtered", x, y, count, by_group)
+    kept = x[x > 0]
+    assert count.item() == len(kept)
+    assert torch.equal(y[: len(kept)].sort().values, kept.sort().values)
+
+
+def test_a_mask_of_lanes_that_run_together_is_not_the_whole_warp(go):
+    with pytest.raises(EmulationError, match="a shuffle takes from a lane outside its mask"):
+        go("believed", torch.randn(32), torch.zeros(1))

@@ -37,6 +37,29 @@ __global__ void __launch_bounds__(32) multiply_kernel(const V* a, const V* b, co
   multiply<T, V, D, M, N, K>(a, b, c, d);
 }
 
+// What is positive of x, in any order: the lanes that run together take their places by one addition.
+__global__ void __launch_bounds__(64) filtered_kernel(const float* x, float* y, int* count, bool by_group) {
+  const float mine = x[threadIdx.x];
+  if (!(mine > 0)) return;
+  int place = 0;
+  if (by_group) {
+    const cg::coalesced_group together = cg::coalesced_threads();
+    if (together.thread_rank() == 0) place = atomicAdd(count, static_cast<int>(together.size()));
+    place = together.shfl(place, 0) + static_cast<int>(together.thread_rank());
+  } else {
+    const unsigned lanes = __activemask(), first = __ffs(lanes) - 1, lane = threadIdx.x % 32;
+    if (lane == first) place = atomicAdd(count, __popc(lanes));
+    place = __shfl_sync(lanes, place, first) + __popc(lanes & ((1u << lane) - 1));
+  }
+  y[place] = mine;
+}
+// A warp's sum that takes the mask for all its lanes.
+__global__ void __launch_bounds__(32) believed_kernel(const float* x, float* y) {
+  float sum = x[threadIdx.x];
+  for (int step = 16; step; step /= 2) sum += __shfl_down_sync(__activemask(), sum, step);
+  if (threadIdx.x == 0) y[0] = sum;
+}
+
 struct Pair {
   double first;
   int second;
@@ -121,5 +144,11 @@ extern "C" void turned(const float* x, float* y, int rows, bool by_barrier, bool
     HETKERN_LAUNCH((turned_kernel<true>), 1, 16, sizeof(Shared), stream, from, to, rows, wait);
   else
     HETKERN_LAUNCH((turned_kernel<false>), 1, 16, sizeof(Shared), stream, from, to, rows, wait);
+}
+extern "C" void filtered(const float* x, float* y, int* count, bool by_group, void* stream) {
+  HETKERN_LAUNCH(filtered_kernel, 1, 64, 0, stream, x, y, count, by_group);
+}
+extern "C" void believed(const float* x, float* y, void* stream) {
+  HETKERN_LAUNCH(believed_kernel, 1, 32, 0, stream, x, y);
 }
 extern "C" void brought(float* y, void* stream) { HETKERN_LAUNCH(brought_kernel, 1, 1, 0, stream, y); }

@@ -89,7 +89,7 @@ __global__ void counted(unsigned* w, float* f, unsigned long long* wide, unsigne
   old[32 + t] = before;
   asm volatile("atom.relaxed.gpu.global.cas.b32 %0, [%1], %2, %3;"
                : "=r"(before)
-               : "l"(w + 2), "r"(t), "r"(t + 1)
+               : "l"(w + 2), "r"(0), "r"(t + 1)
                : "memory");
   old[64 + t] = before;
   asm volatile("red.global.max.s32 [%0], %1;" ::"l"(w + 3), "r"(t - 40) : "memory");

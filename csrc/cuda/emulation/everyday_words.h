@@ -231,6 +231,13 @@ inline unsigned matching(unsigned mask, T value, unsigned& present, Site site) {
 
 }  // namespace hetkern::emulation
 
+// The lanes that run together with this one: which those are only a GPU decides, and CUDA promises none but the calling one. What a
+// kernel gets wrong by taking them for all shows so.
+inline unsigned __activemask() { return 1u << hetkern::emulation::current->lane; }
+inline int __uni_sync(unsigned mask, int mine, hetkern::emulation::Site site = hetkern::emulation::Site::here()) {
+  return __all_sync(mask, mine, site) || !__any_sync(mask, mine, site);
+}
+
 #define HETKERN_REDUCE(name, T, folded)                                                                     \
   inline T name(unsigned mask, T value, hetkern::emulation::Site site = hetkern::emulation::Site::here()) { \
     return hetkern::emulation::reduce(mask, value, [](T a, T b) { return static_cast<T>(folded); }, site);  \

@@ -386,6 +386,7 @@ _PLAIN = {
     "setp": _setp, "selp": _selp, "mov": _mov, "cvt": _cvt, "shfl": _shfl, "vote": _vote,
     "bar": _bar, "barrier": _bar, "redux": _redux, "elect": _elect,
     "trap": lambda i: "::__trap();",
+    "activemask": lambda i: i.assembler.set(i.operands[0], "::__activemask()"),
     "nanosleep": lambda i: "::__nanosleep(0);",
     "createpolicy": lambda i: i.assembler.set(i.operands[0], "uint64_t{}"),
 }  # fmt: skip

@@ -26,19 +26,17 @@ REFUSED = (
     (r"\b__shared__\b", "__shared__", _SHARED),
     (r"\bcub\s*::", "CUB", "write the reduction out with shuffles"),
     (r"\bthrust\s*::", "Thrust", "write a kernel"),
-    (
-        r"\bcoalesced_threads\b",
-        "cg::coalesced_threads",
-        "which lanes run together only a GPU decides; name them, or use cg::tiled_partition",
-    ),
     (r"\bwmma\s*::\s*experimental\b", "wmma::experimental", _PTX),
     (r"\bcuda\s*::\s*(pipeline_shared_state|pipeline_role|atomic\w*|ptx)\b", "libcu++", _CLASSES),
     (r"\b__cluster_dims__\b", "__cluster_dims__", "launch with HETKERN_LAUNCH_CLUSTER"),
     (r"\b__threadfence(_block|_system)?\b", "__threadfence", _ORDER),
-    (r"\b__activemask\b", "__activemask", "name the lanes that take part"),
 )
 #: In this project's own sources: those of others run as they are. (inline_asm.py)
-OWN = (*REFUSED, (r"\b(asm|__asm__|__asm)\b", "asm", _PTX))
+OWN = (
+    *REFUSED,
+    (r"\b(asm|__asm__|__asm)\b", "asm", _PTX),
+    (r"\b(__activemask|coalesced_threads)\b", "__activemask", "name the lanes that take part"),
+)
 _HEADERS = (
     r"#\s*include\s*<(cub/|thrust/|cooperative_groups/(?!reduce\.h|scan\.h)"
     r"|cuda/(?!device/|emulation/|barrier>|pipeline>))[^>]*>"

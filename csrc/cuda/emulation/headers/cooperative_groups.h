@@ -1,7 +1,7 @@
 // Cooperative groups as most kernels use them: the block, tiles of a warp, the grid of a cooperative launch, clusters.
 //
-// A tile is its lanes' mask; what it does is what the warp's functions do. coalesced_threads is not here: which lanes run together
-// only a GPU decides.
+// A tile is its lanes' mask; what it does is what the warp's functions do. coalesced_threads is the calling thread alone: which lanes
+// run together only a GPU decides.
 #pragma once
 #include "../cuda_words.h"
 
@@ -171,6 +171,8 @@ class coalesced_group {
   }
   unsigned mask_, groups_, group_;
 };
+
+inline coalesced_group coalesced_threads() { return {__activemask(), 1, 0}; }
 
 // The threads that bring the same label; all of the group call it.
 template <class Label>
