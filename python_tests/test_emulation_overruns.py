@@ -54,6 +54,8 @@ def test_what_lies_beside_a_tensor_is_nan(go):
 def test_a_store_outside_of_shared_memory_ends_the_call(go, i):
     with pytest.raises(EmulationError, match=r"a store at .*shared, block \(0, 0, 0\) thread"):
         go("shared")(torch.zeros(1), i)
+    with pytest.raises(EmulationError):
+        go("shared")(None, i)  # what this call did is no fault of the next one's
     y = torch.zeros(1)
     go("shared")(y, 24)
     assert y.item() == 2

@@ -16,6 +16,7 @@
 
 #include "bulk.h"
 #include "fenced.h"
+#include "machine.h"
 #include "sanitizers.h"
 #include "signals.h"
 
@@ -82,12 +83,17 @@ char* place_of(unsigned number, size_t bytes) {
   return p.at;
 }
 
+// After a launch that has failed: what it did to the marks is no fault of the next one's.
+void leave(const Block& block) {
+  fenced::give_back(block.shared);
+  for (Place& p : places)
+    if (p.at == block.shared) p = {};
+}
+
 // By the last thread of a block.
 void check_marks(const Block& block, size_t bytes) {
   const char* const touched = fenced::touched(block.shared);
   if (!touched) return;
-  for (Place& p : places)
-    if (p.at == block.shared) p = {};  // whose marks are no longer right
   fail({}, "out of bounds: a store at byte %td of the block's shared memory, which has %zu", touched - block.shared,
        bytes);
 }
@@ -150,6 +156,8 @@ void release_block(Block& block) {
   forget_barriers(block.shared, grid->shared_bytes);
 #ifndef HETKERN_EMULATION_PLAIN
   std::free(block.shared);
+#else
+  if (machine.failed) leave(block);
 #endif
 #endif
   block.shared = nullptr;
