@@ -48,7 +48,8 @@ __global__ void __launch_bounds__(64) flagged(volatile int* p, int* y) {
   if (threadIdx.x != 0) return;
   if (blockIdx.x == 1) *p = 1;
   if (blockIdx.x == 0) {
-    while (*p == 0) {}
+    while (*p == 0) {
+    }
     y[0] = 7;
   }
 }
@@ -67,9 +68,7 @@ __global__ void __launch_bounds__(32) synchronous(const int* x, int* y) {
 }
 
 extern "C" void go_added(int* p, int how, void* stream) { HETKERN_LAUNCH(added, 2, 32, 0, stream, p, how); }
-extern "C" void go_stored(int* p, int* y, int how, void* stream) {
-  HETKERN_LAUNCH(stored, 2, 1, 0, stream, p, y, how);
-}
+extern "C" void go_stored(int* p, int* y, int how, void* stream) { HETKERN_LAUNCH(stored, 2, 1, 0, stream, p, y, how); }
 extern "C" void go_flagged(int* p, int* y, void* stream) { HETKERN_LAUNCH(flagged, 2, 32, 0, stream, p, y); }
 extern "C" void go_synchronous(const int* x, int* y, void* stream) {
   HETKERN_LAUNCH(synchronous, 1, 32, 256, stream, x, y);
