@@ -93,6 +93,7 @@ struct AttentionPlan {
   Product product;    // of bfloat16 by bfloat16: CPU
   int64_t workspace;  // bytes
   BlockShape block{};
+  int chunk = 0;  // panels of queries that a backward task meets a block of keys with: CPU
 };
 
 // What the plan depends on.

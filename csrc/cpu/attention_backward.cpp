@@ -7,7 +7,7 @@
 //          takes a key head and one of a fixed number of parts of its keys, so that one head keeps several cores busy; interleaved
 //          by blocks, so that causal parts weigh the same, but beside a narrow window, where a part together has few queries.
 //          A part has a dq of its own; they are added in their order.
-// Traffic: a chunk of 1024 queries is packed once a part and head; a part's dk and dv are kept in A until they are complete.
+// Traffic: a chunk of at most 1024 queries is packed once a part and head; a part's dk and dv are kept in A until they are complete.
 // Bits:    parts depend on the sequence's keys and the window alone. Sums over a block begin at 0.
 // Edges:   as forward; a row that is emptied, or a score of -inf, has no gradient. Bias and sink: attention_bias.cpp.
 #include "attention_deltas.h"
@@ -64,11 +64,12 @@ struct Backward : Gradients<A, pairs> {
     const bool all = f.all_seen(sight);
     if constexpr (pairs) return add_pairs(t, panel, q, sight, j0, dk, dv, k_finite);
 
-    // dv += P dout, dk += dS q, by keys.
-    row_groups(sight.from, sight.to, kTileRows, [&](int64_t j, int n) {
-      const VectorRange rows = rows_of_keys(panel.at, sight.edge, j0 + j, n);
-      const auto add = [&](A* to, const A* from, const A* operand, int64_t columns, int64_t segments, bool finite) {
-        for (int64_t g = 0; g < segments; ++g) {
+    // dv += P dout, dk += dS q, by keys: a segment after another, which stays in the first cache.
+    const auto add = [&](A* to, const A* from, const A* operand, int64_t columns, int64_t segments, bool finite) {
+      for (int64_t g = 0; g < segments; ++g)
+        row_groups(sight.from, sight.to, kTileRows, [&](int64_t j, int n) {
+          const VectorRange rows = rows_of_keys(panel.at, sight.edge, j0 + j, n);
+          if (rows.end <= rows.begin) return;
           A* const c = to + (g * kBlock + j) * kPanel;
           const A* const b = operand + g * kPanel * kPanel;
           const int vectors = vectors_of<A>(columns - g * kPanel);
@@ -79,21 +80,18 @@ struct Backward : Gradients<A, pairs> {
             careful(
                 c, [&](int m, int i) { return from[(j + m) * kPanel + i]; }, b, n, rows.begin, rows.end, vectors,
                 [&](int m, int i) { return f.row_sees(panel.at, q, i, j0 + j + m); });
-        }
-      };
-      if (rows.end <= rows.begin) return;
-      if (p.dv) add(dv, weights, panel.dout_rows, p.Dv, of_Dv, panel.dout_finite);
-      if (p.dk) add(dk, ds, panel.q_rows, p.D, of_D, panel.q_finite);
-    });
+        });
+    };
+    if (p.dv) add(dv, weights, panel.dout_rows, p.Dv, of_Dv, panel.dout_finite);
+    if (p.dk) add(dk, ds, panel.q_rows, p.D, of_D, panel.q_finite);
 
     // dq += dS k, by queries.
-    if (!p.dq) return;
-    row_groups(0, panel.at.rows, kTileRows, [&](int64_t r, int n) {
-      const Sight keys = keys_of_rows(panel.at, sight, j0, static_cast<int>(r), n);
-      if (keys.to <= keys.from) return;
-      for (int64_t g = 0; g < of_D; ++g) {
+    for (int64_t g = 0; p.dq && g < of_D; ++g)
+      row_groups(0, panel.at.rows, kTileRows, [&](int64_t r, int n) {
+        const Sight keys = keys_of_rows(panel.at, sight, j0, static_cast<int>(r), n);
+        if (keys.to <= keys.from) return;
         A* const c = panel.dq + (g * kPanel + r) * kPanel;
-        const A* const b = t.keys.k + g * kBlock * kPanel;
+        const A* const b = t.keys.k_at + g * kBlock * kPanel;
         const int vectors = vectors_of<A>(p.D - g * kPanel);
         if (all || k_finite)
           product<A, true, Start::sum>(c, ds + keys.from * kPanel + r, b + keys.from * kPanel, keys.to - keys.from, n,
@@ -102,8 +100,7 @@ struct Backward : Gradients<A, pairs> {
           careful(
               c, [&](int m, int i) { return ds[i * kPanel + r + m]; }, b, n, keys.from, keys.to, vectors,
               [&](int m, int i) { return f.row_sees(panel.at, q, static_cast<int>(r) + m, j0 + i); });
-      }
-    });
+      });
   }
 
   // The same of pairs.
@@ -154,7 +151,7 @@ struct Backward : Gradients<A, pairs> {
     const int64_t own = parts.blocks_of(number);
     Carver carver{static_cast<char*>(p.workspace) +
                   static_cast<int64_t>(sizeof(A)) * task * backward_scratch(p.Lq, p.Lk, p.D, p.Dv)};
-    const int64_t panels = ceil_div(p.Lq, kPanel), most = panels < kPanelsOfChunk ? panels : kPanelsOfChunk;
+    const int64_t panels = ceil_div(p.Lq, kPanel), most = panels < plan.chunk ? panels : plan.chunk;
     QueryPanel<A> chunk[kPanelsOfChunk];
     for (int64_t i = 0; i < most; ++i) {
       chunk[i] = this->carve_turned(carver, p.D, p.Dv);
@@ -173,7 +170,7 @@ struct Backward : Gradients<A, pairs> {
 
     for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
       double dslope = 0;
-      for (int64_t first = 0; first < q.Lq; first += kPanelsOfChunk * kPanel) {
+      for (int64_t first = 0; first < q.Lq; first += plan.chunk * kPanel) {
         const int n = static_cast<int>(ceil_div(q.Lq - first, kPanel) < most ? ceil_div(q.Lq - first, kPanel) : most);
         for (int i = 0; i < n; ++i) {
           this->set_panel(chunk[i], q, head, first + i * kPanel);
@@ -203,8 +200,8 @@ struct Backward : Gradients<A, pairs> {
   }
 
   // A chunk's panels against one block.
-  void key_block(const Task& t, QueryPanel<A>* chunk, int n, const Sequence& q, int64_t kv_head, int64_t block_number,
-                 A* dk, A* dv, double& dslope) const {
+  void key_block(Task& t, QueryPanel<A>* chunk, int n, const Sequence& q, int64_t kv_head, int64_t block_number, A* dk,
+                 A* dv, double& dslope) const {
     const int64_t j0 = block_number * kBlock;
     const int nk = static_cast<int>(q.Lk - j0 < kBlock ? q.Lk - j0 : kBlock);
     bool packed = false, k_finite = true;

@@ -53,7 +53,7 @@ struct Deltas : Gradients<A, pairs> {
     Carver carver{static_cast<char*>(p.workspace) +
                   static_cast<int64_t>(sizeof(A)) * task * backward_scratch(p.Lq, p.Lk, p.D, p.Dv)};
     QueryPanel<A> panel = this->carve_turned(carver, p.D, p.Dv);
-    const KeyBlock<A> keys = this->carve_keys(carver, p.D, p.Dv);
+    KeyBlock<A> keys = this->carve_keys(carver, p.D, p.Dv);
     const ScoreTiles<A> tiles = this->carve_tiles(carver);
     panel.at.set(p, q, head, 0, n, list);
     this->read_rows(panel, q, head, false);

@@ -54,9 +54,9 @@ struct Forward : Totals<A, pairs> {
     // out = alpha out + P V.
     if (t.few && f.all_seen(sight))
       return few_outs(state.o, state.room, s, t.values, p.Dv, sight.from, sight.to, panel.rows, alpha, t.next);
-    row_groups(0, panel.rows, kTileRows, [&](int64_t r, int n) {
-      const Sight keys = keys_of_rows(panel, sight, j0, static_cast<int>(r), n);
-      for (int64_t g = 0; g < segments; ++g) {
+    for (int64_t g = 0; g < segments; ++g)
+      row_groups(0, panel.rows, kTileRows, [&](int64_t r, int n) {
+        const Sight keys = keys_of_rows(panel, sight, j0, static_cast<int>(r), n);
         t.next.lines(t.next.of_outs);
         A* const o = state.o + (g * state.room + r) * kPanel;
         const A *const a = s + keys.from * kPanel + r, *const b = t.v_at + (g * kBlock + keys.from) * kPanel;
@@ -65,8 +65,7 @@ struct Forward : Totals<A, pairs> {
           product<A, true, Start::scaled>(o, a, b, keys.to - keys.from, n, 0, vectors, alpha + r);
         else
           careful(panel, q, keys, j0, s, t.v_at + g * kBlock * kPanel, o, static_cast<int>(r), n, vectors, alpha);
-      }
-    });
+      });
   }
 
   template <bool few>
@@ -81,11 +80,11 @@ struct Forward : Totals<A, pairs> {
     for (int u = 0; u < U; ++u) top[u] = splat(-kInfinity<A>), sum[u] = Vec<A>{};
     for (int j = sight.from; j < sight.to; ++j)
 #pragma GCC unroll 4
-      for (int u = 0; u < U; ++u) top[u] = max(load<A>(s + j * kPanel + u * W<A>) * by, top[u]);  // of NaN: the other
+      for (int u = 0; u < U; ++u) top[u] = max(load<A>(s + j * kPanel + u * W<A>), top[u]);  // of NaN: the other
 #pragma GCC unroll 4
     for (int u = 0; u < U; ++u) {
       const int at = (v + u) * W<A>;
-      const Vec<A> old = load<A>(state.m + at), now = max(top[u], old);
+      const Vec<A> old = load<A>(state.m + at), now = max(top[u] * by, old);  // by > 0
       store<A>(state.m + at, now);
       top[u] = now == -kInfinity<A> ? Vec<A>{} : now;
       store<A>(alpha + at, exp_of_share<false>(old - top[u]));

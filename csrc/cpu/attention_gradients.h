@@ -26,11 +26,12 @@ struct ScoreTiles {
   uint32_t* slope_pairs;
 };
 
-// A block of keys and values; of pairs, the keys turned as well.
+// A block of keys and values, packed or where it lies; of pairs, the keys turned as well.
 template <class A>
 struct KeyBlock {
-  A *k, *v;
+  A *k, *v;  // room for them
   bf16* turned;
+  const A *k_at = nullptr, *v_at = nullptr;  // the block at hand
 };
 
 // Blocks of a sequence's keys that a part of them has.
@@ -83,8 +84,9 @@ struct Gradients {
             reinterpret_cast<bf16*>(k + segments_of(D) * kBlock * kPanel / 2)};
   }
   // All of block j0. Returns whether the keys are finite, if asked.
-  bool read_keys(const KeyBlock<A>& block, const Sequence& q, int64_t head, int64_t j0, int nk, bool turned) const {
+  bool read_keys(KeyBlock<A>& block, const Sequence& q, int64_t head, int64_t j0, int nk, bool turned) const {
     const KeyRows k(p.k, q, head, j0, nk), v(p.v, q, head, j0, nk);
+    block.k_at = block.k, block.v_at = block.v;
 #if defined(__AVX512F__)
     if constexpr (pairs) {
       pack_pair_rows(reinterpret_cast<bf16*>(block.k), round_up(p.D, 32), k.of(p.k), nk, p.D);
@@ -92,9 +94,14 @@ struct Gradients {
       return !turned || pack_turned_rows(block.turned, k.of(p.k), nk, p.D);
     }
 #endif
-    static_cast<void>(turned);
-    f.elements.pack_segments(block.v, kBlock, v.of(p.v), nk, p.Dv);
-    return f.elements.pack_segments(block.k, kBlock, k.of(p.k), nk, p.D);
+    if (lies_as_packed<A>(p.v, f.elements.size, p.Dv))
+      block.v_at = static_cast<const A*>(p.v.data) + v.offset[0];
+    else
+      f.elements.pack_segments(block.v, kBlock, v.of(p.v), nk, p.Dv);
+    if (!lies_as_packed<A>(p.k, f.elements.size, p.D))
+      return f.elements.pack_segments(block.k, kBlock, k.of(p.k), nk, p.D);
+    block.k_at = static_cast<const A*>(p.k.data) + k.offset[0];
+    return !turned || all_finite(block.k_at, nk, p.D);
   }
 
   static ScoreTiles<A> carve_tiles(Carver& carver) {
@@ -138,9 +145,9 @@ struct Gradients {
   // P and dS, the latter only if wanted; before the softcap, whose slope is left in its tile.
   void scores(const QueryPanel<A>& panel, const Sequence& q, const Sight& sight, int64_t j0, const KeyBlock<A>& keys,
               const ScoreTiles<A>& t, bool wants_ds) const {
-    turned_product<pairs>(by, panel.at, sight, j0, t.p, keys.k, panel.q, p.D);
-    if (wants_ds) turned_product<pairs>(by, panel.at, sight, j0, t.ds, keys.v, panel.dout, p.Dv);
-    const bool scaled = !f.unscaled(sight);
+    turned_product<pairs>(by, panel.at, sight, j0, t.p, keys.k_at, panel.q, p.D);
+    if (wants_ds) turned_product<pairs>(by, panel.at, sight, j0, t.ds, keys.v_at, panel.dout, p.Dv);
+    const bool scaled = !f.unscaled();
     if (scaled)
       f.scores(panel.at, q, sight, j0, t.p, t.tile, t.cap_slope);
     else if (sight.edge)

@@ -37,8 +37,10 @@ AttentionPlan shared_out(const AttentionShape& shape, const Machine& machine) {
     const int64_t words = (tasks > 0 ? tasks : 1) * backward_scratch(Lq, Lk, D, Dv) + queries * Hq +
                           (parts > 1 ? parts * queries * Hq * D : 0) + B * Hq * (4 * parts + 4);
     const AttentionPath path = tasks > 1 ? AttentionPath::split_heads : AttentionPath::one_task;
-    return {
+    AttentionPlan plan{
         path, static_cast<int>(tasks > 0 ? tasks : 1), static_cast<int>(parts), false, Product::fma, words * A + 4096};
+    plan.chunk = static_cast<int>(panels_of_chunk(D, Dv, A, machine.l2_bytes));
+    return plan;
   }
 
   const int64_t group = Hkv ? Hq / Hkv : 1, parts = ceil_div(Lk, kPart);

@@ -82,8 +82,9 @@ struct Scoring {
       hide_keys(high > first ? high : first, sight.to);
     }
   }
-  // Whether s holds products still, to be scaled by who reads them: nothing is added to them, and -inf stays so.
-  bool unscaled(const Sight& sight) const { return plain && (!sight.edge || scale > A(0)); }
+  // Whether s holds products still, to be scaled by who reads them: nothing is added to them, -inf stays so, and the largest stays
+  // the largest.
+  bool unscaled() const { return plain && scale > A(0); }
 
   // |i + Lk - Lq - j|
   static Vec<A> distance(const Panel<A>& panel, int64_t j, int v) {

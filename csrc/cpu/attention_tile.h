@@ -153,11 +153,31 @@ bool pack_segments(A* to, int64_t room, const RowsAt& from, int rows, int64_t co
   return true;
 }
 
+// W rows of W columns to [column][kPanel]. Loaded in pairs that are exchanged at once, or GCC puts all of them on the stack.
+template <class A>
+inline void turn_square(A* to, const A* from, const int64_t* offset) {
+  constexpr int half = W<A> / 2;
+  Vec<A> v[W<A>];
+#pragma GCC unroll 8
+  for (int i = 0; i < half; ++i) {
+    v[i] = load<A>(from + offset[i]), v[i + half] = load<A>(from + offset[i + half]);
+    exchange<Vec<A>, half>(v[i], v[i + half], std::make_integer_sequence<int, W<A>>());
+  }
+  transpose<A, half / 2>(v);
+#pragma GCC unroll 16
+  for (int i = 0; i < W<A>; ++i) store<A>(to + i * kPanel, v[i]);
+}
+
 // To [column][kPanel], with zeros behind the last row up to a whole vector.
 template <class A, class T>
 void pack_turned(A* to, const RowsAt& from, int rows, int64_t columns) {
   for (int r = 0; r < rows; r += W<A>)
     for (int64_t c = 0; c < columns; c += W<A>) {
+      if constexpr (sizeof(T) == sizeof(A))  // 16 bits and truth values are widened first
+        if (from.step == 1 && rows - r >= W<A> && columns - c >= W<A>) {
+          turn_square<A>(to + c * kPanel + r, static_cast<const T*>(from.data) + c, from.offset + r);
+          continue;
+        }
       Vec<A> v[W<A>];
       for (int i = 0; i < W<A>; ++i) {
         v[i] = Vec<A>{};

@@ -33,7 +33,7 @@ struct Totals {
 
   // Products in s become scores, and what dropout keeps of each fills `tile`. Returns what scores are to be multiplied by.
   A score(const Panel<A>& panel, const Sequence& q, const Sight& sight, int64_t j0, A* s, A* tile) const {
-    const bool scaled = !f.unscaled(sight);
+    const bool scaled = !f.unscaled();
     if (scaled)
       f.scores(panel, q, sight, j0, s, tile, nullptr);
     else if (sight.edge)
