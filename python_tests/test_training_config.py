@@ -5,7 +5,7 @@ import tomllib
 
 import pytest
 
-from hetkern.training import TrainConfig, UserError
+from hetkern.training import ClassifyConfig, TrainConfig, UserError
 
 
 def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
@@ -64,6 +64,15 @@ def test_unknown_key_like_no_other_lists_the_known_ones():
 def test_bad_value_is_named_with_what_was_wanted(name, value, message):
     with pytest.raises(UserError, match=f"^{message}"):
         TrainConfig(**{name: value})
+
+
+@pytest.mark.parametrize("kind", [TrainConfig, ClassifyConfig])
+def test_a_vocabulary_of_bpe_that_cannot_hold_the_bytes_is_refused(kind):
+    data = {"data": "reviews.tsv"}
+    with pytest.raises(UserError, match=r"^vocabulary must be at least 258, got 257"):
+        kind(**data, tokens="bpe", vocabulary=257)
+    kind(**data, tokens="bpe", vocabulary=258)
+    kind(**data, tokens="bytes", vocabulary=257)  # where it means nothing
 
 
 def test_missing_config_file_is_one_sentence(tmp_path):
