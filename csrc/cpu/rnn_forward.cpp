@@ -64,7 +64,7 @@ struct Forward {
   static constexpr int kTogether = 4;
 
   // Some blocks of units at a step of some rows, and where their tiles' sums lie: vector i of row r.
-  struct Tile {
+  struct Part {
     int64_t block[kTogether];
     int blocks;
     int64_t first;
@@ -77,20 +77,20 @@ struct Forward {
   };
 
   // x_gates, asked for before the tiles that they are added to.
-  void ask(const Tile& tile) const {
-    for (int r = 0; r < tile.rows; ++r) {
-      const E* const x_row = w.row<const E>(p.x_gates, tile.t, w.order[tile.first + r]);
-      for (int i = 0; i < tile.blocks * U; ++i)
-        for (int g = 0; g < C::G; ++g) prefetch(x_row + g * p.H + tile.unit(i));
+  void ask(const Part& part) const {
+    for (int r = 0; r < part.rows; ++r) {
+      const E* const x_row = w.row<const E>(p.x_gates, part.t, w.order[part.first + r]);
+      for (int i = 0; i < part.blocks * U; ++i)
+        for (int g = 0; g < C::G; ++g) prefetch(x_row + g * p.H + part.unit(i));
     }
   }
 
   // The first half of an epilogue: sums to gates, and cells.
-  void open(const Tile& tile, const A* tiles, A* acts) const {
-    const int64_t H = p.H, t = tile.t;
+  void open(const Part& part, const A* tiles, A* acts) const {
+    const int64_t H = p.H, t = part.t;
     const E* const b_hh = static_cast<const E*>(p.b_hh);
-    for (int r = 0; r < tile.rows; ++r) {
-      const int64_t b = w.order[tile.first + r];
+    for (int r = 0; r < part.rows; ++r) {
+      const int64_t b = w.order[part.first + r];
       const E* const x_row = w.row<const E>(p.x_gates, t, b);
       const E* const x_soon = w.row<const E>(p.x_gates, w.soon(t, b, w.ahead, w.reverse), b);
       A* const cells_row = C::has_c ? w.row<A>(p.cells, t, b) : nullptr;
@@ -112,23 +112,23 @@ struct Forward {
           if (cells_row) store_first<A>(cells_row + j, c, n);
         }
       };
-      for (int i = 0; i < tile.blocks * U; ++i) {
-        const int64_t j = tile.unit(i);
-        with_lanes<A>(H - j, [&](auto n) { unit(tiles + tile.sums(i, r), acts + tile.acts(i, r), j, n); });
+      for (int i = 0; i < part.blocks * U; ++i) {
+        const int64_t j = part.unit(i);
+        with_lanes<A>(H - j, [&](auto n) { unit(tiles + part.sums(i, r), acts + part.acts(i, r), j, n); });
       }
     }
   }
 
   // The second half: gates and cells to the next state.
-  void close(const Tile& tile, const A* acts) const {
-    const int64_t H = p.H, t = tile.t, next = w.reverse ? t - 1 : t + 1;
-    for (int r = 0; r < tile.rows; ++r) {
-      const int64_t b = w.order[tile.first + r];
+  void close(const Part& part, const A* acts) const {
+    const int64_t H = p.H, t = part.t, next = w.reverse ? t - 1 : t + 1;
+    for (int r = 0; r < part.rows; ++r) {
+      const int64_t b = w.order[part.first + r];
       E* const y_row = w.row<E>(p.y, t, b);
       E* const gates_row = w.row<E>(p.gates, t, b);
       E* const h_row = static_cast<E*>(p.h_n) + b * H;
       const A* const c_row = C::has_c ? static_cast<const A*>(p.c_n) + b * H : nullptr;
-      Left* const left_row = left + ((tile.parity ^ 1) * p.B + tile.first + r) * stride;
+      Left* const left_row = left + ((part.parity ^ 1) * p.B + part.first + r) * stride;
       const bool anew = C::reads_h && w.anew(t, b);
       const bool anew_next = w.reset && next >= 0 && next < w.length[b] && w.anew(next, b);
       const auto unit = [&](const A* from, int64_t j, auto n) {
@@ -144,9 +144,9 @@ struct Forward {
         const Vec<A> read = masked(rounded<A, E>(h_next), b, j, n);
         store_left<P, A, E>(left_row, j, anew_next ? Vec<A>{} : read, n);
       };
-      for (int i = 0; i < tile.blocks * U; ++i) {
-        const int64_t j = tile.unit(i);
-        with_lanes<A>(H - j, [&](auto n) { unit(acts + tile.acts(i, r), j, n); });
+      for (int i = 0; i < part.blocks * U; ++i) {
+        const int64_t j = part.unit(i);
+        with_lanes<A>(H - j, [&](auto n) { unit(acts + part.acts(i, r), j, n); });
       }
     }
   }
@@ -154,23 +154,23 @@ struct Forward {
   // Step s of a slice's rows and some blocks of units.
   void step(Slice& slice, Share of_blocks, int64_t s) const {
     alignas(64) A tiles[kMostTileRows * 4 * W<A>], acts[kMostTileRows * 4 * W<A>];
-    Tile tile{};
-    tile.t = w.reverse ? p.T - 1 - s : s, tile.parity = static_cast<int>(s & 1);
-    slice.move_to(w, tile.t);
+    Part part{};
+    part.t = w.reverse ? p.T - 1 - s : s, part.parity = static_cast<int>(s & 1);
+    slice.move_to(w, part.t);
     const int together = U == 1 && slice.rows <= 2 ? kTogether : 1;
     for (int64_t i = of_blocks.begin; i < of_blocks.end; i += together) {
-      tile.blocks = 0;
-      for (int& n = tile.blocks; n < together && i + n < of_blocks.end; ++n)
-        tile.block[n] = to_and_fro(i + n, of_blocks.begin, of_blocks.end, s);
+      part.blocks = 0;
+      for (int& n = part.blocks; n < together && i + n < of_blocks.end; ++n)
+        part.block[n] = to_and_fro(i + n, of_blocks.begin, of_blocks.end, s);
       row_groups(slice.begin, slice.begin + slice.rows, most_rows<P>(NV), [&](int64_t first, int rows) {
-        tile.first = first, tile.rows = rows;
-        ask(tile);
-        const Left* const rows_left = left + (tile.parity * p.B + first) * stride;
-        for (int k = 0; k < tile.blocks; ++k)
-          kTiles<P, NV>.of[rows - 1](rows_left, stride, panels + tile.block[k] * words * NV * W<A>, words,
+        part.first = first, part.rows = rows;
+        ask(part);
+        const Left* const rows_left = left + (part.parity * p.B + first) * stride;
+        for (int k = 0; k < part.blocks; ++k)
+          kTiles<P, NV>.of[rows - 1](rows_left, stride, panels + part.block[k] * words * NV * W<A>, words,
                                      tiles + k * rows * NV * W<A>);
-        open(tile, tiles, acts);
-        close(tile, acts);
+        open(part, tiles, acts);
+        close(part, acts);
       });
     }
   }

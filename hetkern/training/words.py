@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from hetkern.training.config import UserError
+from hetkern.training.config.common import SMALLEST_BPE
 from hetkern.training.tokenizer import Tokenizer
 
 PAD, UNKNOWN = "<pad>", "<unk>"
@@ -82,7 +83,7 @@ class BPE:
         trained.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
         trained.decoder = library.decoders.ByteLevel()
         trainer = library.trainers.BpeTrainer(
-            vocab_size=max(258, vocabulary),
+            vocab_size=max(SMALLEST_BPE, vocabulary),
             special_tokens=[PAD, UNKNOWN],
             initial_alphabet=library.pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from .common import RunConfig
+from .common import SMALLEST_BPE, RunConfig
 from .settings import UserError, setting
 
 
@@ -31,7 +31,7 @@ class ClassifyConfig(RunConfig):
     label_column: str = setting("label", "Column or key of the label; without a header 1, 2 …")
     tokens: str = setting("words", "What a token is: words, bytes, characters or bpe")
     min_freq: int = setting(2, "How often a word must stand in the training part to be known")
-    vocabulary: int = setting(4096, "Tokens of bpe, 258 at least")
+    vocabulary: int = setting(4096, f"Tokens of bpe, {SMALLEST_BPE} at least")
     longest: int = setting(256, "Tokens after which a text is cut")
     duplicates: str = setting("exact", "Texts to leave out: exact copies, near ones too, or none")
     layers: int = setting(2, "Layers of the recurrence, or Transformer blocks")
@@ -63,7 +63,7 @@ class ClassifyConfig(RunConfig):
         self.one_of("tokens", "words", "bytes", "characters", "bpe")
         self.one_of("duplicates", "exact", "near", "none")
         self.at_least(1, "layers", "width", "heads", "longest", "min_freq")
-        self.at_least(258 if self.tokens == "bpe" else 1, "vocabulary")  # bytes and two more
+        self.at_least(SMALLEST_BPE if self.tokens == "bpe" else 1, "vocabulary")
         if self.dropout is None:
             chosen = 0.1 if self.model == "transformer" else 0.5
             object.__setattr__(self, "dropout", chosen)

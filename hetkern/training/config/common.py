@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from .settings import Settings, UserError, setting
 
+SMALLEST_BPE = 258  # tokens: padding, unknown, and the bytes
+
 
 @dataclass(frozen=True)
 class RunConfig(Settings):

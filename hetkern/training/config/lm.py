@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from .common import RunConfig
+from .common import SMALLEST_BPE, RunConfig
 from .settings import UserError, setting
 
 
@@ -50,7 +50,7 @@ class TrainConfig(RunConfig):
         None, "Folder for the tokens of a corpus too large for memory", shown="in memory"
     )
     tokens: str = setting("bytes", "What a token is: bytes, characters or bpe")
-    vocabulary: int = setting(4096, "Tokens of bpe, 258 at least")
+    vocabulary: int = setting(4096, f"Tokens of bpe, {SMALLEST_BPE} at least")
     layers: int = setting(4, "Number of Transformer blocks, or of recurrent layers")
     heads: int = setting(4, "Attention heads a block; divides the width")
     width: int = setting(128, "Size of the residual stream, or of a recurrent state")
@@ -86,7 +86,7 @@ class TrainConfig(RunConfig):
         self.one_of("tokens", "bytes", "characters", "bpe")
         self.one_of("duplicates", "exact", "near", "none")
         self.at_least(1, "layers", "heads", "width", "context")
-        self.at_least(258 if self.tokens == "bpe" else 1, "vocabulary")  # bytes and two more
+        self.at_least(SMALLEST_BPE if self.tokens == "bpe" else 1, "vocabulary")
         self.at_least(0, "eval_tokens", "sample_length", "kv_heads", "window")
         super().check()
         self.one_of("positions", "rotary", "learned")
