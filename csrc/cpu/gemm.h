@@ -46,13 +46,17 @@ struct Amx {
   static constexpr int per_word = 2, whole_words = kAmxWords, most_rows = 2 * kAmxRows;
 };
 
-// Where word k of a panel's vector v begins, in lanes: panel[k][v], and by whole tiles for Amx.
+// Vectors of a panel that a tile takes at once. Four leave 16 registers no room for a row's number beside accumulators and
+// weights, which are then read once a row: the tile takes two and two.
+constexpr int vectors_at_once(int NV) { return kRegisters == 16 && NV == 4 ? 2 : NV; }
+
+// Where word k of a panel's vector v begins, in lanes: panel[v / at once][k][v % at once], and by whole tiles for Amx.
 template <class P, class A>
 constexpr int64_t word_at(int64_t k, int v, int NV, int64_t words) {
   if constexpr (std::is_same_v<P, Amx>)
     return amx_word_at(k, v, NV, words);
   else
-    return (k * NV + v) * W<A>;
+    return ((v / vectors_at_once(NV) * words + k) * vectors_at_once(NV) + v % vectors_at_once(NV)) * W<A>;
 }
 
 // Words that K takes: a whole number for each part, or tile.
@@ -64,7 +68,7 @@ constexpr int64_t words_of(int64_t K) {
 // Rows of a tile with so many vectors: accumulators fill three quarters of the vector registers.
 template <class P>
 constexpr int most_rows(int vectors) {
-  const int rows = kRegisters * 3 / 4 / vectors;
+  const int rows = kRegisters * 3 / 4 / vectors_at_once(vectors);
   return std::is_same_v<P, Amx> || rows > P::most_rows ? P::most_rows : rows;
 }
 
@@ -80,11 +84,9 @@ inline void hold(V& v) {  // in a register: else GCC reads a weight from memory 
 #endif
 }
 
-template <class A, int R, int NV>
-__attribute__((noinline)) void fma_tile(const void* left_any, int64_t stride, const void* panel_any, int64_t words,
-                                        void* out) {
-  const A* const left = static_cast<const A*>(left_any);
-  const A* const panel = static_cast<const A*>(panel_any);
+// Rows of `out` are `Out` vectors long.
+template <class A, int R, int NV, int Out>
+__attribute__((noinline)) void fma_tile(const A* left, int64_t stride, const A* panel, int64_t words, A* out) {
   constexpr int at_once = parts_at_once(R * NV);
   const int64_t part = words / kParts;
   for (int p = 0; p < kParts; p += at_once) {
@@ -113,10 +115,18 @@ __attribute__((noinline)) void fma_tile(const void* left_any, int64_t stride, co
       for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
         for (int v = 0; v < NV; ++v) {
-          A* const to = static_cast<A*>(out) + (r * NV + v) * W<A>;
+          A* const to = out + (r * Out + v) * W<A>;
           store<A>(to, p + i == 0 ? s[i][r][v] : load<A>(to) + s[i][r][v]);
         }
   }
+}
+
+template <class A, int R, int NV>
+void fma_rows(const void* left, int64_t stride, const void* panel, int64_t words, void* out) {
+  constexpr int N = vectors_at_once(NV);
+  for (int v = 0; v < NV; v += N)
+    fma_tile<A, R, N, NV>(static_cast<const A*>(left), stride, static_cast<const A*>(panel) + v * words * W<A>, words,
+                          static_cast<A*>(out) + v * W<A>);
 }
 
 #if defined(__AVX512F__)
@@ -181,7 +191,7 @@ struct Tiles {
     if constexpr (std::is_same_v<P, Amx>) return static_cast<void>(((of[R] = amx_rows<R + 1, NV>), ...));
     if constexpr (std::is_same_v<P, Dot>) return static_cast<void>(((of[R] = dot_tile<R + 1, NV>), ...));
 #endif
-    if constexpr (P::per_word == 1) ((of[R] = fma_tile<typename P::Left, R + 1, NV>), ...);
+    if constexpr (P::per_word == 1) ((of[R] = fma_rows<typename P::Left, R + 1, NV>), ...);
   }
 };
 template <class P, int NV>
