@@ -50,7 +50,7 @@ BUGS = [
         "v = tl.load(x + row * N + lanes, mask=lanes < N, other=0.0)",
         "v = tl.load(x + row * N + lanes)",
         f"check_rms_norm_triton.py::{VALUES}",
-        r"KernelError: out-of-bounds load: .* past the end of 'x' .* kernel forward_kernel",
+        r"rms_norm_triton\.py:\d+: out-of-bounds load: .* past the end of 'x' .* kernel forward_k",
     ),
     Bug(
         "two Triton programs that write one element, the same value",
@@ -58,7 +58,7 @@ BUGS = [
         "tl.program_id(0) * BLOCK + tl.arange",
         "tl.program_id(0) * (BLOCK - 1) + tl.arange",
         f"check_rms_norm_triton.py::{VALUES}",
-        r"KernelError: race on 'dw': a program stores what another program stored",
+        r"KernelError: rms_norm_triton\.py:\d+: race on 'dw': a program stores what another pro",
     ),
     Bug(
         "a row that a Triton sum leaves out",

@@ -40,17 +40,17 @@ struct Called {
 }  // namespace
 
 // The compiler's calls, under --param=tsan-distinguish-volatile=1.
-#define HETKERN_VOLATILE(bytes, bits)                                                     \
-  extern "C" void __tsan_volatile_read##bytes(void* p) {                                  \
-    const Called here(__builtin_return_address(0));                                       \
-    (void)__tsan_atomic##bits##_load(static_cast<uint##bits##_t*>(p), kRelaxed);          \
-  }                                                                                       \
-  extern "C" void __tsan_volatile_write##bytes(void* p) {                                 \
-    const Called here(__builtin_return_address(0));                                       \
-    if (is_of_block(p))                                                                   \
-      __tsan_write_range(p, bytes);                                                       \
-    else                                                                                  \
-      (void)__tsan_atomic##bits##_fetch_or(static_cast<uint##bits##_t*>(p), 0, kRelaxed); \
+#define HETKERN_VOLATILE(bytes, bits)                                                   \
+  extern "C" void __tsan_volatile_read##bytes(void* p) {                                \
+    const Called here(__builtin_return_address(0));                                     \
+    (void)__tsan_atomic##bits##_load(static_cast<uint##bits##_t*>(p), kRelaxed);        \
+    if (current) atomic_is_made(p, true, false);                                        \
+  }                                                                                     \
+  extern "C" void __tsan_volatile_write##bytes(void* p) {                               \
+    const Called here(__builtin_return_address(0));                                     \
+    if (is_of_block(p)) return __tsan_write_range(p, bytes);                            \
+    (void)__tsan_atomic##bits##_fetch_or(static_cast<uint##bits##_t*>(p), 0, kRelaxed); \
+    if (current) atomic_is_made(p, false, true);                                        \
   }
 HETKERN_VOLATILE(1, 8)
 HETKERN_VOLATILE(2, 16)
