@@ -141,7 +141,9 @@ def wheel(folder):
         word for s in settings for word in ("--config-settings", f"cmake.define.HETKERN_{s}")
     ]
     build = ["-m", "pip", "wheel", "--quiet", "--no-build-isolation", "--no-deps", "--no-index"]
-    where = ["--config-settings", f"build-dir={folder / 'build'}", "--wheel-dir", folder / "wheel"]
+    # As deep as the build that is tested here: its compiler cache serves this one.
+    place = ROOT / "build/wheel"
+    where = ["--config-settings", f"build-dir={place}", "--wheel-dir", folder / "wheel"]
     checked([sys.executable, *build, *defined, *where, ROOT], folder)
     (file,) = (folder / "wheel").glob("hetkern-*.whl")
     return file
