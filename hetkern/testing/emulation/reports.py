@@ -13,7 +13,7 @@ from torch import Tensor
 from hetkern.testing.emulation.whole_reports import keep_report
 from hetkern.testing.traffic.table import _stacks
 
-_OURS = re.compile(r"/cuda/(device/\.\./)?(emulation|device)/|/include/(cuda_|c\+\+/)|^\?")
+_OURS = re.compile(r"(?:^|/)cuda/(device/\.\./)?(emulation|device)/|/include/(cuda_|c\+\+/)|^\?")
 
 
 def line_of(binary: Path, offset: str) -> str | None:
