@@ -63,7 +63,6 @@ def rewritten(text: str) -> str:
     # g++ wants them the other way round.
     text = re.sub(r"__shared__\s+(alignas\s*\(\s*(?:[^()]|\([^()]*\))*\))", r"\1 __shared__", text)
     text = re.sub(r"\b__shared__\b", f"{_LATE}_SHARED", text)
-    text = re.sub(r"\b__threadfence(_block|_system)?\s*\(\s*\)", "__syncwarp()", text)
     while "<<<" in text and (launched := _with_macro(text)) is not None:
         text = launched
     return text
@@ -269,7 +268,7 @@ def count(
 
 _counted: set[Path] = set()  # headers
 # What is rewritten, and what host code launches with, a header's structs included.
-_LEFT_OUT = re.compile(r"<<<|__shared__|__threadfence\w*|cudaLaunch\w*")
+_LEFT_OUT = re.compile(r"<<<|__shared__|cudaLaunch\w*")
 
 
 def main() -> None:

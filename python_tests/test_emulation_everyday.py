@@ -171,8 +171,15 @@ def test_shared_memory_that_nobody_wrote_shows_though_it_is_no_nan(go):
     y = ints(64)
     go("unwritten", "address")(y, 0)
     assert y.tolist() == [5] * 32 + [1] * 32
-    with pytest.raises(EmulationError, match="depend on shared memory that nobody has written"):
+    with pytest.raises(EmulationError, match="depend on shared memory that nobody has") as caught:
         go("unwritten", "address")(y, 1)
+    assert "the first of them at y[32], and y has 64 elements (64) [unwritten]" in str(caught.value)
+
+
+def test_a_kernels_own_memory_is_new_where_shared_memory_is_filled_otherwise(go):
+    y = ints(4)
+    go("numbered", "address")(y)
+    assert y.tolist() == [0, 1, 2, 3]
 
 
 def test_lanes_that_store_one_value_to_one_place_are_no_race(go):

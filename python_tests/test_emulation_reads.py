@@ -58,5 +58,5 @@ def test_a_volatile_flag_in_global_memory_may_be_waited_for(go, how):
 
 
 def test_volatile_shared_memory_does_not_hold_a_warp_together(go):
-    with pytest.raises(EmulationError, match="data race in shared memory"):
+    with pytest.raises(EmulationError, match="data race in shared memory: write of 4 bytes"):
         go("synchronous")(torch.ones(32, dtype=torch.int32), ints(1))

@@ -134,6 +134,8 @@ def test_triton_autotune_runs_its_first_configuration():
 
 # ---- Memory. -------------------------------------------------------------------------------------
 
+AT = r"^triton_kernels\.py:\d+: "  #: the line in a message
+
 
 @interpreted
 def test_triton_out_of_bounds_load_is_named():
@@ -141,6 +143,7 @@ def test_triton_out_of_bounds_load_is_named():
     x, y = room[:100].copy_(normal(100)), room[300:]
     kernels.double[(2,)](x, y, 100, BLOCK=64)
     message = r"out-of-bounds load: 28 of 64 lanes, .* 0 bytes past the end of 'x' \(400 bytes\), "
+    message = AT + message
     with pytest.raises(KernelError, match=message + r"kernel unmasked_tail, program \(1, 0, 0\)"):
         kernels.unmasked_tail[(2,)](x, y, 100, BLOCK=64)
 
@@ -148,7 +151,9 @@ def test_triton_out_of_bounds_load_is_named():
 @interpreted
 def test_triton_out_of_bounds_store_is_named():
     buffer = torch.zeros(200)
-    with pytest.raises(KernelError, match=r"out-of-bounds store: 1 of 64 .*4 bytes before 'y'"):
+    with pytest.raises(
+        KernelError, match=AT + r"out-of-bounds store: 1 of 64 .*4 bytes before 'y'"
+    ):
         kernels.store_before[(1,)](normal(64), buffer[100:164], 64, BLOCK=64)
 
 
@@ -157,14 +162,14 @@ def test_triton_load_between_the_rows_of_a_view_is_named():
     x, y = normal(3, 64)[:, :50], torch.zeros(3)
     kernels.read_rows[(3,)](x, y, 64, 50, BLOCK=64)
     torch.testing.assert_close(y, x.sum(1))
-    with pytest.raises(KernelError, match=r"out-of-bounds load: .*between the rows of 'x'"):
+    with pytest.raises(KernelError, match=AT + r"out-of-bounds load: .*between the rows of 'x'"):
         kernels.read_rows[(3,)](x, y, 64, 60, BLOCK=64)
 
 
 @interpreted
 def test_triton_misaligned_load_is_named():
     kernels.read_at_byte[(1,)](normal(8), torch.zeros(1), BYTE=4)
-    with pytest.raises(KernelError, match=r"misaligned load: 4 bytes at byte 2 of 'x'"):
+    with pytest.raises(KernelError, match=AT + r"misaligned load: 4 bytes at byte 2 of 'x'"):
         kernels.read_at_byte[(1,)](normal(8), torch.zeros(1), BYTE=2)
 
 
@@ -181,7 +186,9 @@ def test_triton_race_between_programs_is_named():
     y = torch.zeros(64)
     kernels.column_sums[(4,)](x, y, 128, 64, BM=32, BN=64)
     torch.testing.assert_close(y, x.sum(0))
-    message = r"race on 'y': a program loads what another program stored, .*program \(1, 0, 0\)"
+    message = (
+        AT + r"race on 'y': a program loads what another program stored, .*program \(1, 0, 0\)"
+    )
     with pytest.raises(KernelError, match=message):
         kernels.racing_column_sums[(4,)](x, torch.zeros(64), 128, 64, BM=32, BN=64)
     with races_allowed():
@@ -191,19 +198,21 @@ def test_triton_race_between_programs_is_named():
 @interpreted
 def test_triton_race_of_two_stores_is_named():
     kernels.everyone_writes[(1,)](torch.zeros(8), BLOCK=8)
-    with pytest.raises(KernelError, match=r"race on 'y': a program stores what another program st"):
+    with pytest.raises(
+        KernelError, match=AT + r"race on 'y': a program stores what another program st"
+    ):
         kernels.everyone_writes[(2,)](torch.zeros(8), BLOCK=8)
 
 
 @interpreted
 def test_triton_race_of_an_atomic_with_a_plain_store_is_named():
-    with pytest.raises(KernelError, match=r"race on 'y': a program updates atomically what"):
+    with pytest.raises(KernelError, match=AT + r"race on 'y': a program updates atomically what"):
         kernels.half_atomic[(2,)](torch.zeros(1))
 
 
 @interpreted
 def test_triton_race_of_two_lanes_is_named():
-    with pytest.raises(KernelError, match=r"race on 'y': a program stores two values to one"):
+    with pytest.raises(KernelError, match=AT + r"race on 'y': a program stores two values to one"):
         kernels.lanes_collide[(1,)](torch.zeros(8), BLOCK=16)
 
 

@@ -143,6 +143,15 @@ __global__ void unwritten(int* y, int which) {
   y[threadIdx.x] = threadIdx.x < 32 ? v : which && v > 5 ? 2 : 1;
 }
 
+// Blocks that number themselves, from 0 on in a process's first launch alone.
+__device__ unsigned numbered_blocks = 0;
+__global__ void numbered(int* y) {
+  HETKERN_SHARED(Row, s);
+  if (threadIdx.x == 0) s.s[0] = static_cast<int>(atomicAdd(&numbered_blocks, 1u));
+  __syncthreads();
+  y[s.s[0]] = s.s[0];
+}
+
 // Lanes that store to one place, one a warp. which: 1 and 2, one lane of a warp stores another value; 3, the warps share the place
 __global__ void one_place(int* y, int which) {
   HETKERN_SHARED(Row, s);
@@ -251,6 +260,7 @@ void go_part(const float* x, float* y, int n, int which, void* stream) {
   HETKERN_LAUNCH(part, 1, 32, 0, stream, x, y, n, which);
 }
 void go_unwritten(int* y, int which, void* stream) { HETKERN_LAUNCH(unwritten, 1, 64, sizeof(Row), stream, y, which); }
+void go_numbered(int* y, void* stream) { HETKERN_LAUNCH(numbered, 4, 32, sizeof(Row), stream, y); }
 void go_one_place(int* y, int which, void* stream) { HETKERN_LAUNCH(one_place, 1, 64, sizeof(Row), stream, y, which); }
 void go_returned(int* y, int which, void* stream) { HETKERN_LAUNCH(returned, 1, 64, sizeof(Row), stream, y, which); }
 void go_meet(float* a, float* b, unsigned* counter, int blocks, int how, cudaStream_t stream) {

@@ -17,7 +17,7 @@ bool same(Site a, Site b) { return a.line == b.line && std::strcmp(a.file, b.fil
 bool complete_block_barrier() {
   BlockBarrier& b = machine.team().barrier;
   if (b.arrived == 0 || b.arrived < current->block->alive) return false;
-  b.arrived = 0, ++b.phase;
+  b.arrived = 0, ++b.phase, ++machine.team().meetings;
   for (unsigned i = 0; i < machine.block_threads(); ++i)
     if (Fiber& f = machine.of_block(i); f.state == State::at_block_barrier) f.state = State::ready;
   return true;
@@ -86,7 +86,7 @@ Exchange& meet(unsigned mask, const void* mine, size_t size, Site site, unsigned
   else if (!same(e.first, site))
     fail(site, "a warp operation diverges: other lanes wait at %s:%d", e.first.file, e.first.line);
   if (size) std::memcpy(e.value[phase][lane], mine, size);
-  if (orders) sanitize::release(&e.order[phase]);
+  if (orders) sanitize::release(&e.order[phase]), ++machine.team().meetings;
   e.arrived |= 1u << lane;
   if (!complete(e)) {
     machine.me().mask = mask;

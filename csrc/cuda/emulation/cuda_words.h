@@ -168,7 +168,16 @@ inline hetkern::emulation::Shuffled<T> __shfl_up_sync(
                                      site);
 }
 
-// ---- Atomics: they order nothing but themselves. ---------------------------------------------------------------------------
+// ---- Atomics: they order nothing but themselves, and what a fence stands before. -------------------------------------------
+
+inline void __threadfence() { hetkern::emulation::fence(hetkern::emulation::Scope::device); }
+inline void __threadfence_system() { hetkern::emulation::fence(hetkern::emulation::Scope::device); }
+inline void __threadfence_block() { hetkern::emulation::fence(hetkern::emulation::Scope::block); }
+#ifdef __SANITIZE_THREAD__
+#define HETKERN_ATOMIC_IS_MADE(p, reads, writes) ::hetkern::emulation::atomic_is_made(p, reads, writes)
+#else
+#define HETKERN_ATOMIC_IS_MADE(p, reads, writes) (void)0
+#endif
 
 namespace hetkern::emulation {
 
@@ -184,6 +193,7 @@ inline T atomic_change(T* p, Change change) {
     const T changed = change(old);
     std::memcpy(&after, &changed, sizeof after);
   } while (!__atomic_compare_exchange_n(bits, &before, after, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+  HETKERN_ATOMIC_IS_MADE(p, true, true);
   if (after == before) polled(p);
   return old;
 }

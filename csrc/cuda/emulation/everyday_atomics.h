@@ -14,6 +14,7 @@ inline T atomic_change_half(T* p, Change change) {
     const T changed = change(old);
     std::memcpy(&after, &changed, sizeof after);
   } while (!__atomic_compare_exchange_n(bits, &before, after, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+  HETKERN_ATOMIC_IS_MADE(p, true, true);
   return old;
 }
 

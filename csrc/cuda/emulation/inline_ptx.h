@@ -111,6 +111,7 @@ inline T load_atomic(const void* p, bool acquire, Site site = Site::here()) {
   check_aligned(p, sizeof(T), site);
   const T value = __atomic_load_n(static_cast<const T*>(p), __ATOMIC_RELAXED);
   if (acquire) order_acquire(p);
+  HETKERN_ATOMIC_IS_MADE(p, true, false);
   polled(p);
   return value;
 }
@@ -119,6 +120,7 @@ inline void store_atomic(void* p, T value, bool release, Site site = Site::here(
   check_aligned(p, sizeof(T), site);
   if (release) order_release(p);
   __atomic_store_n(static_cast<T*>(p), value, __ATOMIC_RELAXED);
+  HETKERN_ATOMIC_IS_MADE(p, false, true);
 }
 // By one of atomicAdd and its kin.
 template <class T, class Change>

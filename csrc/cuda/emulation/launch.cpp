@@ -130,7 +130,7 @@ void start(unsigned group, unsigned slot) {
 }
 
 void finish(Group& group) {
-  for (Block& b : group.blocks) release_block(b);
+  for (Block& b : group.blocks) forget_fences(b), release_block(b);
   forget_copies(group.first, static_cast<unsigned>(group.fibers.size()));
 }
 
@@ -254,6 +254,7 @@ void run(const Grid& launched, void (*body)(const void*), const void* arguments,
   machine.body = body, machine.arguments = arguments, machine.error = nullptr, machine.failed = false;
   machine.whole_grid = {};
   sanitize::adopt(machine.host);
+  begin_fences();
   traffic::begin_launch(launched, arguments, argument_bytes);
   const unsigned groups = launched.blocks.x * launched.blocks.y * launched.blocks.z / launched.cluster;
   announce(launched, group_threads(), groups);

@@ -104,10 +104,23 @@ struct Exchange {
   alignas(16) unsigned char value[2][32][16];
 };
 
+// What the fences of a block's threads have made known, to its own threads or to the device's.                        (fences.cpp)
+struct Fences {
+  unsigned number = 0;           // in the launch; 0: there was none
+  std::vector<Order> of_thread;  // what each has fenced itself
+  struct Made {
+    unsigned meetings;  // of the block's threads, before the fence
+    Order order;
+  };
+  std::vector<Made> made;
+};
+
 struct Team {  // what a block's threads share
   BlockBarrier barrier;
   std::vector<std::vector<std::unique_ptr<Exchange>>> warps;
   Order ended = new_order();
+  Fences fences[2];       // by scope
+  unsigned meetings = 0;  // barriers, of the block and of its warps
 };
 
 struct Cluster {
@@ -153,6 +166,9 @@ void wait_as(State state, Site site);  // until another thread makes this one re
 bool complete_block_barrier();         // if all of the block that live have arrived
 void complete_cluster_barrier();       // if all that live have arrived
 void complete_exchanges();             // of this thread's warp, likewise
+void begin_fences();                   // of a launch: there were none
+void forget_fences(const Block&);      // which has ended
+bool is_handed_over(const void* p);    // to this thread's block, what atomics behind a fence made of p
 
 // ---- Turns. ----------------------------------------------------------------------------------------------------------------
 

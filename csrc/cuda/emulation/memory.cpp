@@ -132,6 +132,8 @@ void begin_block(Block& block, size_t bytes, [[maybe_unused]] unsigned place) {
   if (posix_memalign(&p, 1024, bytes)) throw std::bad_alloc();
   block.shared = static_cast<char*>(p);
 #endif
+  if (undefined_values.allowed && !undefined_values.shared && !undefined_values.taken)
+    undefined_values.kernel = grid->kernel;
   undefined_values.shared |= undefined_values.allowed;
   fill(block.shared, bytes);
 }

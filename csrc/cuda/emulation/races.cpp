@@ -3,6 +3,7 @@
 //
 // TSan finds the second store before it is made. So its report is held back until the lane asks the emulation for something, when
 // memory holds the second value; if that is another one, the store is told to TSan once more, which reports it.
+// Nor are a plain access and an atomic that a fence has handed over. (fences.cpp)
 #include <cstdint>
 #include <iterator>
 
@@ -108,6 +109,7 @@ bool hold(void* report) {
                           kDepth);
   const bool alike =
       a[0].address == a[1].address && a[0].bytes == a[1].bytes && same(a[0].trace, a[1].trace, sizeof a[0].trace);
+  if (a[0].address == a[1].address && !a[0].atomic && a[1].atomic && is_handed_over(a[0].address)) return true;
   const bool stores = a[0].write && a[1].write && !a[0].atomic && !a[1].atomic;
   if (!alike || !stores || !a[0].trace[0] || a[0].bytes > static_cast<int>(sizeof Held::old)) return false;
   if (!of_this_warp(report, a[1].thread, numbers[5])) return false;

@@ -66,6 +66,16 @@ inline void name(Stack& s, Name name) {  // for reports
 inline void adopt(Stack& s) { s.state = __tsan_get_current_fiber(); }
 inline void leaving(Stack&, Stack& to, bool) { __tsan_switch_to_fiber(to.state, 1); }  // 1: orders nothing
 inline void arrived(Stack&, Stack*) {}
+// While it lives, the running stack counts as another fiber's.
+struct As {
+  As(void* other, const Stack& mine) : mine_(mine.state) { __tsan_switch_to_fiber(other, 1); }
+  ~As() { __tsan_switch_to_fiber(mine_, 1); }
+  As(const As&) = delete;
+  As& operator=(const As&) = delete;
+
+ private:
+  void* mine_;
+};
 inline void release(const void* p) { __tsan_release(const_cast<void*>(p)); }
 inline void acquire(const void* p) { __tsan_acquire(const_cast<void*>(p)); }
 inline void written(void* p, size_t bytes, void* caller) {
@@ -112,6 +122,9 @@ inline void name(Stack&, Name) {}
 inline void stores_are_made() {}
 inline void* new_identity() { return nullptr; }
 inline void adopt(Stack&) {}
+struct As {
+  As(void*, const Stack&) {}
+};
 inline void release(const void*) {}
 inline void acquire(const void*) {}
 inline void written(void*, size_t, void*) {}

@@ -92,6 +92,12 @@ extern UndefinedValues undefined_values;
 void order_release(const void* address);
 void order_acquire(const void* address);
 
+// ---- Fences, and the atomics that they stand beside. (bodies: fences.cpp) -----------------------------------------------------
+
+enum class Scope { block, device };
+void fence(Scope scope);
+void atomic_is_made(const void* p, bool reads, bool writes);  // or a volatile access of global memory
+
 // ---- Launch. ---------------------------------------------------------------------------------------------------------------
 
 void run(const Grid& grid, void (*body)(const void*), const void* arguments, size_t argument_bytes);

@@ -17,6 +17,10 @@ uint8_t __tsan_atomic8_fetch_or(volatile uint8_t* p, uint8_t bits, int order);
 uint16_t __tsan_atomic16_fetch_or(volatile uint16_t* p, uint16_t bits, int order);
 uint32_t __tsan_atomic32_fetch_or(volatile uint32_t* p, uint32_t bits, int order);
 uint64_t __tsan_atomic64_fetch_or(volatile uint64_t* p, uint64_t bits, int order);
+void __tsan_write1(void* p);
+void __tsan_write2(void* p);
+void __tsan_write4(void* p);
+void __tsan_write8(void* p);
 }
 
 namespace {
@@ -40,17 +44,17 @@ struct Called {
 }  // namespace
 
 // The compiler's calls, under --param=tsan-distinguish-volatile=1.
-#define HETKERN_VOLATILE(bytes, bits)                                                     \
-  extern "C" void __tsan_volatile_read##bytes(void* p) {                                  \
-    const Called here(__builtin_return_address(0));                                       \
-    (void)__tsan_atomic##bits##_load(static_cast<uint##bits##_t*>(p), kRelaxed);          \
-  }                                                                                       \
-  extern "C" void __tsan_volatile_write##bytes(void* p) {                                 \
-    const Called here(__builtin_return_address(0));                                       \
-    if (is_of_block(p))                                                                   \
-      __tsan_write_range(p, bytes);                                                       \
-    else                                                                                  \
-      (void)__tsan_atomic##bits##_fetch_or(static_cast<uint##bits##_t*>(p), 0, kRelaxed); \
+#define HETKERN_VOLATILE(bytes, bits)                                                   \
+  extern "C" void __tsan_volatile_read##bytes(void* p) {                                \
+    const Called here(__builtin_return_address(0));                                     \
+    (void)__tsan_atomic##bits##_load(static_cast<uint##bits##_t*>(p), kRelaxed);        \
+    if (current) atomic_is_made(p, true, false);                                        \
+  }                                                                                     \
+  extern "C" void __tsan_volatile_write##bytes(void* p) {                               \
+    const Called here(__builtin_return_address(0));                                     \
+    if (is_of_block(p)) return __tsan_write##bytes(p);                                  \
+    (void)__tsan_atomic##bits##_fetch_or(static_cast<uint##bits##_t*>(p), 0, kRelaxed); \
+    if (current) atomic_is_made(p, false, true);                                        \
   }
 HETKERN_VOLATILE(1, 8)
 HETKERN_VOLATILE(2, 16)

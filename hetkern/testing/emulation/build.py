@@ -101,8 +101,8 @@ def _cache() -> Path:
     return Path(os.environ.get("HETKERN_EMULATION_CACHE") or Path(base) / "hetkern" / "emulation")
 
 
-def _run(command: list[str | Path]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True)
+def _run(command: list[str | Path], place: Path | None = None) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, cwd=place)
     if done.returncode:
         raise _failed(command, done.stderr or done.stdout)
     return done.stdout + done.stderr
@@ -122,11 +122,16 @@ def _failed(command: list[str | Path], report: str) -> EmulationError:
 
 
 def _cached(
-    name: str, parts: list[bytes], commands: list[list[str | Path]], text: str = ""
+    name: str,
+    parts: list[bytes],
+    commands: list[list[str | Path]],
+    text: str = "",
+    place: Path | None = None,
 ) -> Path:
     """The file that the commands make in a folder of their own ({}), unless it is there already.
 
-    The text is there as text.ii; beside the file, "warnings" has what the commands said.
+    They run in ``place``; where that is, the file does not depend on. The text is there as text.ii;
+    beside the file, "warnings" has what the commands said.
     """
     source = os.fsencode(text) if text.isascii() else text.encode(errors="surrogateescape")
     key = hashlib.sha256()
@@ -143,7 +148,9 @@ def _cached(
         _cache().mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=_cache()) as folder:
             Path(folder, "text.ii").write_bytes(source)
-            said = [_run([str(w).replace("{}", folder) for w in command]) for command in commands]
+            said = [
+                _run([str(w).replace("{}", folder) for w in command], place) for command in commands
+            ]
             kept.parent.mkdir(exist_ok=True)
             (kept.parent / "warnings").write_text("".join(said))
             os.replace(Path(folder) / name, kept)
@@ -163,15 +170,11 @@ def _own_sources() -> bytes:
     return b"".join(p.name.encode() + p.read_bytes() for p in files if p.name != "table.cpp")
 
 
-def _front(flags: tuple[str, ...]) -> list[str | Path]:
+def _front(flags: tuple[str, ...], own: Path) -> list[str | Path]:
     # Ours of CUDA's names (cuda_fp16.h, cooperative_groups.h) come before CUDA's.
-    ours = own_headers() / "cuda" / "emulation" / "headers"
-    headers = ("-I", own_headers(), "-isystem", ours, "-isystem", cuda_headers())
+    ours = own / "cuda" / "emulation" / "headers"
+    headers = ("-I", own, "-isystem", ours, "-isystem", cuda_headers())
     return [compiler(), *_COMMON, *flags, *map(str, headers)]
-
-
-def _compile(source: Path | str, to: str, flags: tuple[str, ...]) -> list[str | Path]:
-    return [*_front(flags), "-c", source, "-o", to]
 
 
 #: Conversions out of range give what a GPU gives (csrc/cuda/emulation/casts.cpp).
@@ -186,7 +189,7 @@ def _preprocessed(text: str, flags: tuple[str, ...]) -> bytes:
     """
     # The working directory would stand in the text, which is the key that a build is kept by.
     marks = ("-DHETKERN_MARKS", "-fno-working-directory")
-    command = [*_front(flags), *marks, "-E", "-x", "c++", "-"]
+    command = [*_front(flags, own_headers()), *marks, "-E", "-x", "c++", "-"]
     done = subprocess.run(command, input=os.fsencode(text), capture_output=True)
     # First the refusals: a refused header is often one that the compiler does not find either.
     refused = [
@@ -238,7 +241,7 @@ def _cheap_fibers() -> tuple[str, ...]:
 
 
 def _machine(kind: str) -> list[Path]:
-    """The emulation's own objects, without instrumentation."""
+    """The emulation's own objects, without instrumentation: for every copy of it the same."""
     folder = own_headers() / "cuda" / "emulation"
     sources = (folder / "sources.txt").read_text().split()
     sources += {"traffic": ["traffic.cpp"], "thread": ["races.cpp", "volatiles.cpp"]}.get(kind, [])
@@ -253,8 +256,9 @@ def _machine(kind: str) -> list[Path]:
     flags = ("-O2", f"-DHETKERN_EMULATION_{KINDS[kind][2]}")
 
     def made(source: str) -> Path:
-        command = _compile(folder / source, "{}/object.o", flags)
-        return _cached("object.o", [_own_sources()], [command])
+        file = Path("cuda/emulation", source)
+        command = [*_front(flags, Path(".")), "-c", file, "-o", "{}/object.o"]
+        return _cached("object.o", [_own_sources()], [command], place=own_headers())
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(made, sources))

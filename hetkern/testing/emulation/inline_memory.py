@@ -257,7 +257,15 @@ def _mma(i: Instruction) -> str:
     )
 
 
+def _fence(i: Instruction) -> str:
+    words = set(i.modifiers)
+    if i.operands or words - {"sc", "acq_rel", "cta", "gl", "gpu", "sys"}:
+        raise i.unknown()
+    return "::__threadfence_block();" if "cta" in words else "::__threadfence();"
+
+
 KNOWN: dict[str, Callable[[Instruction], str]] = {
     "ld": _load, "st": _store, "atom": _atomic, "red": _atomic, "cp": _copy, "cvta": _cvta,
     "ldmatrix": _ldmatrix, "stmatrix": _ldmatrix, "movmatrix": _movmatrix, "mma": _mma,
+    "fence": _fence, "membar": _fence,
 }  # fmt: skip

@@ -13,7 +13,7 @@ _LAUNCH = f"launch with HETKERN_LAUNCH ({_MACROS})"
 _SHARED = f"shared memory is dynamic, a struct obtained with HETKERN_SHARED ({_MACROS})"
 _PTX = "PTX goes through hetkern::ptx (csrc/cuda/device/ptx.cuh), where each wrapper has a twin"
 _ORDER = (
-    "fences are not followed; a block's threads meet at __syncthreads, and blocks hand data over "
+    "a block's threads meet at __syncthreads, and blocks hand data over "
     "with ptx::add_acquire_release, or ptx::add_release and ptx::load_acquire "
     "(csrc/cuda/device/ptx.cuh)"
 )
@@ -29,12 +29,12 @@ REFUSED = (
     (r"\bwmma\s*::\s*experimental\b", "wmma::experimental", _PTX),
     (r"\bcuda\s*::\s*(pipeline_shared_state|pipeline_role|atomic\w*|ptx)\b", "libcu++", _CLASSES),
     (r"\b__cluster_dims__\b", "__cluster_dims__", "launch with HETKERN_LAUNCH_CLUSTER"),
-    (r"\b__threadfence(_block|_system)?\b", "__threadfence", _ORDER),
 )
 #: In this project's own sources: those of others run as they are. (inline_asm.py)
 OWN = (
     *REFUSED,
     (r"\b(asm|__asm__|__asm)\b", "asm", _PTX),
+    (r"\b__threadfence(_block|_system)?\b", "__threadfence", _ORDER),
     (r"\b(__activemask|coalesced_threads)\b", "__activemask", "name the lanes that take part"),
 )
 _HEADERS = (

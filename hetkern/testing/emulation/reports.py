@@ -13,7 +13,7 @@ from torch import Tensor
 from hetkern.testing.emulation.whole_reports import keep_report
 from hetkern.testing.traffic.table import _stacks
 
-_OURS = re.compile(r"/cuda/(device/\.\./)?(emulation|device)/|/include/(cuda_|c\+\+/)|^\?")
+_OURS = re.compile(r"(?:^|/)cuda/(device/\.\./)?(emulation|device)/|/include/(cuda_|c\+\+/)|^\?")
 
 
 def line_of(binary: Path, offset: str) -> str | None:
@@ -36,6 +36,7 @@ def with_places(text: str, binary: Path, where: list[tuple[str, Tensor, int]]) -
             return f"{match[1]} through a null pointer"
         return f"{match[1]} {describe(int(match[2], 16), where)}"
 
+    text = re.sub(r"(the first of them) at address (\S+)", element, text)
     text = re.sub(r"(a (?:load|store)) at address (\S+), where there is no memory", element, text)
     return re.sub(r", at instruction \+(0x[0-9a-f]+)", line, text)
 

@@ -182,6 +182,9 @@ class Memory:
         """The program at hand, for messages."""
         return f"kernel {self.kernel}, program {self.program}"
 
+    def _fault(self, what: str) -> KernelError:
+        return KernelError(f"{source_line()}: {what}, {self.where()}")
+
     def access(
         self,
         kind: str,
@@ -224,9 +227,9 @@ class Memory:
         stores = kind == "store"
         if self.order.conflict(self._me, region.begin, stores, pointers, mask, bounds):
             what = "stores what others accessed" if stores else "loads what others stored"
-            raise KernelError(
-                f"{source_line()}: race on {region.name!r} within a program: a lane {what}, without"
-                f" a barrier between (tl.debug_barrier), {self.where()}"
+            raise self._fault(
+                f"race on {region.name!r} within a program: a lane {what}, without a barrier "
+                "between (tl.debug_barrier)"
             )
 
     def _region_of(self, low: int, end: int) -> _Region | None:
@@ -238,9 +241,7 @@ class Memory:
     def _split(self, kind: str, addresses: np.ndarray, width: int) -> list[_Region]:
         """The tensors of a request that is not within one; a lane outside all of them raises."""
         if not self._regions:
-            raise KernelError(
-                f"{kind} of {width} bytes, but the launch has no tensor, {self.where()}"
-            )
+            raise self._fault(f"{kind} of {width} bytes, but the launch has no tensor")
         if self._pointing:
             self._follow_pointers()
         at = np.searchsorted(np.array(self._begins), addresses, side="right") - 1
@@ -251,9 +252,9 @@ class Memory:
             region = min(self._regions, key=lambda r: max(r.begin - address, address - r.end))
             past, before = address - region.end, region.begin - address
             far = f"{before} bytes before" if before > 0 else f"{past} bytes past the end of"
-            raise KernelError(
+            raise self._fault(
                 f"out-of-bounds {kind}: {int(outside.sum())} of {addresses.size} lanes, the first "
-                f"{far} {region.name!r} ({region.end - region.begin} bytes), {self.where()}"
+                f"{far} {region.name!r} ({region.end - region.begin} bytes)"
             )
         return [self._regions[i] for i in np.unique(at)]
 
@@ -285,18 +286,18 @@ class Memory:
     def _inside(self, kind: str, region: _Region, addresses: np.ndarray, width: int) -> None:
         if (addresses % width).any():
             address = int(addresses[addresses % width != 0][0])
-            raise KernelError(
+            raise self._fault(
                 f"misaligned {kind}: {width} bytes at byte {address - region.begin} of "
-                f"{region.name!r}, whose address is not a multiple of {width}, {self.where()}"
+                f"{region.name!r}, whose address is not a multiple of {width}"
             )
         writer, reader, own = region.state
         first = (addresses - region.begin) // region.unit
         for step in range(max(1, width // region.unit)):
             at = first + step
             if own is not None and not own[at].all():
-                raise KernelError(
+                raise self._fault(
                     f"out-of-bounds {kind}: {int((~own[at]).sum())} of {addresses.size} lanes, "
-                    f"between the rows of {region.name!r}, {self.where()}"
+                    f"between the rows of {region.name!r}"
                 )
             if self.check_races:
                 self._note(kind, region.name, writer, reader, at)
@@ -327,7 +328,7 @@ class Memory:
             writer[at] = _ATOMIC
 
     def _race(self, name: str, what: str) -> None:
-        raise KernelError(f"race on {name!r}: a program {what}, {self.where()}")
+        raise self._fault(f"race on {name!r}: a program {what}")
 
     def _one_value_each(
         self,
