@@ -170,7 +170,8 @@ def _own_sources() -> bytes:
     return b"".join(p.name.encode() + p.read_bytes() for p in files if p.name != "table.cpp")
 
 
-def _front(flags: tuple[str, ...], own: Path) -> list[str | Path]:
+def _front(flags: tuple[str, ...], own: Path | None = None) -> list[str | Path]:
+    own = own or own_headers()
     # Ours of CUDA's names (cuda_fp16.h, cooperative_groups.h) come before CUDA's.
     ours = own / "cuda" / "emulation" / "headers"
     headers = ("-I", own, "-isystem", ours, "-isystem", cuda_headers())
@@ -189,7 +190,7 @@ def _preprocessed(text: str, flags: tuple[str, ...]) -> bytes:
     """
     # The working directory would stand in the text, which is the key that a build is kept by.
     marks = ("-DHETKERN_MARKS", "-fno-working-directory")
-    command = [*_front(flags, own_headers()), *marks, "-E", "-x", "c++", "-"]
+    command = [*_front(flags), *marks, "-E", "-x", "c++", "-"]
     done = subprocess.run(command, input=os.fsencode(text), capture_output=True)
     # First the refusals: a refused header is often one that the compiler does not find either.
     refused = [
