@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from emulating import skip_unless_possible
+from emulating import ints, launchers
 
-from hetkern.testing.emulation import EmulationError, emulate_cuda
+from hetkern.testing.emulation import EmulationError
 
 SOURCE = Path(__file__).parent / "kernels" / "fences.cu"
 SUMS = {"the guide's": 0, "a fence of every thread": 1, "inline PTX": 2}
@@ -18,13 +18,7 @@ WRONG = {
 
 @pytest.fixture(scope="module")
 def go():
-    """A launcher of the file by its name."""
-    skip_unless_possible()
-    return lambda name, how="thread": emulate_cuda(SOURCE, f"go_{name}", sanitize=how)
-
-
-def ints(*shape):
-    return torch.zeros(*shape, dtype=torch.int32)
+    return launchers(SOURCE)
 
 
 def summed(go, how, sanitize="thread"):

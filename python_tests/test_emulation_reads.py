@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from emulating import skip_unless_possible
+from emulating import ints, launchers
 
-from hetkern.testing.emulation import EmulationError, emulate_cuda
+from hetkern.testing.emulation import EmulationError
 
 SOURCE = Path(__file__).parent / "kernels" / "reads.cu"
 PLAIN = 0
@@ -18,13 +18,7 @@ COHERENT = {
 
 @pytest.fixture(scope="module")
 def go():
-    """A launcher of the file by its name, under TSan or as told."""
-    skip_unless_possible()
-    return lambda name, how="thread": emulate_cuda(SOURCE, f"go_{name}", sanitize=how)
-
-
-def ints(*shape):
-    return torch.zeros(*shape, dtype=torch.int32)
+    return launchers(SOURCE)
 
 
 @pytest.mark.sample(2)
