@@ -11,7 +11,9 @@
 namespace hetkern::cpu {
 namespace {
 
-constexpr int64_t kChunk = 128;  // rows of a sequence whose products are added before they go to memory
+// Rows of a sequence whose products are added before they go to memory. With them a panel's half, which a tile of 16 registers
+// takes at a time, or the panel of wide vectors, fits into the first cache.
+constexpr int64_t kChunk = kRegisters == 32 ? 128 : 256;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -143,19 +145,29 @@ void find_before(const SequenceBackward& p, const Walk& w, int64_t rows, const A
   }
 }
 
+// Rows of a sequence, of which a product takes `words`: those behind the end are zeros.
+struct Chunk {
+  int64_t begin, end, words;
+  Chunk(int64_t begin, int64_t rows)
+      : begin(begin), end(begin + kChunk < rows ? begin + kChunk : rows), words(ceil_div(end - begin, 16) * 16) {}
+};
+
 // A panel of a chunk's rows, columns of dw from `column` on: its product with transposed rows of dgates, added to dw.
 template <class A, int NV>
-void add_panel(const A* panel, int64_t column, int64_t columns, const A* left, int64_t rows, A* dw, bool begin) {
+void add_panel(const A* panel, int64_t column, int64_t columns, const A* left, int64_t rows, A* dw,
+               const Chunk& chunk) {
   using P = Fma<A>;
   alignas(64) A tile[kMostTileRows * 4 * W<A>];
   row_groups(0, rows, most_rows<P>(NV), [&](int64_t first, int many) {
-    kTiles<P, NV>.of[many - 1](left + first * kChunk, kChunk, panel, kChunk, tile);
+    for (int r = 0; r < many; ++r)  // rows of dw are too far apart for the processor to foresee
+      for (int v = 0; v < NV; ++v) prefetch_to_write(dw + (first + r) * columns + column + v * W<A>);
+    kTiles<P, NV>.of[many - 1](left + first * kChunk, kChunk, panel, chunk.words, tile);
     for (int r = 0; r < many; ++r)
       for (int v = 0; v < NV; ++v) {
         const int64_t j = column + v * W<A>, n = columns - j;
         A* const to = dw + (first + r) * columns + j;
         const Vec<A> sum = load<A>(tile + (r * NV + v) * W<A>);
-        store_first<A>(to, begin ? sum : sum + load_first<A>(to, n), n);
+        store_first<A>(to, chunk.begin == 0 ? sum : sum + load_first<A>(to, n), n);
       }
   });
 }
@@ -171,22 +183,23 @@ struct Gradients {
   const A* dgates_row(int64_t m) const { return static_cast<const A*>(p.walk.dgates.data) + m * D * H; }
 
   // Vector q of dgates is vector q mod units of block q / units.
-  void transpose_chunk(int64_t q, int64_t begin, int64_t end) const {
+  void transpose_chunk(int64_t q, const Chunk& chunk) const {
     const int64_t g = q / units, j = q % units * W<A>, n = H - j;
     A* const to = transposed + q * W<A> * kChunk;
     Vec<A> total{};
-    for (int64_t m = begin; m < begin + kChunk; m += W<A>) {
-      Vec<A> rows[W<A>];
+    for (int64_t m = chunk.begin; m < chunk.begin + chunk.words; m += W<A>) {
+      Vec<A> rows[W<A>], sum{};
       for (int i = 0; i < W<A>; ++i) {
-        rows[i] = m + i < end ? load_first<A>(dgates_row(m + i) + g * H + j, n) : Vec<A>{};
-        total += rows[i];
+        rows[i] = m + i < chunk.end ? load_first<A>(dgates_row(m + i) + g * H + j, n) : Vec<A>{};
+        sum += rows[i];
       }
+      total += sum;
       transpose<A>(rows);
-      for (int i = 0; i < W<A>; ++i) store<A>(to + i * kChunk + m - begin, rows[i]);
+      for (int i = 0; i < W<A>; ++i) store<A>(to + i * kChunk + m - chunk.begin, rows[i]);
     }
     const Blocks blocks = blocks_of(p.walk.cell);
-    add_sum(p.db_ih, blocks.to_x[g], j, n, total, begin == 0);
-    add_sum(p.db_hh, blocks.to_h[g], j, n, total, begin == 0);
+    add_sum(p.db_ih, blocks.to_x[g], j, n, total, chunk.begin == 0);
+    add_sum(p.db_hh, blocks.to_h[g], j, n, total, chunk.begin == 0);
   }
   void add_sum(void* db, int block, int64_t j, int64_t n, Vec<A> total, bool begin) const {
     if (!db || block < 0) return;
@@ -197,7 +210,7 @@ struct Gradients {
   // One of the two operands: its panels, one after another, times a task's vectors of dgates.
   template <int NV, class RowOf>
   void add_operand(const RowOf& row_of, int64_t columns, void* dw, const int* to, Share vectors, A* panel,
-                   bool begin) const {
+                   const Chunk& chunk) const {
     for (int64_t column = 0; column < columns; column += NV * W<A>) {
       for (int v = 0; v < NV; ++v) {
         const int64_t j = column + v * W<A>;
@@ -206,7 +219,7 @@ struct Gradients {
               const A* const row = row_of(k);
               return row && j < columns ? row + j : nullptr;
             },
-            columns - j, kChunk, panel, v, NV);
+            columns - j, chunk.words, panel, v, NV);
       }
       for (int64_t q = vectors.begin; q < vectors.end;) {  // the vectors of one block at a time
         const int64_t g = q / units, block_end = (g + 1) * units,
@@ -214,15 +227,16 @@ struct Gradients {
         const int64_t unit = (q - g * units) * W<A>, to_unit = (last - g * units) * W<A>;
         if (to[g] >= 0)
           add_panel<A, NV>(panel, column, columns, transposed + q * W<A> * kChunk, (to_unit < H ? to_unit : H) - unit,
-                           static_cast<A*>(dw) + (to[g] * H + unit) * columns, begin);
+                           static_cast<A*>(dw) + (to[g] * H + unit) * columns, chunk);
         q = last;
       }
     }
   }
   template <class RowOf>
-  void add(const RowOf& row_of, int64_t columns, void* dw, const int* to, Share vectors, A* panel, bool begin) const {
+  void add(const RowOf& row_of, int64_t columns, void* dw, const int* to, Share vectors, A* panel,
+           const Chunk& chunk) const {
     with_vectors(panel_vectors<A>(columns),
-                 [&](auto NV) { add_operand<decltype(NV)::value>(row_of, columns, dw, to, vectors, panel, begin); });
+                 [&](auto NV) { add_operand<decltype(NV)::value>(row_of, columns, dw, to, vectors, panel, chunk); });
   }
 
   void run(int task) const {
@@ -230,14 +244,14 @@ struct Gradients {
     A* const panel = panels + task * Sizes<A>::panel;
     const Blocks blocks = blocks_of(p.walk.cell);
     for (int64_t begin = 0; begin < p.rows; begin += kChunk) {
-      const int64_t end = begin + kChunk < p.rows ? begin + kChunk : p.rows;
-      for (int64_t q = vectors.begin; q < vectors.end; ++q) transpose_chunk(q, begin, end);
+      const Chunk chunk(begin, p.rows);
+      for (int64_t q = vectors.begin; q < vectors.end; ++q) transpose_chunk(q, chunk);
       const auto x_row = [&](int64_t k) {
-        return begin + k < end ? static_cast<const A*>(p.x.data) + p.x.at(begin + k) : nullptr;
+        return begin + k < chunk.end ? static_cast<const A*>(p.x.data) + p.x.at(begin + k) : nullptr;
       };
-      const auto h_row = [&](int64_t k) { return begin + k < end ? before[begin + k] : nullptr; };
-      if (p.dw_ih) add(x_row, p.I, p.dw_ih, blocks.to_x, vectors, panel, begin == 0);
-      if (p.dw_hh) add(h_row, H, p.dw_hh, blocks.to_h, vectors, panel, begin == 0);
+      const auto h_row = [&](int64_t k) { return begin + k < chunk.end ? before[begin + k] : nullptr; };
+      if (p.dw_ih) add(x_row, p.I, p.dw_ih, blocks.to_x, vectors, panel, chunk);
+      if (p.dw_hh) add(h_row, H, p.dw_hh, blocks.to_h, vectors, panel, chunk);
     }
   }
 };
