@@ -51,7 +51,7 @@ class TrainConfig(RunConfig):
     )
     tokens: str = setting("bytes", "What a token is: bytes, characters or bpe")
     vocabulary: int = setting(4096, f"Tokens of bpe, {SMALLEST_BPE} at least")
-    layers: int = setting(4, "Number of Transformer blocks, or of recurrent layers")
+    layers: int = setting(2, "Number of Transformer blocks, or of recurrent layers")
     heads: int = setting(4, "Attention heads a block; divides the width")
     width: int = setting(128, "Size of the residual stream, or of a recurrent state")
     kv_heads: int = setting(0, "Heads of keys and values; divides heads; 0 for as many as heads")
