@@ -120,37 +120,58 @@ template <class A>
 inline bool lies_as_packed(const Heads& t, int64_t size, int64_t columns) {
   return size == sizeof(A) && t.step == 1 && t.row == kPanel && columns <= kPanel && columns % W<A> == 0;
 }
-// Of rows as they are packed, of one segment.
-template <class A>
-bool all_finite(const A* rows, int n, int64_t columns) {
-  Vec<A> finite{};
-  for (int r = 0; r < n; ++r)
-    for (int64_t c = 0; c < columns; c += W<A>) finite = fma(load<A>(rows + r * kPanel + c), Vec<A>{}, finite);
+// Whether the products of some numbers and 0 are numbers.
+template <class A, int N>
+inline bool all_finite(const Vec<A> (&zeros)[N]) {
+  Vec<A> sum{};
+  for (int i = 0; i < N; ++i) sum += zeros[i];
   for (int i = 0; i < W<A>; ++i)
-    if (!(finite[i] == A(0))) return false;
+    if (!(sum[i] == A(0))) return false;
   return true;
 }
 
+// Of rows as they are packed, of one segment.
+template <class A>
+bool all_finite(const A* rows, int n, int64_t columns) {
+  Vec<A> zeros[1] = {};
+  for (int r = 0; r < n; ++r)
+    for (int64_t c = 0; c < columns; c += W<A>) zeros[0] = fma(load<A>(rows + r * kPanel + c), Vec<A>{}, zeros[0]);
+  return all_finite<A>(zeros);
+}
+
 // To segments of `room` rows, [segment][room][kPanel], with zeros up to a whole vector. Returns whether all are finite.
+// Speed: whole vectors of numbers that lie side by side take a few instructions each, so that the processor sees rows ahead and
+// waits for several at once.
 template <class A, class T>
 bool pack_segments(A* to, int64_t room, const RowsAt& from, int rows, int64_t columns) {
-  Vec<A> finite{};
+  constexpr int U = 4;
+  Vec<A> zeros[U] = {};
   for (int r = 0; r < rows; ++r) {
     const T* const row = static_cast<const T*>(from.data) + from.offset[r];
-    for (int64_t c = 0; c < columns; c += W<A>) {
-      A* const at = to + (c / kPanel * room + r) * kPanel + c % kPanel;
-      Vec<A> v{};
+    for (int64_t first = 0; first < columns; first += kPanel) {
+      A* const at = to + (first / kPanel * room + r) * kPanel;
+      const int64_t n = columns - first < kPanel ? columns - first : kPanel;
+      int64_t c = 0;
       if (from.step == 1)
-        v = load_first<A>(row + c, columns - c);
-      else
-        for (int i = 0; i < W<A> && c + i < columns; ++i) v[i] = get<A>(row + (c + i) * from.step);
-      finite = fma(v, Vec<A>{}, finite);
-      store<A>(at, v);
+        for (; c + U * W<A> <= n; c += U * W<A>)
+#pragma GCC unroll 4
+          for (int u = 0; u < U; ++u) {
+            const Vec<A> v = load<A>(row + first + c + u * W<A>);
+            zeros[u] = fma(v, Vec<A>{}, zeros[u]);
+            store<A>(at + c + u * W<A>, v);
+          }
+      for (; c < n; c += W<A>) {
+        Vec<A> v{};
+        if (from.step == 1)
+          v = load_first<A>(row + first + c, n - c);
+        else
+          for (int i = 0; i < W<A> && c + i < n; ++i) v[i] = get<A>(row + (first + c + i) * from.step);
+        zeros[0] = fma(v, Vec<A>{}, zeros[0]);
+        store<A>(at + c, v);
+      }
     }
   }
-  for (int i = 0; i < W<A>; ++i)
-    if (!(finite[i] == A(0))) return false;
-  return true;
+  return all_finite<A>(zeros);
 }
 
 // W rows of W columns to [column][kPanel]. Loaded in pairs that are exchanged at once, or GCC puts all of them on the stack.
@@ -200,10 +221,13 @@ void store_segments(void* data, const int64_t* offset, const A* from, int64_t ro
                     const A* factor) {
   for (int r = 0; r < rows; ++r) {
     T* const row = static_cast<T*>(data) + offset[r];
-    for (int64_t c = 0; c < columns; c += W<A>)
-      store_first<A>(row + c,
-                     fma(load<A>(from + (c / kPanel * room + r) * kPanel + c % kPanel), splat(factor[r]), Vec<A>{}),
-                     columns - c);
+    const Vec<A> by = splat(factor[r]);
+    for (int64_t first = 0; first < columns; first += kPanel) {
+      const A* const at = from + (first / kPanel * room + r) * kPanel;
+      const int64_t n = columns - first < kPanel ? columns - first : kPanel, whole = n / W<A> * W<A>;
+      for (int64_t c = 0; c < whole; c += W<A>) store<A>(row + first + c, fma(load<A>(at + c), by, Vec<A>{}));
+      if (n > whole) store_first<A>(row + first + whole, fma(load<A>(at + whole), by, Vec<A>{}), n - whole);
+    }
   }
 }
 
