@@ -371,3 +371,23 @@ def test_flash_attentions_functions_take_their_arguments_in_order():
         flash_attn.flash_attn_varlen_func(
             q[0], q[0], q[0], cumulated([3]), cumulated([3]), 3, 3, block_table=torch.zeros(1, 1)
         )
+
+
+def test_nested_tensors_go_to_torchs_forward():
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True), 2)
+    hidden = torch.tensor([[False] * 3, [False, False, True]])
+    x = normal(2, 3, 8)
+    with torch.no_grad():
+        wanted = encoder.eval()(x, src_key_padding_mask=hidden)
+        hetkern.nn.convert(encoder)
+        attention = encoder.layers[0].self_attn
+        attention.register_forward_hook(lambda *_: None)  # now the layer calls self_attn
+        torch.testing.assert_close(encoder(x, src_key_padding_mask=hidden), wanted)
+    rows = torch.nested.nested_tensor([x[0], x[1, :2]])
+    with torch.no_grad():
+        found = attention(rows, rows, rows)[0].unbind()
+        for row, alone in zip(found, (x[:1], x[1:, :2]), strict=True):
+            torch.testing.assert_close(row, attention(alone, alone, alone)[0][0])
+    attention.impl = "cpu"
+    with pytest.raises(NotImplementedError, match="impl: wanted 'auto' beside nested tensors"):
+        attention(rows, rows, rows)

@@ -21,7 +21,8 @@ class MultiheadAttention(Options, nn.MultiheadAttention):
     ``out = W_o concat_h(attention(W_q query, W_k key, W_v value)) + b_o``.
 
     torch's constructor, parameters and state_dict. Without weights its memory is of a row; with
-    ``need_weights=True``, which is torch's default, all weights are made: ``O(L S)`` a head.
+    ``need_weights=True``, which is torch's default, all weights are made: ``O(L S)`` a head. Nested
+    tensors go to torch's own ``forward``, as ``nn.TransformerEncoder`` makes of padded sequences.
 
     Args:
         embed_dim: of query and result.
@@ -107,7 +108,22 @@ class MultiheadAttention(Options, nn.MultiheadAttention):
         Raises:
             ValueError: a shape does not fit, or a mask is neither boolean nor floating.
             RuntimeError: a dtype does not fit, or ``is_causal`` without ``attn_mask``, as torch.
+            NotImplementedError: nested tensors with an ``impl`` that was named.
         """
+        if any(isinstance(t, Tensor) and t.is_nested for t in (query, key, value)):
+            if self.impl != "auto":
+                wanted = "wanted 'auto' beside nested tensors, which torch's forward takes"
+                raise NotImplementedError(f"{named(self)}: impl: {wanted}, got {self.impl!r}")
+            return super().forward(
+                query,
+                key,
+                value,
+                key_padding_mask,
+                need_weights,
+                attn_mask,
+                average_attn_weights,
+                is_causal,
+            )
         self._check(query, key, value, key_padding_mask)
         if is_causal and attn_mask is None:
             raise RuntimeError("Need attn_mask if specifying the is_causal hint.")
