@@ -184,6 +184,29 @@ def test_packed_sequences_are_those_of_eager(kind):
     close(torch.cat(parts, 1), whole)
 
 
+@pytest.mark.parametrize("kind", ["llama", "mistral", "gpt_oss"])
+def test_sequences_told_apart_by_their_lengths_are_each_alone(kind):
+    """What a collator for flash-attention hands in, with a cache, where positions say nothing."""
+    model, text, ends = build(kind, "hetkern"), tokens(1), torch.tensor([0, 7, 9, 14])
+    positions = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 0, 1, 0, 1, 2, 3, 4]])
+    lengths = {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": 7, "max_length_k": 7}
+    parts = [model(text[:, a:b]).logits for a, b in ((0, 7), (7, 9), (9, 14))]
+    for cache in (False, True):
+        close(
+            model(text, position_ids=positions, use_cache=cache, **lengths).logits,
+            torch.cat(parts, 1),
+        )
+
+
+def test_lengths_of_sequences_beside_a_mask_are_refused_by_name():
+    q, ends = normal(1, 2, 4, 8), torch.tensor([0, 3, 4])
+    for mask in (torch.ones(1, 4).long(), torch.ones(1, 1, 4, 4).bool()):
+        with pytest.raises(NotImplementedError, match="hetkern in transformers: cu_seq_lens_q"):
+            integration.attention_forward(
+                torch.nn.Module(), q, q, q, mask, cu_seq_lens_q=ends, cu_seq_lens_k=ends
+            )
+
+
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 @pytest.mark.parametrize("kind", [*CONFIGS, "t5"])
 def test_generation_is_that_of_eager_token_for_token(kind, cache):

@@ -243,6 +243,8 @@ def attention_forward(
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     position_bias: Tensor | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    cu_seq_lens_k: Tensor | None = None,
     impl: str = "auto",
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
@@ -262,6 +264,9 @@ def attention_forward(
         softcap: bound on the scores.
         s_aux: ``(Hq,)``, a sink.
         position_bias: added to the scores; has a gradient.
+        cu_seq_lens_q: ``(N + 1)``: where each packed sequence begins in all rows as one, with the
+            end, as ``DataCollatorWithFlattening`` makes it. It goes before what positions say.
+        cu_seq_lens_k: the same of the keys.
         impl: see :func:`register`.
         kwargs: what changes nothing here; what would is refused by name.
 
@@ -269,8 +274,8 @@ def attention_forward(
         ``(B, Lq, Hq, Dv)``, and None for the weights, which are never there.
 
     Raises:
-        NotImplementedError: weights or a head mask are asked for, or a model does to its mask what
-            has no meaning here.
+        NotImplementedError: weights or a head mask are asked for, packed sequences come with what
+            they are not told apart in, or a model does to its mask what has no meaning here.
     """
     asked = [name for name in REFUSED if kwargs.get(name) is not None and kwargs[name] is not False]
     for name in asked or _collected():
@@ -300,10 +305,19 @@ def attention_forward(
             bias = attention_mask if bias is None else bias + attention_mask
     if bias is not None:
         options["bias"] = bias.to(query.dtype)
+    packed = cu_seq_lens_q is not None and cu_seq_lens_k is not None
+    if packed and (known is None or known.keys is not None or known.used is not None):
+        raise NotImplementedError(
+            "hetkern in transformers: cu_seq_lens_q: not honoured beside padding, a cache that is "
+            "filled in part or a mask of queries times keys"
+        )
     if known is not None:
         options |= {"causal": known.causal, "window": known.window}
+        if packed:
+            return _packed(query, key, value, cu_seq_lens_q, cu_seq_lens_k, options), None
         if known.sequences is not None:
-            return _packed(query, key, value, known, options), None
+            ends = _ends(known.sequences.expand(query.shape[0], query.shape[2]))
+            return _packed(query, key, value, ends, ends, options), None
         if known.keys is not None:
             options["mask"] = known.keys[:, None, None]
         if known.used is not None:
@@ -350,28 +364,27 @@ def _by_arguments(
     return Structure(shape, causal, window, keys)
 
 
+def _ends(sequences: Tensor) -> Tensor:
+    """Where the packed sequences ``(B, L)`` begin, all rows as one, and the end."""
+    total = sequences.numel()
+    first = torch.ones_like(sequences, dtype=torch.bool)
+    first[:, 1:] = sequences[:, 1:] != sequences[:, :-1]
+    if torch.compiler.is_compiling() or not first.is_cpu:  # nobody waits: most have no tokens
+        row = torch.arange(total, device=first.device)
+        starts = torch.where(first.flatten(), row, total).sort().values
+        return torch.cat([starts, starts.new_full((1,), total)])
+    return torch.cat([first.flatten().nonzero()[:, 0], torch.tensor([total])])
+
+
 def _packed(
-    query: Tensor, key: Tensor, value: Tensor, known: Structure, options: dict[str, Any]
+    query: Tensor, key: Tensor, value: Tensor, ends_q: Any, ends_k: Any, options: dict[str, Any]
 ) -> Tensor:
     """Sequences in one row: each by itself, without the scores between them."""
     if "bias" in options:
         raise NotImplementedError(
             "hetkern in transformers: position_bias: not honoured in packed sequences"
         )
-    assert known.sequences is not None
-    B, _, L, _ = query.shape
-    sequences = known.sequences.expand(B, L)
-    first = torch.ones_like(sequences, dtype=torch.bool)
-    first[:, 1:] = sequences[:, 1:] != sequences[:, :-1]
-    if torch.compiler.is_compiling() or not first.is_cpu:  # nobody waits: most have no tokens
-        row = torch.arange(B * L, device=query.device)
-        starts = torch.where(first.flatten(), row, B * L).sort().values
-        ends = torch.cat([starts, starts.new_full((1,), B * L)])
-    else:
-        ends = torch.cat([first.flatten().nonzero()[:, 0], torch.tensor([B * L])])
-
-    def flat(t: Tensor) -> Tensor:
-        return t.transpose(1, 2).reshape(B * L, t.shape[1], t.shape[3])
-
-    out = ops.attention_varlen(flat(query), flat(key), flat(value), ends, ends, L, L, **options)
-    return out.view(B, L, *out.shape[1:])
+    Lq, Lk = query.shape[2], key.shape[2]
+    q, k, v = (t.transpose(1, 2).flatten(0, 1) for t in (query, key, value))
+    out = ops.attention_varlen(q, k, v, ends_q, ends_k, Lq, Lk, **options)
+    return out.unflatten(0, (query.shape[0], Lq))
