@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 IMPLEMENTATIONS = ("auto", "cpu", "cuda", "triton", "reference")
+REFERENCE = "the plain PyTorch reference"
 
 missing_library: str | None = "the native library has not been looked for"  # None: it is loaded
 native: ModuleType | None = None  # hetkern._C
@@ -196,16 +197,32 @@ def _able(op: str, x: Tensor, impl: str) -> str:
 
 def _fall_back(op: str, x: Tensor) -> None:
     reason = why_not("cuda" if x.is_cuda else "cpu", x.device, x.dtype) or ""
-    _refuse_if_strict(op, reason)
+    _warn(op, REFERENCE, reason)
+
+
+def leave_to_torch(op: str, impl: str, reason: str) -> None:
+    """Before a call that torch's own code serves, since nothing of ours takes its arguments.
+
+    Raises:
+        NotImplementedError: an implementation is named, or nothing but ours may run.
+    """
+    impl = thread.used if impl == "auto" else impl
+    if impl != "auto":
+        raise NotImplementedError(f"{op}: impl: {impl!r} cannot run here: {reason}")
+    _warn(op, "torch's own code", reason)
+
+
+def _warn(op: str, instead: str, reason: str) -> None:
+    _refuse_if_strict(op, instead, reason)
     if not torch.compiler.is_compiling() and (op, reason) not in _warned:
         _warned.add((op, reason))
-        message = f"{op} runs the plain PyTorch reference: {reason}"
+        message = f"{op} runs {instead}: {reason}"
         warnings.warn(message, Fallback, stacklevel=_users_level())
 
 
-def _refuse_if_strict(op: str, reason: str) -> None:
+def _refuse_if_strict(op: str, instead: str, reason: str) -> None:
     if os.environ.get("HETKERN_STRICT") == "1":
-        raise NotImplementedError(f"{op}: nothing but the reference can run here: {reason}")
+        raise NotImplementedError(f"{op}: nothing but {instead} can run here: {reason}")
 
 
 def _users_level() -> int:
@@ -296,7 +313,7 @@ def _describe(function: Callable[..., Any], arguments: dict[str, Any]) -> Call:
         name = next(name for name, reason in excluded.items() if reason is None)
         why, others = "the best that can run here", "a faster one serves this call"
         if name == "reference":
-            _refuse_if_strict(op, excluded["cuda" if x.is_cuda else "cpu"] or "")
+            _refuse_if_strict(op, REFERENCE, excluded["cuda" if x.is_cuda else "cpu"] or "")
 
     plan = planner(name, **arguments) if name in served else {"path": "eager PyTorch"}
     reasons = {n: reason or others for n, reason in excluded.items() if n != name}

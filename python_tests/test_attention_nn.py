@@ -12,6 +12,7 @@ from torch import nn
 
 import hetkern
 import hetkern.nn.functional as HF
+from hetkern.impl import Fallback
 from hetkern.integrations import flash_attn
 from hetkern.testing.cases.attention import cumulated
 from hetkern.testing.devices import normal
@@ -373,7 +374,8 @@ def test_flash_attentions_functions_take_their_arguments_in_order():
         )
 
 
-def test_nested_tensors_go_to_torchs_forward():
+def test_nested_tensors_go_to_torchs_forward(monkeypatch):
+    monkeypatch.setattr("hetkern.impl._warned", set())
     encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True), 2)
     hidden = torch.tensor([[False] * 3, [False, False, True]])
     x = normal(2, 3, 8)
@@ -382,12 +384,25 @@ def test_nested_tensors_go_to_torchs_forward():
         hetkern.nn.convert(encoder)
         attention = encoder.layers[0].self_attn
         attention.register_forward_hook(lambda *_: None)  # now the layer calls self_attn
-        torch.testing.assert_close(encoder(x, src_key_padding_mask=hidden), wanted)
+        with pytest.warns(Fallback, match="runs torch's own code: nested tensors"):
+            found = encoder(x, src_key_padding_mask=hidden)
+        torch.testing.assert_close(found, wanted)
     rows = torch.nested.nested_tensor([x[0], x[1, :2]])
     with torch.no_grad():
         found = attention(rows, rows, rows)[0].unbind()
         for row, alone in zip(found, (x[:1], x[1:, :2]), strict=True):
             torch.testing.assert_close(row, attention(alone, alone, alone)[0][0])
+    refused = "impl: 'cpu' cannot run here: nested tensors"
+    with hetkern.use("cpu"), pytest.raises(NotImplementedError, match=refused):
+        attention(rows, rows, rows)
     attention.impl = "cpu"
-    with pytest.raises(NotImplementedError, match="impl: wanted 'auto' beside nested tensors"):
+    with pytest.raises(NotImplementedError, match=refused):
+        attention(rows, rows, rows)
+
+
+def test_hetkern_strict_leaves_no_nested_tensors_to_torch(monkeypatch):
+    monkeypatch.setenv("HETKERN_STRICT", "1")
+    rows = torch.nested.nested_tensor([normal(3, 8), normal(2, 8)])
+    attention = hetkern.nn.MultiheadAttention(8, 2, batch_first=True)
+    with pytest.raises(NotImplementedError, match="nothing but torch's own code can run here"):
         attention(rows, rows, rows)

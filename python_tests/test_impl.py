@@ -318,8 +318,8 @@ def test_hetkern_strict_makes_the_fallback_an_error():
     assert relaxed.stdout == "tensor([0.5000, 0.5000])\n" and "Fallback" in relaxed.stderr
     strict = run_python(code, HETKERN_STRICT="1", **absent)
     assert (
-        "NotImplementedError: hetkern.softmax: nothing but the reference can run here: "
-        in strict.stderr
+        "NotImplementedError: hetkern.softmax: nothing but the plain PyTorch "
+        "reference can run here: " in strict.stderr
     )
     named = run_python(code.replace("auto", "reference"), HETKERN_STRICT="1", **absent)
     assert (named.stdout, named.stderr) == ("tensor([0.5000, 0.5000])\n", "")

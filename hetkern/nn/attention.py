@@ -10,6 +10,7 @@ import torch.nn.functional as torch_functional
 from torch import Tensor, nn
 
 from .. import ops
+from ..impl import leave_to_torch
 from .functional_attention import top_left_attention
 from .modules import Options
 from .recurrent_checks import check_dtype, check_tensor, named
@@ -111,9 +112,7 @@ class MultiheadAttention(Options, nn.MultiheadAttention):
             NotImplementedError: nested tensors with an ``impl`` that was named.
         """
         if any(isinstance(t, Tensor) and t.is_nested for t in (query, key, value)):
-            if self.impl != "auto":
-                wanted = "wanted 'auto' beside nested tensors, which torch's forward takes"
-                raise NotImplementedError(f"{named(self)}: impl: {wanted}, got {self.impl!r}")
+            leave_to_torch(named(self), self.impl, "nested tensors")
             return super().forward(
                 query,
                 key,
