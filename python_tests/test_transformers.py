@@ -198,13 +198,32 @@ def test_sequences_told_apart_by_their_lengths_are_each_alone(kind):
         )
 
 
-def test_lengths_of_sequences_beside_a_mask_are_refused_by_name():
+def test_lengths_of_sequences_beside_padding_are_refused_by_name():
     q, ends = normal(1, 2, 4, 8), torch.tensor([0, 3, 4])
-    for mask in (torch.ones(1, 4).long(), torch.ones(1, 1, 4, 4).bool()):
-        with pytest.raises(NotImplementedError, match="hetkern in transformers: cu_seq_lens_q"):
-            integration.attention_forward(
-                torch.nn.Module(), q, q, q, mask, cu_seq_lens_q=ends, cu_seq_lens_k=ends
-            )
+    with pytest.raises(NotImplementedError, match="hetkern in transformers: cu_seq_lens_q"):
+        integration.attention_forward(
+            torch.nn.Module(),
+            q,
+            q,
+            q,
+            torch.ones(1, 4).long(),
+            cu_seq_lens_q=ends,
+            cu_seq_lens_k=ends,
+        )
+
+
+@pytest.mark.parametrize("added", [False, True])
+def test_a_mask_of_pairs_and_lengths_of_sequences_both_hold(added):
+    q, ends = normal(2, 2, 4, 8), torch.tensor([0, 3, 3, 4, 6, 8])
+    mask = torch.ones(2, 1, 4, 4).tril().bool()
+    given = torch.zeros(2, 1, 4, 4).masked_fill(~mask, -torch.inf) if added else mask
+    number = torch.tensor([[0, 0, 0, 1], [2, 2, 3, 3]])
+    same = number[:, None, :, None] == number[:, None, None, :]
+    found, _ = integration.attention_forward(
+        torch.nn.Module(), q, q, q, given, cu_seq_lens_q=ends, cu_seq_lens_k=ends
+    )
+    wanted, _ = integration.attention_forward(torch.nn.Module(), q, q, q, mask & same)
+    close(found, wanted)
 
 
 @pytest.mark.parametrize("cache", ["dynamic", "static"])

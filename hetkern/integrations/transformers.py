@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from . import packed_sequences
 
 
 def register(name: str = "hetkern", impl: str = "auto") -> None:
@@ -306,18 +307,23 @@ def attention_forward(
     if bias is not None:
         options["bias"] = bias.to(query.dtype)
     packed = cu_seq_lens_q is not None and cu_seq_lens_k is not None
-    if packed and (known is None or known.keys is not None or known.used is not None):
+    if packed and known is None:  # all pairs are there already
+        same = packed_sequences.of_one_sequence(query, key, cu_seq_lens_q, cu_seq_lens_k)
+        options["mask"] = options["mask"] & same if "mask" in options else same
+    if packed and known is not None and (known.keys is not None or known.used is not None):
         raise NotImplementedError(
-            "hetkern in transformers: cu_seq_lens_q: not honoured beside padding, a cache that is "
-            "filled in part or a mask of queries times keys"
+            "hetkern in transformers: cu_seq_lens_q: not honoured beside padding or a cache that "
+            "is filled in part"
         )
     if known is not None:
         options |= {"causal": known.causal, "window": known.window}
         if packed:
-            return _packed(query, key, value, cu_seq_lens_q, cu_seq_lens_k, options), None
+            return packed_sequences.attend(
+                query, key, value, cu_seq_lens_q, cu_seq_lens_k, options
+            ), None
         if known.sequences is not None:
-            ends = _ends(known.sequences.expand(query.shape[0], query.shape[2]))
-            return _packed(query, key, value, ends, ends, options), None
+            ends = packed_sequences.ends(known.sequences.expand(query.shape[0], query.shape[2]))
+            return packed_sequences.attend(query, key, value, ends, ends, options), None
         if known.keys is not None:
             options["mask"] = known.keys[:, None, None]
         if known.used is not None:
@@ -362,29 +368,3 @@ def _by_arguments(
     keys = None if padding is None else padding.to(torch.bool)
     shape = (query.shape[0], 1, query.shape[2], key.shape[2])
     return Structure(shape, causal, window, keys)
-
-
-def _ends(sequences: Tensor) -> Tensor:
-    """Where the packed sequences ``(B, L)`` begin, all rows as one, and the end."""
-    total = sequences.numel()
-    first = torch.ones_like(sequences, dtype=torch.bool)
-    first[:, 1:] = sequences[:, 1:] != sequences[:, :-1]
-    if torch.compiler.is_compiling() or not first.is_cpu:  # nobody waits: most have no tokens
-        row = torch.arange(total, device=first.device)
-        starts = torch.where(first.flatten(), row, total).sort().values
-        return torch.cat([starts, starts.new_full((1,), total)])
-    return torch.cat([first.flatten().nonzero()[:, 0], torch.tensor([total])])
-
-
-def _packed(
-    query: Tensor, key: Tensor, value: Tensor, ends_q: Any, ends_k: Any, options: dict[str, Any]
-) -> Tensor:
-    """Sequences in one row: each by itself, without the scores between them."""
-    if "bias" in options:
-        raise NotImplementedError(
-            "hetkern in transformers: position_bias: not honoured in packed sequences"
-        )
-    Lq, Lk = query.shape[2], key.shape[2]
-    q, k, v = (t.transpose(1, 2).flatten(0, 1) for t in (query, key, value))
-    out = ops.attention_varlen(q, k, v, ends_q, ends_k, Lq, Lk, **options)
-    return out.unflatten(0, (query.shape[0], Lq))
