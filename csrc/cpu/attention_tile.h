@@ -144,7 +144,7 @@ bool all_finite(const A* rows, int n, int64_t columns) {
 // waits for several at once.
 template <class A, class T>
 bool pack_segments(A* to, int64_t room, const RowsAt& from, int rows, int64_t columns) {
-  constexpr int U = 4;
+  constexpr int U = kPanel / W<A> / 2;
   Vec<A> zeros[U] = {};
   for (int r = 0; r < rows; ++r) {
     const T* const row = static_cast<const T*>(from.data) + from.offset[r];
@@ -154,7 +154,7 @@ bool pack_segments(A* to, int64_t room, const RowsAt& from, int rows, int64_t co
       int64_t c = 0;
       if (from.step == 1)
         for (; c + U * W<A> <= n; c += U * W<A>)
-#pragma GCC unroll 4
+#pragma GCC unroll 16
           for (int u = 0; u < U; ++u) {
             const Vec<A> v = load<A>(row + first + c + u * W<A>);
             zeros[u] = fma(v, Vec<A>{}, zeros[u]);
