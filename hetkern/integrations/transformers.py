@@ -306,24 +306,23 @@ def attention_forward(
             bias = attention_mask if bias is None else bias + attention_mask
     if bias is not None:
         options["bias"] = bias.to(query.dtype)
+    ends = (cu_seq_lens_q, cu_seq_lens_k)
     packed = cu_seq_lens_q is not None and cu_seq_lens_k is not None
     if packed and known is None:  # all pairs are there already
-        same = packed_sequences.of_one_sequence(query, key, cu_seq_lens_q, cu_seq_lens_k)
+        same = packed_sequences.of_one_sequence(query, key, *ends)
         options["mask"] = options["mask"] & same if "mask" in options else same
-    if packed and known is not None and (known.keys is not None or known.used is not None):
-        raise NotImplementedError(
-            "hetkern in transformers: cu_seq_lens_q: not honoured beside padding or a cache that "
-            "is filled in part"
-        )
     if known is not None:
         options |= {"causal": known.causal, "window": known.window}
+        if packed and (known.keys is not None or known.used is not None):
+            raise NotImplementedError(
+                "hetkern in transformers: cu_seq_lens_q: not honoured beside padding or a cache "
+                "that is filled in part"
+            )
+        if not packed and known.sequences is not None:
+            sequences = known.sequences.expand(query.shape[0], query.shape[2])
+            packed, ends = True, (packed_sequences.ends(sequences),) * 2
         if packed:
-            return packed_sequences.attend(
-                query, key, value, cu_seq_lens_q, cu_seq_lens_k, options
-            ), None
-        if known.sequences is not None:
-            ends = packed_sequences.ends(known.sequences.expand(query.shape[0], query.shape[2]))
-            return packed_sequences.attend(query, key, value, ends, ends, options), None
+            return packed_sequences.attend(query, key, value, *ends, options), None
         if known.keys is not None:
             options["mask"] = known.keys[:, None, None]
         if known.used is not None:

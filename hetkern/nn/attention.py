@@ -23,7 +23,8 @@ class MultiheadAttention(Options, nn.MultiheadAttention):
 
     torch's constructor, parameters and state_dict. Without weights its memory is of a row; with
     ``need_weights=True``, which is torch's default, all weights are made: ``O(L S)`` a head. Nested
-    tensors go to torch's own ``forward``, as ``nn.TransformerEncoder`` makes of padded sequences.
+    tensors, as ``nn.TransformerEncoder`` makes of padded sequences, go to torch's own ``forward``
+    with a warning.
 
     Args:
         embed_dim: of query and result.
@@ -109,7 +110,7 @@ class MultiheadAttention(Options, nn.MultiheadAttention):
         Raises:
             ValueError: a shape does not fit, or a mask is neither boolean nor floating.
             RuntimeError: a dtype does not fit, or ``is_causal`` without ``attn_mask``, as torch.
-            NotImplementedError: nested tensors with an ``impl`` that was named.
+            NotImplementedError: nested tensors with a named ``impl`` or ``HETKERN_STRICT=1``.
         """
         if any(isinstance(t, Tensor) and t.is_nested for t in (query, key, value)):
             leave_to_torch(named(self), self.impl, "nested tensors")
