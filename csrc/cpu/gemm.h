@@ -46,8 +46,8 @@ struct Amx {
   static constexpr int per_word = 2, whole_words = kAmxWords, most_rows = 2 * kAmxRows;
 };
 
-// Vectors of a panel that a tile takes at once. Four leave 16 registers no room for a row's number beside accumulators and
-// weights, which are then read once a row: the tile takes two and two.
+// Vectors of a panel that lie side by side. A tile of three rows and four vectors leaves 16 registers no room for a row's number
+// beside accumulators and weights, which are then read once a row: it takes two and two. One or two rows have room for all four.
 constexpr int vectors_at_once(int NV) { return kRegisters == 16 && NV == 4 ? 2 : NV; }
 
 // Where word k of a panel's vector v begins, in lanes: panel[v / at once][k][v % at once], and by whole tiles for Amx.
@@ -72,13 +72,20 @@ constexpr int most_rows(int vectors) {
   return std::is_same_v<P, Amx> || rows > P::most_rows ? P::most_rows : rows;
 }
 
-// Parts of k that run side by side, where a tile alone has too few independent sums for the multiplier's latency.
-constexpr int parts_at_once(int tile) { return tile * 8 <= kRegisters ? 4 : tile * 4 <= kRegisters ? 2 : 1; }
+// Parts of k that run side by side, where a tile alone has too few independent sums for the multiplier's latency: eight, of two
+// multipliers and four cycles. Six rows would need twelve addresses.
+constexpr int parts_at_once(int rows, int vectors) {
+  const int tile = rows * vectors;
+  if (tile * 8 <= kRegisters) return 4;
+  return tile * 4 <= kRegisters || (tile <= 6 && rows < 6) ? 2 : 1;
+}
 
 template <class V>
 inline void hold(V& v) {  // in a register: else GCC reads a weight from memory once a row, and loads would limit
 #if defined(__AVX512F__)
   asm("" : "+v"(v));
+#elif defined(__x86_64__)
+  asm("" : "+x"(v));
 #else
   static_cast<void>(v);
 #endif
@@ -87,7 +94,7 @@ inline void hold(V& v) {  // in a register: else GCC reads a weight from memory 
 // Rows of `out` are `Out` vectors long.
 template <class A, int R, int NV, int Out>
 __attribute__((noinline)) void fma_tile(const A* left, int64_t stride, const A* panel, int64_t words, A* out) {
-  constexpr int at_once = parts_at_once(R * NV);
+  constexpr int at_once = parts_at_once(R, NV), beside = vectors_at_once(Out);
   const int64_t part = words / kParts;
   for (int p = 0; p < kParts; p += at_once) {
     Vec<A> s[at_once][R][NV] = {};
@@ -98,7 +105,7 @@ __attribute__((noinline)) void fma_tile(const A* left, int64_t stride, const A* 
         Vec<A> w[NV];
 #pragma GCC unroll 4
         for (int v = 0; v < NV; ++v) {
-          w[v] = load<A>(panel + (at * NV + v) * W<A>);
+          w[v] = load<A>(panel + ((v / beside * words + at) * beside + v % beside) * W<A>);
           if (R > 1) hold(w[v]);
         }
 #pragma GCC unroll 8
@@ -123,7 +130,7 @@ __attribute__((noinline)) void fma_tile(const A* left, int64_t stride, const A* 
 
 template <class A, int R, int NV>
 void fma_rows(const void* left, int64_t stride, const void* panel, int64_t words, void* out) {
-  constexpr int N = vectors_at_once(NV);
+  constexpr int N = R <= 2 ? NV : vectors_at_once(NV);
   for (int v = 0; v < NV; v += N)
     fma_tile<A, R, N, NV>(static_cast<const A*>(left), stride, static_cast<const A*>(panel) + v * words * W<A>, words,
                           static_cast<A*>(out) + v * W<A>);
@@ -136,7 +143,7 @@ HETKERN_DOT_TARGET __attribute__((noinline)) void dot_tile(const void* left_any,
   const bf16* const left = static_cast<const bf16*>(left_any);
   const char* const panel = static_cast<const char*>(panel_any);
   float* const out = static_cast<float*>(out_any);
-  constexpr int at_once = parts_at_once(R * NV);
+  constexpr int at_once = parts_at_once(R, NV);
   const int64_t part = words / kParts;
   for (int p = 0; p < kParts; p += at_once) {
     __m512 s[at_once][R][NV] = {};
