@@ -65,27 +65,33 @@ def torchs_step(x, target):
     return loss, torch.autograd.grad(loss, x)[0]
 
 
-@pytest.mark.parametrize("length", [100, 4096, 70000])
-def test_a_captured_graph_replays_on_new_values(on_gpu, length):
-    target = targets(8, length)
-    x = normal(8, length).requires_grad_()
+def captured(step):
+    """A graph of a step, and the tensors that a replay fills."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(3):
-            train_step(x, target, on_gpu)
+            step()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = train_step(x, target, on_gpu)
+        outs = step()
+    return graph, outs
+
+
+@pytest.mark.parametrize("length", [100, 4096, 70000])
+def test_a_captured_graph_replays_on_new_values(on_gpu, length):
+    target = targets(8, length)
+    x = normal(8, length).requires_grad_()
+    graph, outs = captured(lambda: train_step(x, target, on_gpu))
     for seed in (1, 2, 3):
         with torch.no_grad():
             x.copy_(normal(8, length, seed=seed))
-        for tensor in captured:
+        for tensor in outs:
             tensor.detach().fill_(float("nan"))
         graph.replay()
         torch.cuda.synchronize()
-        for got, wanted in zip(captured, torchs_step(x, target), strict=True):
+        for got, wanted in zip(outs, torchs_step(x, target), strict=True):
             torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
 
 
@@ -106,21 +112,43 @@ def test_a_captured_recurrence_replays_on_new_values(on_gpu, rows):
         y, _ = hetkern.lstm(x, None, weights, impl=impl, **options)
         return y, *torch.autograd.grad(y.square().sum(), [x, *weights[0][:2]])
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step(on_gpu)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step(on_gpu)
+    graph, outs = captured(lambda: step(on_gpu))
     for seed in (1, 2):
         with torch.no_grad():
             x.copy_(normal(*shape, seed=seed))
         graph.replay()
         torch.cuda.synchronize()
-        for got, wanted in zip(captured, step("reference"), strict=True):
+        for got, wanted in zip(outs, step("reference"), strict=True):
+            torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["dense", "window", "packed", "decode"])
+def test_captured_attention_replays_on_new_values(on_gpu, kind):
+    heads, D, ends = 4, 64, torch.tensor([0, 5, 5, 40], device=DEVICE)
+    shape = {"packed": (40, heads, D), "decode": (2, heads, 1, D)}.get(kind, (2, heads, 40, D))
+    keys = (2, heads, 40, D) if kind == "decode" else shape
+    q = normal(*shape).requires_grad_()
+    k, v = (normal(*keys, seed=seed).requires_grad_() for seed in (1, 2))
+
+    def step(impl=on_gpu):
+        if kind == "packed":
+            given = {"causal": True, "impl": impl}
+            out = hetkern.attention_varlen(q, k, v, ends, ends, 35, 35, **given)
+        elif kind == "decode":
+            return (hetkern.attention_decode(q, k, v, seen, impl=impl).detach(),)
+        else:
+            window = (8, 0) if kind == "window" else None
+            out = hetkern.attention(q, k, v, causal=True, window=window, impl=impl)
+        return out.detach(), *torch.autograd.grad(out.square().sum(), [q, k, v])
+
+    seen = torch.tensor([7, 40], device=DEVICE)
+    graph, outs = captured(step)
+    for seed in (3, 4):
+        with torch.no_grad():
+            q.copy_(normal(*shape, seed=seed))
+        graph.replay()
+        torch.cuda.synchronize()
+        for got, wanted in zip(outs, step("reference"), strict=True):
             torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-4)
 
 
@@ -183,13 +211,26 @@ def test_results_are_on_the_device_and_come_from_the_implementation_named(impl):
 
 
 def test_no_call_waits_for_the_gpu(on_gpu):
-    """Every synchronisation raises; the checks of a target need none."""
+    """Every synchronisation raises; the checks of targets, ends and lengths need none."""
     x, target = normal(8, 4096).requires_grad_(), targets(8, 4096)
-    train_step(x, target, on_gpu)
+    packed, ends = normal(40, 2, 64).requires_grad_(), torch.tensor([0, 5, 40], device=DEVICE)
+    rows, lengths = normal(6, 3, 32).requires_grad_(), torch.tensor([6, 0, 2], device=DEVICE)
+    gru = torch.nn.GRU(32, 32, device=DEVICE)
+
+    def step():
+        train_step(x, target, on_gpu)
+        out = hetkern.attention_varlen(
+            packed, packed, packed, ends, ends, 35, 35, causal=True, impl=on_gpu
+        )
+        torch.autograd.grad(out.sum(), packed)
+        y, _ = hetkern.gru(rows, None, [tuple(gru.parameters())], lengths=lengths, impl=on_gpu)
+        torch.autograd.grad(y.sum(), rows)
+
+    step()
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        train_step(x, target, on_gpu)
+        step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

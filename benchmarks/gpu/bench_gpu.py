@@ -1,5 +1,6 @@
-"""Speed on a GPU: softmax and cross-entropy as shares of copy speed, beside whoever is installed.
+"""Speed on a GPU beside whoever is installed, of all families.
 
+Softmax and cross-entropy as shares of copy speed, attention and sequences in TFLOP/s.
 Times are medians of CUDA events, the L2 cache flushed before each call and the inputs rotated;
 beside each stands the error against float64. ``--dry`` runs the same code on tiny CPU tensors,
 CUDA kernels emulated, and leaves the figures empty.
@@ -22,6 +23,7 @@ import torch
 import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+import bench_products
 from harness import row_error, table
 
 import hetkern
@@ -33,6 +35,7 @@ LOGITS = (8192, 128256)
 #: What was measured elsewhere, to be reached.
 TARGETS = {"softmax % of copy": 85, "cross-entropy ms": 1.9}
 CHECKED_ROWS = 64
+LATE = "no time was left"
 Call = Callable[[torch.Tensor], Any]
 
 
@@ -83,18 +86,25 @@ class Bench:
         moved: int,
         speed: float | None,
         exact: Callable[[torch.Tensor], torch.Tensor],
+        flops: float = 0,
+        first: Call = lambda out: out[:CHECKED_ROWS],
     ) -> None:
-        """A row for each call. ``moved``: bytes; ``speed``: a copy's; ``exact``: first rows."""
-        right = exact(inputs[0])
+        """A row for each call.
+
+        ``moved``: bytes; ``speed``: a copy's; ``exact``: what ``first`` takes of the right result.
+        """
+        try:
+            right = exact(inputs[0])
+        except Exception as failure:  # a small GPU's memory
+            self.left_out |= {f"{work} {n}": f"no exact result: {failure}"[:400] for n in calls}
+            return
         for name, call in calls.items():
             if time.monotonic() > self.until:
-                self.left_out[f"{work} {name}"] = "no time was left"
+                self.left_out[f"{work} {name}"] = LATE
                 continue
             try:
                 # Liger writes over the logits: it comes last, and its error is not told.
-                error = (
-                    None if name == "Liger" else row_error(call(inputs[0])[:CHECKED_ROWS], right)
-                )
+                error = None if name == "Liger" else row_error(first(call(inputs[0])), right)
                 ms = self.clock.ms(call, inputs)
             except Exception as failure:  # a line, not the end
                 where = self.failed if name.startswith("hetkern") else self.left_out
@@ -104,11 +114,12 @@ class Bench:
                 "work": work,
                 "implementation": name,
                 "ms": ms and round(ms, 4),
-                "GB/s": ms and round(moved / ms / 1e6),
+                "GB/s": ms and moved and round(moved / ms / 1e6),
                 "% of copy": ms and speed and round(100 * moved / ms / speed, 1),
+                "TFLOP/s": ms and flops and round(flops / ms / 1e9, 1),
                 "error": None if error is None else f"{error:.1e}",
             }
-            self.rows.append(row)
+            self.rows.append({k: None if v == 0 else v for k, v in row.items()})
         self.save()
 
     def copy_speed(self, x: torch.Tensor) -> float | None:
@@ -143,6 +154,7 @@ class Bench:
                         "ms": round(moved / speed, 4),
                         "GB/s": round(speed / 1e6),
                         "% of copy": 100.0,
+                        "TFLOP/s": None,
                         "error": None,
                     }
                 )
@@ -276,6 +288,9 @@ def main() -> None:
         bench = Bench(options)
         bench.cross_entropy()  # the largest first: its memory is then free again
         bench.softmax()
+        bench_products.attention(bench)
+        bench_products.decode(bench)
+        bench_products.sequences(bench)
         bench.save()
     print(table(bench.rows))
     print("left out:", bench.left_out)
