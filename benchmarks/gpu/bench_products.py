@@ -84,7 +84,7 @@ def attention(bench: Bench) -> None:
 
         flash = bench.peer("flash_attn")
 
-        def flashs(
+        def by_flash(
             x: Tensor, k: Tensor = k, v: Tensor = v, window: Any = window, of: Any = flash
         ) -> Tensor:
             inside = (t.transpose(1, 2) for t in (x, k, v))
@@ -102,7 +102,7 @@ def attention(bench: Bench) -> None:
             calls = bench.ours(passes(ours, *leaves)[which])
             calls["torch"] = passes(torchs, *leaves)[which]
             if flash:
-                calls["flash-attention"] = passes(flashs, *leaves)[which]
+                calls["flash-attention"] = passes(by_flash, *leaves)[which]
             right = passes(exact)[which]  # the first head's queries need that head alone
             bench.measure(
                 f"{name}, {word}",
