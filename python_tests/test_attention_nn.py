@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as torch_functional
 from torch import nn
+from torch.nn.attention.bias import causal_lower_right, causal_upper_left
 
 import hetkern
 import hetkern.nn.functional as HF
@@ -145,6 +146,37 @@ def test_what_does_not_fit_is_refused_by_name():
     ):
         with pytest.raises(ValueError, match=message):
             HF.scaled_dot_product_attention(*args)
+
+
+@pytest.mark.parametrize("sizes", [(4, 6), (6, 4), (5, 5)])
+@pytest.mark.parametrize("make", [causal_upper_left, causal_lower_right])
+def test_a_causal_bias_of_torch_is_its_triangle(impl, make, sizes):
+    """Its elements are memory that nobody wrote, of a shape that may broadcast."""
+    L, S = sizes
+    if make is causal_lower_right and L > S:
+        pytest.skip("torch warns that such a bias gives NaN")
+    q, k, v = (random(1, 2, rows, 4, seed=s) for s, rows in enumerate((L, S, S)))
+    triangle = make(L, S)
+    ours = HF.scaled_dot_product_attention(q, k, v, triangle, impl=impl.name)
+    written_out = triangle._materialize()
+    wanted = torch_functional.scaled_dot_product_attention(q, k, v, written_out)
+    torch.testing.assert_close(ours, wanted)
+
+
+def test_a_causal_bias_is_refused_where_it_is_none():
+    q, square = random(1, 1, 4, 4), causal_upper_left(4, 4)
+    with pytest.raises(ValueError, match="CausalBias should not be used with causal=True"):
+        HF.scaled_dot_product_attention(q, q, q, square, is_causal=True)
+    with pytest.raises(ValueError, match=r"wanted a CausalBias of \(4, 4\), got one of \(3, 4\)"):
+        HF.scaled_dot_product_attention(q, q, q, causal_lower_right(3, 4))
+    for call in (
+        lambda: hetkern.attention(q, q, q, bias=square),
+        lambda: hetkern.attention(q, q, q, mask=square),
+        lambda: hetkern.softmax(q, bias=square),
+        lambda: hetkern.nn.MultiheadAttention(4, 1)(*[q[0].float()] * 3, attn_mask=square),
+    ):
+        with pytest.raises(ValueError, match=r"wanted a tensor of values.*got a CausalBias"):
+            call()
 
 
 # ---- MultiheadAttention. -------------------------------------------------------------------------

@@ -43,6 +43,20 @@ def test_dimensions_that_do_not_broadcast_are_named(shapes, message):
         HF.scaled_dot_product_attention(q, k, k, mask)
 
 
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_nested_tensors_are_refused_by_name(layout):
+    rows = [torch.zeros(2, 1, 4), torch.zeros(3, 1, 4)]
+    q = torch.nested.nested_tensor(rows, layout=layout).transpose(1, 2)
+    takes = r"wanted a dense tensor, got a nested one: hetkern\.attention_varlen takes its values"
+    for call in (HF.scaled_dot_product_attention, hetkern.attention):
+        with pytest.raises(NotImplementedError, match=f"attention: (q|query): {takes}"):
+            call(q, q, q)
+    if layout is torch.jagged:  # of a strided one torch's dispatcher speaks
+        for name, call in (("softmax: x", HF.softmax), ("log_softmax: x", HF.log_softmax)):
+            with pytest.raises(NotImplementedError, match=rf"{name}: wanted.*: its values\(\)"):
+                call(q, -1)
+
+
 # ---- MultiheadAttention. -------------------------------------------------------------------------
 
 GOOD = {"query": (3, 2, 8), "key": (4, 2, 8), "value": (4, 2, 8)}  # (L or S, N, E)

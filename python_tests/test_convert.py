@@ -204,7 +204,10 @@ def test_a_module_whose_forward_was_replaced_is_left():
     assert torch.equal(model(inputs()), inputs() + 1)
 
 
-@pytest.mark.parametrize("module", [nn.Softmin(-1), nn.Softmax2d()], ids=str)
+LINEAR_LOSS = [nn.LinearCrossEntropyLoss(4, 5)] if hasattr(nn, "LinearCrossEntropyLoss") else []
+
+
+@pytest.mark.parametrize("module", [nn.Softmin(-1), nn.Softmax2d(), *LINEAR_LOSS], ids=str)
 def test_a_softmax_without_a_drop_in_is_named(module):
     kind = type(module)
     report = convert(nn.Sequential(module, nn.Linear(8, 8)))

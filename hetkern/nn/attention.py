@@ -234,6 +234,10 @@ class MultiheadAttention(Options, nn.MultiheadAttention):
         ):
             if t is None:
                 continue
+            if type(t).__name__ == "CausalBias":
+                made_by = "Transformer.generate_square_subsequent_mask makes one"
+                wanted = f"a tensor of values ({made_by})"
+                raise ValueError(f"MultiheadAttention: {name}: wanted {wanted}, got a CausalBias")
             if t.dtype != torch.bool and not t.is_floating_point():
                 wanted = "a boolean or floating dtype"
                 raise ValueError(f"MultiheadAttention: {name}: wanted {wanted}, got {t.dtype}")

@@ -30,8 +30,12 @@ DROP_INS: dict[type[nn.Module], type[modules.Options]] = {
     nn.GRUCell: recurrent_cells.GRUCell,
 }
 
-#: What has a softmax inside, and no drop-in yet.
-WITHOUT_DROP_IN = (nn.Softmax2d, nn.Softmin, nn.AdaptiveLogSoftmaxWithLoss)
+#: What has a softmax inside, and no drop-in yet; torch 2.13 has one more than 2.11.
+WITHOUT_DROP_IN: tuple[type[nn.Module], ...] = tuple(
+    getattr(nn, name)
+    for name in ("Softmax2d", "Softmin", "AdaptiveLogSoftmaxWithLoss", "LinearCrossEntropyLoss")
+    if hasattr(nn, name)
+)
 
 Named = list[tuple[str, nn.Module]]
 

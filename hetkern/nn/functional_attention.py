@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import ops, overrides
+from ..ops import arguments
 
 
 def scaled_dot_product_attention(
@@ -34,7 +35,8 @@ def scaled_dot_product_attention(
         key: ``(…, H, S, E)`` or ``(S, E)``.
         value: ``(…, H, S, Ev)`` or ``(S, Ev)``.
         attn_mask: broadcasts to ``(…, Hq, L, S)``: boolean, True = keep; or floating, added to the
-            scores in the dtype of ``query``, with a gradient.
+            scores in the dtype of ``query``, with a gradient; or ``torch.nn.attention.bias``'s
+            ``causal_upper_left`` or ``causal_lower_right``, as in torch.
         dropout_p: probability that a weight is dropped, always on.
         is_causal: query ``i`` sees keys ``j <= i``: aligned top-left, torch's rule, unlike
             :func:`hetkern.attention`; also together with ``attn_mask``.
@@ -54,6 +56,7 @@ def scaled_dot_product_attention(
         return overrides.handed_over(scaled_dot_product_attention, **tensors, **options)
     name = "scaled_dot_product_attention"
     for argument, t in (("query", query), ("key", key), ("value", value)):
+        arguments.tensor(name, argument, t)
         if t.dim() < 2:
             raise ValueError(f"{name}: {argument}: wanted shape (…, L, E), got {tuple(t.shape)}")
     rank = max(query.dim(), key.dim(), value.dim())
@@ -68,7 +71,11 @@ def scaled_dot_product_attention(
     B = math.prod(lead)
     q, k, v = (t.expand(*lead, *t.shape[-3:]).reshape(B, *t.shape[-3:]) for t in (q, k, v))
     mask = bias = None
-    if attn_mask is not None:
+    bottom_right = False
+    if type(attn_mask).__name__ == "CausalBias":  # whose module takes torch.compile's with it
+        bottom_right = _is_bottom_right(attn_mask, is_causal, q.shape[2], k.shape[2])
+        is_causal = not bottom_right
+    elif attn_mask is not None:
         attn_mask = _four(attn_mask, lead)
         if attn_mask.dtype == torch.bool:
             mask = attn_mask
@@ -84,7 +91,10 @@ def scaled_dot_product_attention(
         "dropout_p": dropout_p,
         "impl": impl,
     }
-    out = top_left_attention(q, k, v, mask, bias, is_causal, **more)
+    if bottom_right:
+        out = ops.attention(q, k, v, causal=True, **more)
+    else:
+        out = top_left_attention(q, k, v, mask, bias, is_causal, **more)
     out = out.view(*lead, *out.shape[1:]) if len(lead) != 1 else out
     return out if rank > 2 else out[0]
 
@@ -107,6 +117,19 @@ def top_left_attention(
     elif is_causal and L > S:
         is_causal, window = False, (None, L - S)
     return ops.attention(q, k, v, causal=is_causal, window=window, mask=mask, bias=bias, **more)
+
+
+def _is_bottom_right(triangle: Any, is_causal: bool, L: int, S: int) -> bool:
+    """Whether torch's CausalBias is aligned so. Its elements mean nothing: nobody wrote them."""
+    if is_causal:  # torch's sentence
+        raise ValueError("CausalBias should not be used with causal=True")
+    size = triangle.seq_len_q, triangle.seq_len_kv
+    if triangle.variant.name == "UPPER_LEFT" or size[0] == size[1]:
+        return False
+    if size != (L, S):
+        wanted = f"scaled_dot_product_attention: attn_mask: wanted a CausalBias of {(L, S)}"
+        raise ValueError(f"{wanted}, got one of {size}")
+    return True
 
 
 def _broadcast(what: str, q: Tensor, k: Tensor, v: Tensor, dims: slice) -> torch.Size:

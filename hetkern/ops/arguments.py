@@ -35,13 +35,25 @@ def tensor(op: str, name: str, value: Any) -> bool:
 
     Raises:
         TypeError: it is no tensor.
+        NotImplementedError: it is a nested one.
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: {name}: wanted a tensor, got {type(value).__name__}")
+    if value.is_nested:
+        taken = "its values()"
+        if "attention" in op:
+            taken = "hetkern.attention_varlen takes its values() and offsets()"
+        raise NotImplementedError(f"{op}: {name}: wanted a dense tensor, got a nested one: {taken}")
     if type(value).__name__ != "DTensor":  # whose module nobody imports for the question
         return False
     sharding.ready()
     return True
+
+
+def check_has_values(op: str, name: str, t: Tensor) -> None:
+    """Refuse torch's CausalBias, whose elements are what its memory happens to hold."""
+    if type(t).__name__ == "CausalBias":
+        raise ValueError(f"{op}: {name}: wanted a tensor of values, got a CausalBias: causal=True")
 
 
 def check_softcap(op: str, softcap: Any) -> None:

@@ -133,6 +133,9 @@ def run(
     """Check what an op cannot, cast, and call the implementation that serves ``q``."""
     for name, t in (("q", q), ("k", k), ("v", v)):
         arguments.tensor(op, name, t)
+    for name, added in (("bias", bias), ("mask", mask)):
+        if added is not None:
+            arguments.check_has_values(op, name, added)
     ops: SimpleNamespace | None = _impl.choose(op, OPS, q, impl)
     lse: Tensor | None
     left, right = _sides(op, window)

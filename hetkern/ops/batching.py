@@ -32,9 +32,16 @@ def batch_rows(
     def rule(op: Any, info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         lead, lead_at = args[full[0]], in_dims[full[0]]
         rank = lead.dim() - (lead_at is not None)
-        if rank == 0:
-            raise NotImplementedError(f"{op.name()}: vmap over scalars is not implemented")
         args_list = list(args)
+        if rank == 0:  # a scalar is a row of one element
+            for at in (*full, *broadcast):
+                if args[at] is not None:
+                    args_list[at] = args[at].unsqueeze(-1)
+            args_list[dim] = -1
+            outputs, batched = rule(op, info, in_dims, *args_list)
+            if isinstance(outputs, Tensor):
+                return outputs.squeeze(-1), batched
+            return tuple(t.squeeze(-1) if t.dim() == 2 else t for t in outputs), batched
         for at in (*full, *broadcast, *rows, *full_rows):
             if args[at] is None:
                 continue

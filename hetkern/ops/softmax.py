@@ -77,7 +77,7 @@ _OPS = register(
         "softmax_double_backward(Tensor g, Tensor dy, Tensor y, int dim, float scale, bool log) "
         "-> (Tensor g_dy, Tensor g_y)",
         _fake_double_backward,
-        Derivative(derivatives.save_nothing, derivatives.no_third_derivative),
+        Derivative(derivatives.save_double_backward, derivatives.triple_backward),
         batch_rows(full=(0, 1, 2), dim=3),
         shard_rows("ff", full=(0, 1, 2), dim=3),
     ),
@@ -116,6 +116,9 @@ def _call(x, dim, dtype, scale, softcap, bias, mask, causal, sink, log, impl) ->
             public = log_softmax if log else softmax
             return overrides.handed_over(public, **tensors, dim=dim, dtype=dtype, **options)
         arguments.tensor(op, "x", x)
+        for name, t in (("bias", bias), ("mask", mask)):
+            if t is not None:
+                arguments.check_has_values(op, name, t)
     ops: SimpleNamespace | None = _impl.choose(op, _OPS, x, impl)
     given = x, dtype
     if type(scale) is not float:

@@ -141,14 +141,42 @@ def jvp_backward(ops, ctx, dy_t, y_t, x_t, *_constants):
 # ---- softmax_double_backward ---------------------------------------------------------------------
 
 
-def save_nothing(ctx, inputs, output):
-    """Nothing follows."""
-    return ()
+def save_double_backward(ctx, inputs, output):
+    """Keep every tensor."""
+    g, dy, y, dim, scale, log = inputs
+    ctx.options = dim, scale, log
+    return g, dy, y
 
 
-def no_third_derivative(ops, ctx, *gradients):
-    """Refuse by name."""
-    raise NotImplementedError("hetkern::softmax: derivatives past the second are not implemented")
+def triple_backward(ops, ctx, a, b):
+    """Gradients of ``g``, ``dy`` and ``y`` for those of ``g_dy`` and ``g_y``.
+
+    By torch's operations, so that derivatives of any order follow. Who asks for this one is
+    ``torch.autograd.functional.hvp``.
+    """
+    g, dy, y = ctx.saved_tensors
+    dim, scale, log = ctx.options
+    accumulator = torch.promote_types(torch.float32, y.dtype)
+    dtypes = g.dtype, dy.dtype, y.dtype
+    g, dy, y = (t.to(accumulator) for t in (g, dy, y))
+    a, b = (torch.zeros_like(y) if t is None else t.to(accumulator) for t in (a, b))
+
+    def total(t):
+        return t.sum(dim, keepdim=True)
+
+    if log:  # of  sum a g - sum a sum g p - sum b g p sum dy
+        p = y.exp()
+        by_g = a - p * (total(a) + b * total(dy))
+        by_dy = -total(b * g * p).expand_as(dy)
+        by_y = -g * p * (total(a) + b * total(dy))
+    else:  # of  sum (a y + b dy) (g - sum g y) - sum b g sum dy y
+        sum_g, sum_dy, sum_a, sum_b = total(g * y), total(dy * y), total(a * y), total(b * dy)
+        by_g = y * (a - sum_a - sum_b) + b * (dy - sum_dy)
+        by_dy = b * (g - sum_g) - y * total(b * g)
+        by_y = a * (g - sum_g) - g * (sum_a + sum_b) - dy * total(b * g)
+    gradients = (scale * t for t in (by_g, by_dy, by_y))
+    found = (t.to(dtype) for t, dtype in zip(gradients, dtypes, strict=True))
+    return *found, None, None, None
 
 
 # ---- Shared steps. -------------------------------------------------------------------------------
@@ -163,6 +191,8 @@ def _sum(t, dims):
 
     A sum with one result is cut over the threads by torch; of two equal ones it cuts neither.
     """
+    if t.dim() == 0:
+        return t
     dims = [d % t.dim() for d in ([dims] if isinstance(dims, int) else dims)]
     if any(size != 1 for d, size in enumerate(t.shape) if d not in dims):
         return t.sum(dims)
