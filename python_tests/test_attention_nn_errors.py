@@ -121,3 +121,25 @@ def test_torchscript_is_refused_by_name(name):
             torch.jit.trace(module, normal(3, 8))
     hetkern.nn.convert(module, to="torch")
     torch.jit.script(module)
+
+
+@pytest.mark.parametrize("need_weights", [True, False])
+def test_a_traced_module_has_our_ops_and_their_gradients(need_weights):
+    """tensorboard's add_graph traces a model, gradients and all."""
+
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = hetkern.nn.MultiheadAttention(8, 2, batch_first=True)
+            self.loss = hetkern.nn.CrossEntropyLoss()
+
+        def forward(self, x, target):
+            y, _ = self.attention(x, x, x, need_weights=need_weights)
+            return self.loss(y.mT, target)
+
+    module = Attention()
+    traced = torch.jit.trace(module, (normal(2, 3, 8), torch.zeros(2, 3, dtype=torch.long)))
+    x, target = normal(3, 5, 8, seed=1).requires_grad_(), torch.ones(3, 5, dtype=torch.long)
+    losses = traced(x, target), module(x, target)
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, x) for loss in losses))

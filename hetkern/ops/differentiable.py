@@ -98,6 +98,7 @@ def differentiable(
     transforms_active = torch._C._are_functorch_transforms_active
     is_grad_enabled = torch.is_grad_enabled
     any_requires_grad = torch._C._any_requires_grad
+    is_tracing = torch._C._is_tracing
     unwrap = functorch.unwrap_if_dead
 
     def autograd_kernel(*args: Any) -> Any:
@@ -116,9 +117,9 @@ def differentiable(
     def call(*args: Any) -> Any:
         if is_compiling() or transforms_active() or forward_ad._current_level >= 0:
             return op(*args)
-        if is_grad_enabled() and any_requires_grad(*args):
+        if is_grad_enabled() and any_requires_grad(*args) and not is_tracing():
             return apply(*[unwrap(a) if isinstance(a, Tensor) else a for a in args])
-        return run(*args)
+        return run(*args)  # while torch.jit.trace looks on too: a graph has the op, no Function
 
     return call
 
