@@ -88,22 +88,3 @@ def test_a_module_that_drops_every_weight_is_refused_and_left():
         hetkern.nn.MultiheadAttention(8, 2, dropout=1.0)
     report = hetkern.nn.convert(nn.Sequential(nn.MultiheadAttention(8, 2, dropout=1.0)))
     assert "hetkern has no dropout=1.0" in report.left["0"]
-
-
-# ---- TorchScript. --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "name", ["Softmax", "CrossEntropyLoss", "MultiheadAttention", "LSTM", "GRU", "RNN", "GRUCell"]
-)
-def test_torchscript_is_refused_by_name(name):
-    args = {"Softmax": (-1,), "CrossEntropyLoss": ()}.get(name, (8, 2))
-    module = getattr(hetkern.nn, name)(*args)
-    for whole in (module, nn.Sequential(module)):
-        with pytest.raises(NotImplementedError, match=rf"hetkern\.nn\.{name}: torch\.jit\.script"):
-            torch.jit.script(whole)
-    if name in ("LSTM", "GRU", "RNN"):
-        with pytest.raises(NotImplementedError, match=rf"hetkern\.nn\.{name}: torch\.jit\.trace"):
-            torch.jit.trace(module, normal(3, 8))
-    hetkern.nn.convert(module, to="torch")
-    torch.jit.script(module)
