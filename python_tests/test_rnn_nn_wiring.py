@@ -8,9 +8,10 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from test_rnn_nn import CELLS, SEQUENCES, an_input
+from test_rnn_nn import CELLS, SEQUENCES, an_input, both
 from test_rnn_packed import as_packed
 from torch import nn
+from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves
 
 import hetkern
@@ -167,6 +168,41 @@ def test_an_ensemble_runs_as_one():
 
     together = torch.func.vmap(one)(parameters, buffers)
     torch.testing.assert_close(together, torch.stack([member(x)[0] for member in members]))
+
+
+# ---- Names and parametrizations. -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SEQUENCES + CELLS)
+def test_a_parametrization_computes_once_a_call(name):
+    """Stochastic ones, and power iterations; torch's sequences compute four times."""
+
+    class Counted(nn.Module):
+        calls = 0
+
+        def forward(self, weight):
+            self.calls += 1
+            return weight
+
+    made, counted = here(getattr(hetkern.nn, name)(COLUMNS, H)), Counted()
+    weight = "weight_hh_l0" if name in SEQUENCES else "weight_hh"
+    parametrize.register_parametrization(made, weight, counted)
+    x, before = an_input(name), counted.calls
+    made(x)
+    assert counted.calls == before + 1
+    if name in SEQUENCES:
+        made(as_packed(made, x, "unsorted"))
+        assert counted.calls == before + 2
+
+
+@pytest.mark.parametrize("name", SEQUENCES + CELLS)
+def test_torchs_name_may_stand_for_our_class(name, monkeypatch):
+    ours, _ = both(name, COLUMNS, H)
+    monkeypatch.setattr(nn, name, getattr(hetkern.nn, name))
+    _, made = both(name, COLUMNS, H)
+    torch.testing.assert_close(made(an_input(name)), ours(an_input(name)))
+    if name in SEQUENCES:
+        made(as_packed(made, an_input(name), "unsorted"))
 
 
 # ---- Several processes. --------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.rnn import LSTM as TorchLSTM  # also where nn.LSTM has been set to ours
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import ops
@@ -19,6 +20,7 @@ from .modules import Options
 from .recurrent_checks import check_dtype, check_state, check_tensor, named, two
 
 State = Tensor | tuple[Tensor, Tensor]
+Weights = list[tuple[Any, ...]]
 
 
 class _Sequences(Options, nn.RNNBase):
@@ -85,13 +87,15 @@ class _Sequences(Options, nn.RNNBase):
                 f"{named(self)}: torch.jit.trace: wanted torch.export or torch.compile, which take "
                 "it; or hetkern.nn.convert(model, to='torch') before"
             )
+        weights = self._weights()  # once, since a parametrization computes at each reading
         if not isinstance(input, PackedSequence):
-            self._check(input, hx, None)
-            return self._walk(input, hx, lengths=lengths, reset=reset, batch_first=self.batch_first)
+            self._check(input, hx, None, weights)
+            rows = {"lengths": lengths, "reset": reset, "batch_first": self.batch_first}
+            return self._walk(input, hx, weights, **rows)
         if lengths is not None:
             wanted = "wanted none beside a PackedSequence, which has its own"
             raise ValueError(f"{named(self)}: lengths: {wanted}")
-        rows, batch_sizes, order, back = input
+        data, batch_sizes, order, back = input
         if order is not None:
             B = order.shape[0]
         elif hx is not None and torch.compiler.is_compiling():  # which cannot ask for a number
@@ -100,19 +104,19 @@ class _Sequences(Options, nn.RNNBase):
             torch._assert_async(batch_sizes[0] == B, wanted)
         else:
             B = int(batch_sizes[0])
-        self._check(rows, hx, B)
-        hx = self._zeros(rows, B) if hx is None else self.permute_hidden(hx, order)  # type: ignore[arg-type]
+        self._check(data, hx, B, weights)
+        hx = self._zeros(data, B) if hx is None else self.permute_hidden(hx, order)  # type: ignore[arg-type]
         if reset is not None and order is not None:
             reset = reset.index_select(0, order)
-        y, ends = self._walk(rows, hx, batch_sizes=batch_sizes, reset=reset)
+        y, ends = self._walk(data, hx, weights, batch_sizes=batch_sizes, reset=reset)
         return PackedSequence(y, batch_sizes, order, back), self.permute_hidden(ends, back)
 
-    def _walk(self, x: Tensor, hx: Any, **rows: Any) -> Any:
+    def _walk(self, x: Tensor, hx: Any, weights: Weights, **rows: Any) -> Any:
         training = self.training
         return self._function()(
             x,
             hx,
-            self._weights(),
+            weights,
             bidirectional=self.bidirectional,
             dropout=self.dropout if training else 0.0,
             variational_dropout=self.variational_dropout if training else 0.0,
@@ -128,14 +132,14 @@ class _Sequences(Options, nn.RNNBase):
     def _more(self) -> dict[str, Any]:
         return {}
 
-    def _weights(self) -> list[tuple[Tensor | None, ...]]:
-        layers: list[tuple[Tensor | None, ...]] = []
+    def _weights(self) -> Weights:
+        layers: Weights = []
         for w_ih, w_hh, *more in self.all_weights:
             biases, projection = (more[:2], more[2:]) if self.bias else ([None, None], more)
             layers.append((w_ih, w_hh, *biases, *projection))
         return layers
 
-    def _check(self, x: Tensor, hx: Any, B: int | None) -> None:
+    def _check(self, x: Tensor, hx: Any, B: int | None, weights: Weights) -> None:
         """What torch's modules check, with their classes of errors; B belongs to packed rows."""
         name = named(self)
         check_tensor(f"{name}: input", x)
@@ -147,7 +151,7 @@ class _Sequences(Options, nn.RNNBase):
         if x.shape[-1] != self.input_size:
             wanted = f"wanted {self.input_size} numbers a step"
             raise RuntimeError(f"{name}: input: {wanted}, got shape {tuple(x.shape)}")
-        check_dtype(ValueError, f"{name}: input", x, self.all_weights[0][0].dtype)
+        check_dtype(ValueError, f"{name}: input", x, weights[0][0].dtype)
         if hx is None:
             return
         between: tuple[int, ...] = (B,) if B is not None else ()
@@ -293,19 +297,19 @@ class LSTM(_Sequences):
         self, input: Tensor, batch_sizes: Tensor | None
     ) -> tuple[int, int, int]:
         """The shape that ``c_0`` must have, as torch's method of this name says."""
-        return nn.LSTM.get_expected_cell_size(self, input, batch_sizes)  # type: ignore[arg-type]
+        return TorchLSTM.get_expected_cell_size(self, input, batch_sizes)  # type: ignore[arg-type]
 
     def check_forward_args(  # type: ignore[override]
         self, input: Tensor, hidden: tuple[Tensor, Tensor], batch_sizes: Tensor | None
     ) -> None:
         """Raise as torch's method of this name does, if a shape does not fit."""
-        nn.LSTM.check_forward_args(self, input, hidden, batch_sizes)  # type: ignore[arg-type]
+        TorchLSTM.check_forward_args(self, input, hidden, batch_sizes)  # type: ignore[arg-type]
 
     def permute_hidden(  # type: ignore[override]
         self, hx: tuple[Tensor, Tensor], permutation: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Both states with their rows in the order of ``permutation``."""
-        return nn.LSTM.permute_hidden(self, hx, permutation)  # type: ignore[arg-type]
+        return TorchLSTM.permute_hidden(self, hx, permutation)  # type: ignore[arg-type]
 
     def _function(self) -> Any:
         return ops.lstm

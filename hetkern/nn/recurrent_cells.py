@@ -78,7 +78,7 @@ class RNNCell(_Cell, nn.RNNCell):
         *,
         impl: str = "auto",
     ) -> None:
-        nn.RNNCell.__init__(self, input_size, hidden_size, bias, nonlinearity, device, dtype)
+        super().__init__(input_size, hidden_size, bias, nonlinearity, device, dtype)
         self._set_options(impl=impl)
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
@@ -117,7 +117,7 @@ class LSTMCell(_Cell, nn.LSTMCell):
         *,
         impl: str = "auto",
     ) -> None:
-        nn.LSTMCell.__init__(self, input_size, hidden_size, bias, device, dtype)
+        super().__init__(input_size, hidden_size, bias, device, dtype)
         self._set_options(impl=impl)
 
     def forward(
@@ -150,7 +150,7 @@ class GRUCell(_Cell, nn.GRUCell):
         *,
         impl: str = "auto",
     ) -> None:
-        nn.GRUCell.__init__(self, input_size, hidden_size, bias, device, dtype)
+        super().__init__(input_size, hidden_size, bias, device, dtype)
         self._set_options(impl=impl)
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
