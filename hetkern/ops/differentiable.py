@@ -1,9 +1,10 @@
 """One wiring of an op's derivatives for eager calls, torch.ops, torch.compile and torch.func.
 
 One set of derivatives, two ``autograd.Function``s. An eager call applies the lean one and runs the
-op below the Autograd key. Everything else (a direct call of ``torch.ops``, a traced graph, a
-torch.func transform, forward mode) calls the op, whose kernel for the Autograd key applies the
-other, as torch's own operators do: that serves every transform and every order of them.
+op below the Autograd key. Everything else (a direct call of ``torch.ops``, a graph that
+torch.compile or torch.jit.trace makes, a torch.func transform, forward mode) calls the op, whose
+kernel for the Autograd key applies the other, as torch's own operators do: that serves every
+transform and every order of them.
 ``register_autograd`` would not: it knows no forward mode, and drops a tangent without a word.
 """
 
@@ -95,6 +96,7 @@ def differentiable(
         jvp=jvp_in_kernel,
     ).apply
     is_compiling = torch.compiler.is_compiling
+    is_tracing = torch._C._is_tracing
     transforms_active = torch._C._are_functorch_transforms_active
     is_grad_enabled = torch.is_grad_enabled
     any_requires_grad = torch._C._any_requires_grad
@@ -114,7 +116,7 @@ def differentiable(
     library.impl(op._opname, autograd_kernel, "Autograd")
 
     def call(*args: Any) -> Any:
-        if is_compiling() or transforms_active() or forward_ad._current_level >= 0:
+        if is_compiling() or transforms_active() or forward_ad._current_level >= 0 or is_tracing():
             return op(*args)
         if is_grad_enabled() and any_requires_grad(*args):
             return apply(*[unwrap(a) if isinstance(a, Tensor) else a for a in args])

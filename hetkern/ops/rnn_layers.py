@@ -55,6 +55,10 @@ def run(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """All layers and directions; ``rows`` is (lengths, batch_sizes, reset) as given."""
     arguments.tensor(op, "x", x)
+    if torch.jit.is_tracing():
+        raise NotImplementedError(
+            f"{op}: torch.jit.trace: wanted torch.export or torch.compile, which take it"
+        )
     ops: SimpleNamespace | None = _impl.choose(op, OPS, x, impl)
     lengths, batch_sizes, reset = rows
     named = ("lengths", lengths), ("batch_sizes", batch_sizes), ("reset", reset)
