@@ -11,8 +11,17 @@ from typing import Any
 from torch import Tensor
 
 from .. import ops
+from .flash_attn_cache import flash_attn_with_kvcache, sides
 
-__all__ = ["flash_attn_func", "flash_attn_varlen_func"]
+__all__ = [
+    "flash_attn_func",
+    "flash_attn_kvpacked_func",
+    "flash_attn_qkvpacked_func",
+    "flash_attn_varlen_func",
+    "flash_attn_varlen_kvpacked_func",
+    "flash_attn_varlen_qkvpacked_func",
+    "flash_attn_with_kvcache",
+]
 
 
 def flash_attn_func(
@@ -54,7 +63,7 @@ def flash_attn_func(
         k.transpose(1, 2),
         v.transpose(1, 2),
         causal=causal,
-        window=(window_size[0], window_size[1]),
+        window=sides(window_size),
         scale=softmax_scale,
         softcap=softcap or None,
         alibi_slopes=alibi_slopes,
@@ -121,7 +130,7 @@ def flash_attn_varlen_func(
         max_seqlen_q,
         max_seqlen_k,
         causal=causal,
-        window=(window_size[0], window_size[1]),
+        window=sides(window_size),
         scale=softmax_scale,
         softcap=softcap or None,
         alibi_slopes=alibi_slopes,
@@ -130,3 +139,112 @@ def flash_attn_varlen_func(
         impl=impl,
     )
     return (out, lse, None) if return_attn_probs else out
+
+
+def _packed(name: str, t: Tensor, dim: int, parts: int) -> tuple[Tensor, ...]:
+    if t.dim() <= dim or t.shape[dim] != parts:
+        wanted = f"wanted {parts} in dimension {dim}"
+        raise ValueError(f"hetkern: {name}: {wanted}, got shape {tuple(t.shape)}")
+    return t.unbind(dim)
+
+
+def flash_attn_qkvpacked_func(
+    qkv: Tensor,
+    dropout_p: float = 0.0,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+    softcap: float = 0.0,
+    alibi_slopes: Tensor | None = None,
+    deterministic: bool = False,
+    return_attn_probs: bool = False,
+    *,
+    impl: str = "auto",
+) -> Any:
+    """:func:`flash_attn_func` of ``qkv`` ``(B, L, 3, H, D)``; what follows is as there."""
+    options = dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes
+    q, k, v = _packed("qkv", qkv, 2, 3)
+    return flash_attn_func(q, k, v, *options, deterministic, return_attn_probs, impl=impl)
+
+
+def flash_attn_kvpacked_func(
+    q: Tensor,
+    kv: Tensor,
+    dropout_p: float = 0.0,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+    softcap: float = 0.0,
+    alibi_slopes: Tensor | None = None,
+    deterministic: bool = False,
+    return_attn_probs: bool = False,
+    *,
+    impl: str = "auto",
+) -> Any:
+    """:func:`flash_attn_func` of ``kv`` ``(B, Lk, 2, Hkv, D)``; what follows is as there."""
+    options = dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes
+    k, v = _packed("kv", kv, 2, 2)
+    return flash_attn_func(q, k, v, *options, deterministic, return_attn_probs, impl=impl)
+
+
+def flash_attn_varlen_qkvpacked_func(
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    dropout_p: float = 0.0,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+    softcap: float = 0.0,
+    alibi_slopes: Tensor | None = None,
+    deterministic: bool = False,
+    return_attn_probs: bool = False,
+    *,
+    impl: str = "auto",
+) -> Any:
+    """:func:`flash_attn_varlen_func` of ``qkv`` ``(total, 3, H, D)``; the rest as there."""
+    lengths = cu_seqlens, cu_seqlens, max_seqlen, max_seqlen
+    options: dict[str, Any] = {
+        "dropout_p": dropout_p,
+        "softmax_scale": softmax_scale,
+        "causal": causal,
+        "window_size": window_size,
+        "softcap": softcap,
+        "alibi_slopes": alibi_slopes,
+        "return_attn_probs": return_attn_probs,
+    }
+    q, k, v = _packed("qkv", qkv, 1, 3)
+    return flash_attn_varlen_func(q, k, v, *lengths, **options, impl=impl)
+
+
+def flash_attn_varlen_kvpacked_func(
+    q: Tensor,
+    kv: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    dropout_p: float = 0.0,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+    softcap: float = 0.0,
+    alibi_slopes: Tensor | None = None,
+    deterministic: bool = False,
+    return_attn_probs: bool = False,
+    *,
+    impl: str = "auto",
+) -> Any:
+    """:func:`flash_attn_varlen_func` of ``kv`` ``(total_k, 2, Hkv, D)``; the rest as there."""
+    lengths = cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k
+    options: dict[str, Any] = {
+        "dropout_p": dropout_p,
+        "softmax_scale": softmax_scale,
+        "causal": causal,
+        "window_size": window_size,
+        "softcap": softcap,
+        "alibi_slopes": alibi_slopes,
+        "return_attn_probs": return_attn_probs,
+    }
+    k, v = _packed("kv", kv, 1, 2)
+    return flash_attn_varlen_func(q, k, v, *lengths, **options, impl=impl)

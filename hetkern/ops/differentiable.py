@@ -100,6 +100,8 @@ def differentiable(
     is_grad_enabled = torch.is_grad_enabled
     any_requires_grad = torch._C._any_requires_grad
     unwrap = functorch.unwrap_if_dead
+    is_derivative = "backward" in op._opname
+    is_batched_by_the_older_vmap = functorch.is_legacy_batchedtensor
 
     def autograd_kernel(*args: Any) -> Any:
         mode = _Mode(is_grad_enabled(), any(map(_has_tangent, args)))
@@ -118,6 +120,11 @@ def differentiable(
         if is_compiling() or transforms_active() or forward_ad._current_level >= 0 or is_tracing():
             return op(*args)
         if is_grad_enabled() and any_requires_grad(*args):
+            # is_grads_batched: the graph belongs to the tensors inside, unseen by a Function.
+            if is_derivative and any(
+                is_batched_by_the_older_vmap(a) for a in args if isinstance(a, Tensor)
+            ):
+                return op(*args)
             return apply(*[unwrap(a) if isinstance(a, Tensor) else a for a in args])
         return run(*args)
 

@@ -138,10 +138,10 @@ def backward_sequence(ops, ctx, dy, dh_n, dc_n, _gates, _cells):
     )
     H = h0.shape[-1]
     wants_w, wants_b = ctx.needs_input_grad[2], ctx.needs_input_grad[3]
-    dx = dgates if cell != "gru" else dgates[..., H:]
+    dx = dgates if cell != "gru" else dgates.narrow(-1, H, dgates.shape[-1] - H)
     dw = db = None
     if wants_w or wants_b:
-        rows = dgates[..., : w_hh.shape[0]].flatten(0, -2)
+        rows = _by_rows(dgates.narrow(-1, 0, w_hh.shape[0]))
         if wants_w:
             dw = _r_z_n(cell, _weight_gradient(cell, rows, y, h0, where, reverse))
         if wants_b:
@@ -149,15 +149,20 @@ def backward_sequence(ops, ctx, dy, dh_n, dc_n, _gates, _cells):
     return None, dx, dw, db, dh0, dc0 if lstm else None, *(None,) * 6
 
 
+def _by_rows(t):
+    """Steps and sequences in one dimension, by what torch's older vmap has a rule for."""
+    return t.reshape(-1, t.shape[-1])
+
+
 def _weight_gradient(cell, rows, y, h0, where, reverse):
     """The product of dgates, row by row, with the state before each row."""
     if y.dim() == 2 or any(w is not None for w in where) or y.element_size() < 4:
         lengths, batch_sizes, h_mask, reset = where
         h = states_before(cell, y, h0, lengths, batch_sizes, h_mask, reset, reverse)
-        return matmul(rows.mT, h.flatten(0, -2))
+        return matmul(rows.mT, _by_rows(h))
     B = h0.shape[0]  # each sequence begins once, at h0: no copy of y
     first, rest = (rows[-B:], rows[:-B]) if reverse else (rows[:B], rows[B:])
-    before = (y[1:] if reverse else y[:-1]).flatten(0, -2)
+    before = _by_rows(y[1:] if reverse else y[:-1])
     return torch.addmm(first.mT @ h0, rest.mT, before)
 
 
