@@ -165,7 +165,7 @@ def test_a_causal_bias_of_torch_is_its_triangle(impl, make, sizes):
 
 def test_a_causal_bias_is_refused_where_it_is_none():
     q, square = random(1, 1, 4, 4), causal_upper_left(4, 4)
-    with pytest.raises(ValueError, match="CausalBias should not be used with causal=True"):
+    with pytest.raises(ValueError, match="is_causal: wanted False beside a CausalBias"):
         HF.scaled_dot_product_attention(q, q, q, square, is_causal=True)
     with pytest.raises(ValueError, match=r"wanted a CausalBias of \(4, 4\), got one of \(3, 4\)"):
         HF.scaled_dot_product_attention(q, q, q, causal_lower_right(3, 4))

@@ -121,8 +121,9 @@ def top_left_attention(
 
 def _is_bottom_right(triangle: Any, is_causal: bool, L: int, S: int) -> bool:
     """Whether torch's CausalBias is aligned so. Its elements mean nothing: nobody wrote them."""
-    if is_causal:  # torch's sentence
-        raise ValueError("CausalBias should not be used with causal=True")
+    if is_causal:
+        wanted = "wanted False beside a CausalBias, which is a triangle itself"
+        raise ValueError(f"scaled_dot_product_attention: is_causal: {wanted}")
     size = triangle.seq_len_q, triangle.seq_len_kv
     if triangle.variant.name == "UPPER_LEFT" or size[0] == size[1]:
         return False
