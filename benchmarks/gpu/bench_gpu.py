@@ -114,12 +114,12 @@ class Bench:
                 "work": work,
                 "implementation": name,
                 "ms": ms and round(ms, 4),
-                "GB/s": ms and moved and round(moved / ms / 1e6),
-                "% of copy": ms and speed and round(100 * moved / ms / speed, 1),
-                "TFLOP/s": ms and flops and round(flops / ms / 1e9, 1),
+                "GB/s": round(moved / ms / 1e6) if ms and moved else None,
+                "% of copy": round(100 * moved / ms / speed, 1) if ms and speed else None,
+                "TFLOP/s": round(flops / ms / 1e9, 1) if ms and flops else None,
                 "error": None if error is None else f"{error:.1e}",
             }
-            self.rows.append({k: None if v == 0 else v for k, v in row.items()})
+            self.rows.append(row)
         self.save()
 
     def copy_speed(self, x: torch.Tensor) -> float | None:

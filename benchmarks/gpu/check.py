@@ -193,7 +193,7 @@ class Check:
         return counts
 
     def benchmarks(self) -> dict[str, Any]:
-        """Speed, as shares of copy speed; without a GPU the code alone."""
+        """Speed of all families; without a GPU the code alone."""
         file = self.work / "bench_gpu.json"
         file.unlink(missing_ok=True)
         interpreted = ["-m", "hetkern.testing.triton_interpreter"] if self.dry else []

@@ -203,18 +203,25 @@ def flash_attn_varlen_qkvpacked_func(
     impl: str = "auto",
 ) -> Any:
     """:func:`flash_attn_varlen_func` of ``qkv`` ``(total, 3, H, D)``; the rest as there."""
-    lengths = cu_seqlens, cu_seqlens, max_seqlen, max_seqlen
-    options: dict[str, Any] = {
-        "dropout_p": dropout_p,
-        "softmax_scale": softmax_scale,
-        "causal": causal,
-        "window_size": window_size,
-        "softcap": softcap,
-        "alibi_slopes": alibi_slopes,
-        "return_attn_probs": return_attn_probs,
-    }
     q, k, v = _packed("qkv", qkv, 1, 3)
-    return flash_attn_varlen_func(q, k, v, *lengths, **options, impl=impl)
+    return flash_attn_varlen_func(
+        q,
+        k,
+        v,
+        cu_seqlens,
+        cu_seqlens,
+        max_seqlen,
+        max_seqlen,
+        dropout_p,
+        softmax_scale,
+        causal,
+        window_size,
+        softcap,
+        alibi_slopes,
+        deterministic,
+        return_attn_probs,
+        impl=impl,
+    )
 
 
 def flash_attn_varlen_kvpacked_func(
@@ -236,15 +243,22 @@ def flash_attn_varlen_kvpacked_func(
     impl: str = "auto",
 ) -> Any:
     """:func:`flash_attn_varlen_func` of ``kv`` ``(total_k, 2, Hkv, D)``; the rest as there."""
-    lengths = cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k
-    options: dict[str, Any] = {
-        "dropout_p": dropout_p,
-        "softmax_scale": softmax_scale,
-        "causal": causal,
-        "window_size": window_size,
-        "softcap": softcap,
-        "alibi_slopes": alibi_slopes,
-        "return_attn_probs": return_attn_probs,
-    }
     k, v = _packed("kv", kv, 1, 2)
-    return flash_attn_varlen_func(q, k, v, *lengths, **options, impl=impl)
+    return flash_attn_varlen_func(
+        q,
+        k,
+        v,
+        cu_seqlens_q,
+        cu_seqlens_k,
+        max_seqlen_q,
+        max_seqlen_k,
+        dropout_p,
+        softmax_scale,
+        causal,
+        window_size,
+        softcap,
+        alibi_slopes,
+        deterministic,
+        return_attn_probs,
+        impl=impl,
+    )
